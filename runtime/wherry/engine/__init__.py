@@ -1,0 +1,1 @@
+"""Policy: names, defaults, the docker-like verbs. Import `Engine` from `wherry.engine.engine`."""

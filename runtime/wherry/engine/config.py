@@ -1,0 +1,90 @@
+"""Where a wherry lives and what its administrator set: the one loader of places and of wherry.toml.
+
+Decides between flags, environment (WHERRY_ROOT, WHERRY_STATE, WHERRY_CONFIG), and the defaults of root or, for
+another user, the XDG directories. Refuses to know what a setting means to a container.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json, Place
+
+__all__ = ["Settings", "place", "settings"]
+
+_MAX_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """wherry.toml. Every key has a default; an unknown key is an error, for a typing mistake must not be silent."""
+
+    publish_default: str = "0.0.0.0"  # noqa: S104  # as docker; the setting exists to narrow it
+    log_driver: str = "local"
+    pids_limit: int = 2048
+    profile: str = "default"
+    default_network: str = "bridge"
+    cgroup_parent: str = "/wherry"
+    missing_controllers: str = "error"
+    stop_timeout: int = 10
+    userns_base: int = 0x10000000  # first host id of the ranges that --userns auto gives
+    userns_size: int = 65536
+
+
+def _user_place(env: Mapping[str, str]) -> Place:
+    home = env.get("HOME") or "/"
+    data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
+    run = env.get("XDG_RUNTIME_DIR") or f"/tmp/wherry-{os.getuid()}"  # noqa: S108  # made 0700 and its owner checked by House
+    conf = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    return Place(f"{data}/wherry", f"{run}/wherry", f"{conf}/wherry/wherry.toml", f"{conf}/cni/net.d", Place().cni_bin)
+
+
+def place(root: str = "", state: str = "", config: str = "", env: Mapping[str, str] | None = None) -> Place:
+    """Resolve where this wherry lives: flags first, then the environment, then the defaults of this user."""
+    env = os.environ if env is None else env
+    base = Place() if os.geteuid() == 0 else _user_place(env)
+    wanted = {
+        "root": root or env.get("WHERRY_ROOT", ""),
+        "state": state or env.get("WHERRY_STATE", ""),
+        "config": config or env.get("WHERRY_CONFIG", ""),
+    }
+    given = {key: os.path.abspath(value) for key, value in wanted.items() if value}
+    return replace(base, **given)  # type: ignore[arg-type]
+
+
+def settings(path: str) -> Settings:
+    """Read wherry.toml; an absent file is all defaults."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_CONFIG + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings()
+    except PermissionError as error:
+        raise WherryError(Kind.DENIED, f"cannot read {path}: {error.strerror}") from error
+    return _checked(path, _parse(path, text))
+
+
+def _parse(path: str, text: bytes) -> Json:
+    import tomllib
+
+    if len(text) > _MAX_CONFIG:
+        raise WherryError(Kind.INVALID, f"{path} is larger than {_MAX_CONFIG} bytes")
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WherryError(Kind.INVALID, f"{path} is not valid TOML: {error}") from error
+
+
+def _checked(path: str, values: Json) -> Settings:
+    defaults = Settings()
+    for key, value in values.items():
+        if key not in Settings.__slots__:
+            hint = f"known: {', '.join(Settings.__slots__)}"
+            raise WherryError(Kind.INVALID, f"{path}: unknown setting {key}", hint=hint)
+        if type(value) is not type(getattr(defaults, key)):
+            kind = type(getattr(defaults, key)).__name__
+            raise WherryError(Kind.INVALID, f"{path}: {key} must be of type {kind}, not {type(value).__name__}")
+    return Settings(**values)

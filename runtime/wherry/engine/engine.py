@@ -1,0 +1,428 @@
+"""The facade: every verb of wherry as one method that takes values and returns values.
+
+Decides nothing itself: each method hands over to the module of its theme, imported when it is first used, so that a
+cheap verb stays cheap. Knows no argv, no terminal, no exit code. Synchronous and safe to call from several threads.
+Results have the shapes of Docker's Engine API (v1.43) wherever it has one; failures are `WherryError`.
+
+`ref` is a name, an id, or an id's unique prefix. `filters` maps a filter's name to its values, as docker's
+(`{"status": ["running"], "label": ["a=b"]}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, RestartPolicy, RunOptions
+
+from .house import House
+
+if TYPE_CHECKING:
+    from .running import Running
+    from .values import Check, ExecOptions, LogLine, Section
+
+__all__ = ["Engine"]
+
+Progress = Callable[[ProgressEvent], None]
+Filters = Mapping[str, Sequence[str]]
+
+
+class Engine:
+    """One wherry. `warn` receives sentences that docker prints as "WARNING: ..."; None drops them."""
+
+    def __init__(self, place: Place | None = None, warn: Callable[[str], None] | None = None) -> None:
+        """Open the wherry at `place` (None: by environment and user, see `config.place`). Touches nothing yet."""
+        self._house = House(place, warn)
+
+    @property
+    def place(self) -> Place:
+        """Where this wherry lives."""
+        return self._house.place
+
+    def close(self) -> None:
+        """Close the database. Containers are not concerned."""
+        self._house.close()
+
+    # ---- containers: life ----
+
+    def create(self, options: RunOptions, progress: Progress | None = None) -> str:
+        """Make a container, not started; pulls as `options.pull` says. Returns its id (64 hex digits)."""
+        from . import create
+
+        return create.create(self._house, options, progress)
+
+    def run(self, options: RunOptions, progress: Progress | None = None) -> Running:
+        """Create and start. Detached: returns once started. Else the `Running` streams from the first byte on.
+
+        A failure to start removes the container when `remove` is set, else leaves it created, as docker does; the
+        error's `code` is 126, 127 or None (then 125 is docker's).
+        """
+        from . import start
+
+        return start.run(self._house, options, progress)
+
+    def start(self, ref: str, *, attach: bool = False, interactive: bool = False) -> Running:
+        """Start a created or exited container; attached if asked. Starting a running one is no error."""
+        from . import start
+
+        return start.start(self._house, ref, attach=attach, interactive=interactive)
+
+    def stop(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        """Stop: the stop signal, `timeout` seconds of grace (None: the container's, 10; -1: no limit), then KILL."""
+        from . import stop
+
+        stop.stop(self._house, ref, timeout, signal)
+
+    def restart(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        """Stop if running, then start."""
+        from . import stop
+
+        stop.restart(self._house, ref, timeout, signal)
+
+    def kill(self, ref: str, signal: str = "KILL") -> None:
+        """Send a signal ("TERM", "SIGTERM", "15"). Conflict if it is not running."""
+        from . import stop
+
+        stop.kill(self._house, ref, signal)
+
+    def pause(self, ref: str) -> None:
+        """Freeze every process of the container."""
+        from . import stop
+
+        stop.pause(self._house, ref)
+
+    def unpause(self, ref: str) -> None:
+        """Thaw a paused container."""
+        from . import stop
+
+        stop.unpause(self._house, ref)
+
+    def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove; a running one only with `force`; with `volumes` its anonymous volumes too."""
+        from . import remove
+
+        remove.remove(self._house, ref, force=force, volumes=volumes)
+
+    def rename(self, ref: str, name: str) -> None:
+        """Give a new name."""
+        from . import containers
+
+        containers.rename(self._house, ref, name)
+
+    def update(self, ref: str, limits: Limits, restart: RestartPolicy | None = None) -> list[str]:
+        """Change limits (fields not None) and the restart policy, of a running container at once. Returns warnings."""
+        from . import update
+
+        return update.update(self._house, ref, limits, restart)
+
+    def wait(self, ref: str, condition: str = "not-running") -> int:
+        """Block until "not-running", "next-exit" or "removed"; returns the exit code."""
+        from . import stop
+
+        return stop.wait(self._house, ref, condition)
+
+    def attach(self, ref: str, *, stdin: bool = True) -> Running:
+        """Join a running container's streams (from now on)."""
+        from . import start
+
+        return start.attach(self._house, ref, stdin=stdin)
+
+    def exec(self, ref: str, options: ExecOptions) -> Running:
+        """Start a process in a running container."""
+        from . import execs
+
+        return execs.start(self._house, ref, options)
+
+    def finish(self, ref: str) -> None:
+        """Settle a container that has exited: cleanup, restart policy, --rm. `internal cleanup ID` runs it; idempotent."""
+        from . import cleanup
+
+        cleanup.finish(self._house, ref)
+
+    def health(self, ref: str) -> None:
+        """Run one health check if one is due. What `internal health ID` runs."""
+        from . import health
+
+        health.check(self._house, ref)
+
+    # ---- containers: looking ----
+
+    def containers(
+        self, *, all: bool = False, filters: Filters | None = None, size: bool = False, last: int = 0
+    ) -> list[Json]:
+        """List containers, newest first, in the shape of docker's `GET /containers/json`.
+
+        Id, Names ["/x"], Image, ImageID, Command (one string), Created (unix s), Ports [{IP, PrivatePort, PublicPort,
+        Type}], Labels, State, Status ("Up 3 minutes (healthy)"), HostConfig.NetworkMode, NetworkSettings.Networks, Mounts; with
+        `size` SizeRw and SizeRootFs. `last` n: the n newest in any state. Filters: id, name, label, exited, status, ancestor,
+        before, since, volume, network, publish, expose, health.
+        """
+        from . import listing
+
+        return listing.containers(self._house, all=all, filters=filters or {}, size=size, last=last)
+
+    def inspect(self, ref: str, type: str = "", *, size: bool = False) -> Json:
+        """Return docker's inspect object of a container, image, volume or network; `type` "" tries all, in this order."""
+        from . import inspection
+
+        return inspection.inspect(self._house, ref, type, size=size)
+
+    def logs(
+        self,
+        ref: str,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: float = 0,
+        until: float = 0,
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> Iterator[LogLine]:
+        """Yield log lines (unix seconds; `tail` None: all), following until the container ends if asked."""
+        from . import logs
+
+        return logs.read(
+            self._house, ref, stdout=stdout, stderr=stderr, since=since, until=until, tail=tail, follow=follow
+        )
+
+    def top(self, ref: str, ps_args: Sequence[str] = ()) -> Json:
+        """Return {"Titles": [...], "Processes": [[...], ...]} as `ps` shows the container's processes."""
+        from . import stats
+
+        return stats.top(self._house, ref, ps_args)
+
+    def stats(self, ref: str) -> Json:
+        """Return one sample in docker's stats shape (name, id, read, cpu_stats, memory_stats, pids_stats, networks,
+        blkio_stats). `precpu_stats` is empty: the caller keeps the sample before. Zeros if it is not running."""
+        from . import stats
+
+        return stats.sample(self._house, ref)
+
+    def diff(self, ref: str) -> list[Json]:
+        """Return [{"Path": "/etc/x", "Kind": 0 changed | 1 added | 2 deleted}], sorted by path."""
+        from . import diff
+
+        return diff.changes(self._house, ref)
+
+    def port(self, ref: str) -> dict[str, list[dict[str, str]]]:
+        """Return {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}."""
+        from . import inspection
+
+        return inspection.ports(self._house, ref)
+
+    def archive_stat(self, ref: str, path: str) -> Json:
+        """Return docker's path stat: name, size, mode (Go's os.FileMode number), mtime (RFC 3339), linkTarget."""
+        from . import archive
+
+        return archive.stat(self._house, ref, path)
+
+    def archive_get(self, ref: str, path: str) -> tuple[Json, Iterator[bytes]]:
+        """Return the path's stat and a tar stream of it (`cp` out of a container, running or not)."""
+        from . import archive
+
+        return archive.get(self._house, ref, path)
+
+    def archive_put(
+        self, ref: str, path: str, stream: BinaryIO | Iterable[bytes], *, archive_owner: bool = False
+    ) -> None:
+        """Extract an untrusted tar stream in the directory `path`. Owner root, or the archive's if asked."""
+        from . import archive
+
+        archive.put(self._house, ref, path, stream, archive_owner=archive_owner)
+
+    def events(
+        self, *, since: float = 0, until: float = 0, filters: Filters | None = None, follow: bool = True
+    ) -> Iterator[Json]:
+        """Yield docker's events (Type, Action, Actor{ID, Attributes}, time, timeNano, status, id, from, scope)."""
+        from . import events
+
+        return events.read(self._house, since=since, until=until, filters=filters or {}, follow=follow)
+
+    def explain(self, options: RunOptions) -> list[Section]:
+        """Tell what `run` would do, section by section, without any effect on the host."""
+        from . import explain
+
+        return explain.run(self._house, options)
+
+    # ---- images ----
+
+    def pull(self, reference: str, platform: str = "", progress: Progress | None = None) -> ImageRecord:
+        """Fetch and unpack an image of a registry, or of `oci:DIR[:tag]`, `oci-archive:`, `docker-archive:`."""
+        from . import images
+
+        return images.pull(self._house, reference, platform, progress)
+
+    def load(self, source: str, progress: Progress | None = None) -> list[ImageRecord]:
+        """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE` or `docker-archive:FILE`."""
+        from . import images
+
+        return images.load(self._house, source, progress)
+
+    def images(self, *, all: bool = False, filters: Filters | None = None) -> list[Json]:
+        """List images, newest first: Id, ParentId, RepoTags, RepoDigests, Created (unix s), Size, SharedSize, Labels,
+        Containers. Filters: reference, dangling, label, before, since."""
+        from . import images
+
+        return images.listing(self._house, all=all, filters=filters or {})
+
+    def inspect_image(self, ref: str) -> Json:
+        """Return docker's image inspect object."""
+        from . import images
+
+        return images.inspect(self._house, ref)
+
+    def remove_image(self, ref: str, *, force: bool = False) -> list[Json]:
+        """Remove a name, and the image with its last one: [{"Untagged": name}, {"Deleted": id}]. Conflict if in use."""
+        from . import images
+
+        return images.remove(self._house, ref, force=force)
+
+    def tag(self, source: str, target: str) -> None:
+        """Give an image one more name."""
+        from . import images
+
+        images.tag(self._house, source, target)
+
+    def image_prune(self, *, all: bool = False, filters: Filters | None = None) -> Json:
+        """Remove unnamed (or all unused) images: {"ImagesDeleted": [...], "SpaceReclaimed": bytes}."""
+        from . import images
+
+        return images.prune(self._house, all=all, filters=filters or {})
+
+    # ---- volumes ----
+
+    def volume_create(
+        self,
+        name: str = "",
+        *,
+        driver: str = "local",
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Json:
+        """Create a named (or anonymous) volume, or return the existing one of that name. docker's volume object."""
+        from . import volumes
+
+        return volumes.create(self._house, name, driver, labels or {}, options or {})
+
+    def volume_list(self, filters: Filters | None = None) -> list[Json]:
+        """List volumes by name: Name, Driver, Mountpoint, CreatedAt, Labels, Options, Scope.
+
+        Filters: name, label, dangling.
+        """
+        from . import volumes
+
+        return volumes.listing(self._house, filters or {})
+
+    def volume_inspect(self, name: str) -> Json:
+        """Return docker's volume object."""
+        from . import volumes
+
+        return volumes.inspect(self._house, name)
+
+    def volume_remove(self, name: str, *, force: bool = False) -> None:
+        """Remove an unused volume; `force` forgives a missing one."""
+        from . import volumes
+
+        volumes.remove(self._house, name, force=force)
+
+    def volume_prune(self, *, all: bool = False, filters: Filters | None = None) -> Json:
+        """Remove unused anonymous (or all unused) volumes: {"VolumesDeleted": [...], "SpaceReclaimed": bytes}."""
+        from . import volumes
+
+        return volumes.prune(self._house, all=all, filters=filters or {})
+
+    # ---- networks ----
+
+    def network_create(
+        self,
+        name: str,
+        *,
+        driver: str = "bridge",
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        ip_ranges: Sequence[str] = (),
+        internal: bool = False,
+        ipv6: bool = False,
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """Create a network; returns its id."""
+        from . import networks
+
+        return networks.create(
+            self._house, name, driver, subnets, gateways, ip_ranges, internal, ipv6, options or {}, labels or {}
+        )
+
+    def network_list(self, filters: Filters | None = None) -> list[Json]:
+        """List networks in docker's inspect shape, without containers. Filters: name, id, driver, label, type."""
+        from . import networks
+
+        return networks.listing(self._house, filters or {})
+
+    def network_inspect(self, name: str) -> Json:
+        """Return docker's network object with its running containers."""
+        from . import networks
+
+        return networks.inspect(self._house, name)
+
+    def network_remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a network that no container uses."""
+        from . import networks
+
+        networks.remove(self._house, name, force=force)
+
+    def network_prune(self, filters: Filters | None = None) -> Json:
+        """Remove unused networks: {"NetworksDeleted": [...]}."""
+        from . import networks
+
+        return networks.prune(self._house, filters or {})
+
+    # ---- the whole ----
+
+    def container_prune(self, filters: Filters | None = None) -> Json:
+        """Remove stopped containers: {"ContainersDeleted": [...], "SpaceReclaimed": bytes}."""
+        from . import system
+
+        return system.container_prune(self._house, filters or {})
+
+    def system_df(self) -> Json:
+        """Return docker's `GET /system/df`: LayersSize, Images, Containers, Volumes (each with UsageData)."""
+        from . import system
+
+        return system.df(self._house)
+
+    def system_prune(self, *, all: bool = False, volumes: bool = False, filters: Filters | None = None) -> Json:
+        """Prune containers, networks, images and, if asked, volumes; the union of the four answers."""
+        from . import system
+
+        return system.prune(self._house, all=all, volumes=volumes, filters=filters or {})
+
+    def gc(self) -> Json:
+        """Sweep what crashes left. Returns what was swept: {"containers": [...], "netns": [...], ...}."""
+        from . import gc
+
+        return gc.sweep(self._house, thorough=True)
+
+    def info(self) -> Json:
+        """Return docker's info object, as far as it means something here."""
+        from . import system
+
+        return system.info(self._house)
+
+    def version(self) -> Json:
+        """Return docker's version object."""
+        from . import system
+
+        return system.version(self._house)
+
+    def doctor(self) -> list[Check]:
+        """Tell what the host lacks and what mends it."""
+        from . import doctor
+
+        return doctor.checks(self._house)
+
+    def complete(self, what: str, prefix: str) -> list[str]:
+        """Return names for shell completion; `what` is container, running, image, volume or network."""
+        from . import listing
+
+        return listing.complete(self._house, what, prefix)

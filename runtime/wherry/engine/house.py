@@ -1,0 +1,105 @@
+"""What all verbs share: the place, the settings, and the lower layers, each opened when first needed.
+
+Decides nothing about containers. Everything here is cheap to make and safe to drop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from wherry.model import Place
+
+from .config import Settings, place, settings
+
+if TYPE_CHECKING:
+    from wherry.image.snapshot import Snapshotter
+    from wherry.image.store import ImageStore
+    from wherry.net.networks import Networks
+    from wherry.oci.facts import HostFacts
+    from wherry.volume.volumes import Volumes
+
+    from .db import Database
+
+__all__ = ["House"]
+
+
+class House:
+    """One wherry's shared parts. Attributes appear on first use; `prepare` makes the directories."""
+
+    def __init__(self, where: Place | None, warn: Callable[[str], None] | None = None) -> None:
+        self.place = where or place()
+        self.warn: Callable[[str], None] = warn or (lambda _text: None)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """wherry.toml of this place."""
+        return settings(self.place.config)
+
+    @cached_property
+    def db(self) -> Database:
+        """The relations."""
+        from .db import Database
+
+        self.prepare()
+        return Database(f"{self.place.root}/wherry.db")
+
+    @cached_property
+    def facts(self) -> HostFacts:
+        """What the host can do."""
+        from wherry.kernel import facts
+
+        self.prepare()
+        return facts.measure(self.place)
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The image store."""
+        from wherry.image.store import ImageStore
+
+        return ImageStore(self.place.root)
+
+    @cached_property
+    def snapshots(self) -> Snapshotter:
+        """The snapshotter."""
+        from wherry.image.snapshot import Snapshotter
+
+        return Snapshotter(self.place.root)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks."""
+        from wherry.net.networks import Networks
+
+        return Networks(self.place)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """The local volumes."""
+        from wherry.volume.volumes import Volumes
+
+        return Volumes(self.place.root)
+
+    def prepare(self) -> None:
+        """Make the directories of the place with their rights (invariant 10)."""
+        state, root = self.place.state, self.place.root
+        for path, mode in ((root, 0o700), (f"{root}/containers", 0o700), (state, 0o711), (f"{state}/c", 0o700)):
+            if not os.path.isdir(path):
+                os.makedirs(path, mode, exist_ok=True)
+                os.chmod(path, mode)  # makedirs is subject to the umask
+
+    def container_dir(self, cid: str) -> str:
+        """Return the durable directory of a container: bundle, hosts files, log."""
+        return f"{self.place.root}/containers/{cid}"
+
+    def state_dir(self, cid: str) -> str:
+        """Return the directory of a container's run state."""
+        return f"{self.place.state}/c/{cid}"
+
+    def close(self) -> None:
+        """Close what is open."""
+        if "db" in self.__dict__:
+            self.db.close()
+            del self.__dict__["db"]

@@ -1,0 +1,42 @@
+"""A running process as a face sees it: its id, its frames, its end. Knows nothing of terminals and of printing."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from wherry.model import ExitStatus
+
+__all__ = ["Running"]
+
+
+@runtime_checkable
+class Running(Protocol):
+    """What `run`, `start`, `attach` and `exec` give.
+
+    Frame types are `model.ATTACH_*`. A face that shows output loops over `read`, and calls `wait` when it ends; a
+    face that lets the container go calls `close` (a detach). A detached `Running` has no stream: `fileno()` is -1.
+    """
+
+    id: str  # the container's, also for an exec session
+    tty: bool
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll for frames, -1 if there is no stream."""
+
+    def read(self) -> tuple[int, bytes] | None:
+        """Return the next frame (STDOUT, STDERR, EXIT); blocks; None when the stream has ended."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the process's standard input."""
+
+    def eof(self) -> None:
+        """Close the process's standard input."""
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Set the terminal's size."""
+
+    def wait(self) -> ExitStatus:
+        """Wait for the end, settle what the engine has to settle (cleanup, restart, --rm), and tell how it ended."""
+
+    def close(self) -> None:
+        """Let go: the process runs on, and the monitor settles its end by itself."""

@@ -1,0 +1,48 @@
+"""Values that the engine's verbs take and give beyond those of `model`. Decides nothing, does no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Check", "ExecOptions", "LogLine", "Section"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOptions:
+    """What `exec` was asked. None and empty: the container's own value."""
+
+    command: tuple[str, ...]
+    interactive: bool = False
+    tty: bool = False
+    detach: bool = False
+    env: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    privileged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One record of a container's log. `data` holds its bytes, newline included where the container wrote one."""
+
+    stream: str  # "stdout" or "stderr"
+    time: str  # RFC 3339 with nanoseconds, UTC
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section of `explain`: its title and its lines."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding of `doctor`. `status` is ok, warn or fail; `cure` the command or the sentence that mends it."""
+
+    name: str
+    status: str
+    detail: str
+    cure: str = ""
