@@ -134,7 +134,7 @@ class Engine:
         return execs.start(self._house, ref, options)
 
     def finish(self, ref: str) -> None:
-        """Settle a container that has exited: cleanup, restart policy, --rm. `internal cleanup ID` runs it; idempotent."""
+        """Settle a container that has exited: cleanup, restart policy, --rm. Idempotent; `internal cleanup ID`."""
         from . import cleanup
 
         cleanup.finish(self._house, ref)
@@ -153,16 +153,16 @@ class Engine:
         """List containers, newest first, in the shape of docker's `GET /containers/json`.
 
         Id, Names ["/x"], Image, ImageID, Command (one string), Created (unix s), Ports [{IP, PrivatePort, PublicPort,
-        Type}], Labels, State, Status ("Up 3 minutes (healthy)"), HostConfig.NetworkMode, NetworkSettings.Networks, Mounts; with
-        `size` SizeRw and SizeRootFs. `last` n: the n newest in any state. Filters: id, name, label, exited, status, ancestor,
-        before, since, volume, network, publish, expose, health.
+        Type}], Labels, State, Status ("Up 3 minutes (healthy)"), HostConfig.NetworkMode, NetworkSettings.Networks,
+        Mounts; with `size` SizeRw and SizeRootFs. `last` n: the n newest in any state. Filters: id, name, label,
+        exited, status, ancestor, before, since, volume, network, publish, expose, health.
         """
         from . import listing
 
         return listing.containers(self._house, all=all, filters=filters or {}, size=size, last=last)
 
     def inspect(self, ref: str, type: str = "", *, size: bool = False) -> Json:
-        """Return docker's inspect object of a container, image, volume or network; `type` "" tries all, in this order."""
+        """Return docker's inspect object of a container, image, volume or network; `type` "": the first that is."""
         from . import inspection
 
         return inspection.inspect(self._house, ref, type, size=size)
