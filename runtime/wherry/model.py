@@ -109,12 +109,16 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """One published port. `host_port` 0 asks for a free one; `host_ip` "" is the setting `publish_default`."""
+    """One published port. `host_port` 0 asks for a free one; `host_ip` "" is the setting `publish_default`.
+
+    With `host_port_end` the request is any free port of host_port..host_port_end; a granted mapping has none.
+    """
 
     container_port: int
     host_port: int = 0
     protocol: str = "tcp"
     host_ip: str = ""
+    host_port_end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +151,17 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class NetworkResult:
-    """What CNI ADD gave for one network. `raw` is the CNI result as printed (for DEL, CHECK and inspect)."""
+    """What CNI ADD gave for one network. `raw` is the CNI result as printed (for DEL, CHECK and inspect).
+
+    `ports` are the published ports as granted: every `host_port` is a number that is taken now.
+    """
 
     network: str
     interfaces: tuple[Interface, ...]
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     raw: Json = field(default_factory=dict)
+    ports: tuple[PortMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

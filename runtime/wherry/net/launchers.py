@@ -1,0 +1,55 @@
+"""The directory of our own CNI plugins: one small launcher per plugin, made where it is missing or out of date.
+
+Decides how a plugin is started without a daemon: an isolated interpreter (-I, -S) with the import path written down, so
+that no site file, environment or working directory changes what root executes. Refuses to import the plugins: they are
+other programs. It lies below ROOT, because /run is mounted noexec on many hosts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+__all__ = ["PLUGINS", "provide"]
+
+PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+_TEXT = """#!{python} -IS
+# Made by wherry; rewritten when the installation moves.
+import sys
+sys.path[:0] = {path!r}
+from wherry_cni.{module} import entry
+sys.exit(entry())
+"""
+
+
+def provide(directory: str) -> str | None:
+    """`directory` with every launcher in it; None where wherry_cni is not installed."""
+    path = _import_path()
+    if path is None:
+        return None
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    for name, module in PLUGINS.items():
+        _put(os.path.join(directory, name), _TEXT.format(python=sys.executable, path=path, module=module))
+    return directory
+
+
+def _import_path() -> list[str] | None:
+    """Where the plugins and their one dependency lie, without importing either."""
+    found = [importlib.util.find_spec(name) for name in ("wherry_cni", "pyroute2")]
+    places = [os.path.dirname(os.path.dirname(spec.origin)) for spec in found if spec is not None and spec.origin]
+    return list(dict.fromkeys(places)) if found[0] is not None else None
+
+
+def _put(path: str, text: str) -> None:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            if stream.read() == text:
+                return
+    except OSError:
+        pass
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
+    with os.fdopen(fd, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,99 @@
+"""Network namespaces pinned by a bind mount: made, removed, nothing more.
+
+Decides how a namespace comes to be without moving the caller: unshare(2) is per thread, so a short-lived thread does it
+(no process, no netlink library). Refuses to know what goes into the namespace, except that loopback is up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+
+from wherry.errors import Kind, WherryError
+
+__all__ = ["create", "exists", "remove"]
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1000, 2, 8
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+
+
+def create(path: str) -> str:
+    """A new network namespace at `path` (its directory is made 0700 where missing), loopback up. Returns `path`."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    except FileExistsError:
+        raise WherryError(Kind.EXISTS, f"network namespace {path} exists already") from None
+    failures: list[OSError] = []
+    thread = threading.Thread(target=_in_thread, args=(path, failures), name="netns")
+    thread.start()
+    thread.join()
+    if failures:
+        remove(path)
+        raise _explained(failures[0], path) from failures[0]
+    return path
+
+
+def remove(path: str) -> None:
+    """Unpin; the kernel takes the namespace down by itself when the last process has left. Absent is success."""
+    if _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOENT):
+            raise _explained(OSError(code, os.strerror(code)), path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def exists(path: str) -> bool:
+    """True when `path` is a pinned network namespace, not only the empty file of a half-made one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _in_thread(path: str, failures: list[OSError]) -> None:
+    libc = _libc()
+    try:
+        _check(libc.unshare(_CLONE_NEWNET))
+        _loopback_up()
+        _check(libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, ctypes.c_ulong(_MS_BIND), None))
+    except OSError as problem:
+        failures.append(problem)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        flags = struct.unpack_from("h", fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sh22x", b"lo", 0)), 16)[0]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+def _check(result: int) -> None:
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _explained(problem: OSError, path: str) -> WherryError:
+    kind = Kind.DENIED if problem.errno == errno.EPERM else Kind.INTERNAL
+    hint = "making a network namespace needs CAP_SYS_ADMIN" if problem.errno == errno.EPERM else ""
+    return WherryError(kind, f"network namespace {path}: {problem.strerror}", hint=hint)
