@@ -13,7 +13,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TARGET = HERE.parent / "wherry" / "oci" / "_ops.py"
 
-HEAD = '''"""The plan's vocabulary for the pure planner. Generated from native/ops.def by native/gen_ops.py: do not edit."""
+HEAD = '''"""The plan's vocabulary for the pure planner.
+
+Generated from native/ops.def by native/gen_ops.py: do not edit.
+"""
 
 from __future__ import annotations
 

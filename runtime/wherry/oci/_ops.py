@@ -1,4 +1,7 @@
-"""The plan's vocabulary for the pure planner. Generated from native/ops.def by native/gen_ops.py: do not edit."""
+"""The plan's vocabulary for the pure planner.
+
+Generated from native/ops.def by native/gen_ops.py: do not edit.
+"""
 
 from __future__ import annotations
 
