@@ -1,0 +1,56 @@
+"""What outlives a run but is no relation: `life.json` of a container, one writer at a time (its lock's holder).
+
+Decides its fields. Start and finish times, the last exit, the restart count and whether a human stopped it survive a
+reboot here; pid and "running" never do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+
+__all__ = ["Life", "Restarting", "load", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restarting:
+    """The process that sleeps through a back-off."""
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One container's past. Times are unix seconds, 0: never."""
+
+    started: float = 0
+    finished: float = 0
+    code: int = 0
+    oom: bool = False
+    error: str = ""
+    stopped: bool = False  # by stop, kill or rm -f: the restart policy holds still
+    restarts: int = 0  # by policy, since the last start by hand
+    delay: float = 0  # back-off before the latest restart
+    restarting: Restarting | None = None
+    settled: bool = True  # the latest exit's teardown is done
+
+
+def load(directory: str) -> Life:
+    """Read it; absent or torn is a container that never ran."""
+    try:
+        with open(f"{directory}/life.json", encoding="utf-8") as file:
+            values = json.load(file)
+        again = values.pop("restarting", None)
+        return replace(Life(**values), restarting=Restarting(**again) if again else None)
+    except (FileNotFoundError, ValueError, TypeError):
+        return Life()
+
+
+def store(directory: str, life: Life) -> None:
+    """Replace it in one rename. No fsync: after a power cut the older truth is as good."""
+    temporary = f"{directory}/life.json.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(life), file)
+    os.replace(temporary, f"{directory}/life.json")
