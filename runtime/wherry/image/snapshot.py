@@ -1,0 +1,257 @@
+"""Container file systems as data: overlay mounts over unpacked layers. This module returns mounts and never mounts.
+
+Decides the shape of ROOT/layers and ROOT/snapshots and what an overlay stack is made of. Refuses to know images,
+containers and how a mount is carried out.
+
+    ROOT/layers/<diff id>/fs        one unpacked layer
+    ROOT/snapshots/<key>/lower.json its diff ids, lowest first
+    ROOT/snapshots/<key>/{upper,work}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from wherry.errors import Kind, WherryError
+from wherry.image import disk
+from wherry.image.reference import DIGEST
+from wherry.model import Mount
+
+__all__ = ["Snapshotter", "check_place", "layer_path"]
+
+_KEY = re.compile(r"[a-z0-9-]{1,64}")
+_MAX_LAYERS = 500  # OVL_MAX_STACK, fs/overlayfs/super.c
+_FORBIDDEN = re.compile(r"[:,\\\x00-\x1f]")
+
+
+def check_place(root: str) -> str:
+    """An absolute ROOT that overlay's option string can carry: ':' separates layers, ',' options, '\\' escapes."""
+    if not os.path.isabs(root) or _FORBIDDEN.search(root):
+        raise WherryError(
+            Kind.INVALID,
+            f"{root!r} cannot hold images: the path must be absolute, without colon, comma, backslash or control bytes",
+            hint="choose another directory with --root",
+        )
+    return os.path.normpath(root)
+
+
+def layer_path(root: str, diff_id: str) -> str:
+    """Where the layer of this diff id lives. Only well-formed digests become paths."""
+    if not DIGEST.fullmatch(diff_id):
+        raise WherryError(Kind.INVALID, f"invalid diff id {diff_id[:140]!r}")
+    return os.path.join(root, "layers", diff_id.partition(":")[2])
+
+
+class Snapshotter:
+    """Writable and read-only views over layers that ImageStore.ensure_unpacked has put in place."""
+
+    def __init__(self, root: str, *, userxattr: bool = False) -> None:
+        self.root = check_place(root)
+        self._base = os.path.join(self.root, "snapshots")
+        self._userxattr = userxattr
+
+    def prepare(self, key: str, diff_ids: Sequence[str]) -> list[Mount]:
+        """Make the upper and work directories of `key` over `diff_ids` (lowest first); the mounts of its root."""
+        self._create(key, diff_ids, writable=True)
+        return self.mounts(key)
+
+    def view(self, key: str, diff_ids: Sequence[str]) -> list[Mount]:
+        """Like prepare, but nothing can be written."""
+        self._create(key, diff_ids, writable=False)
+        return self.mounts(key)
+
+    def mounts(self, key: str) -> list[Mount]:
+        """The mounts of an existing snapshot: one overlay, `lowerdir` highest first, paths joined by ':'."""
+        place = self._existing(key)
+        facts = disk.load_json(os.path.join(place, "lower.json"))
+        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(facts["lower"])]
+        lower = self._visible(lower)
+        if len(lower) < (1 if facts["writable"] else 2):  # overlay wants two layers when there is no upper
+            lower.append(os.path.join(place, "empty"))
+        options = ["lowerdir=" + ":".join(lower)]
+        if facts["writable"]:
+            options += [f"upperdir={place}/upper", f"workdir={place}/work"]
+        # diff() compares names, so a rename must not hide in a redirect, nor a chmod in a metacopy.
+        options += ["userxattr"] if self._userxattr else ["index=off", "redirect_dir=off", "metacopy=off"]
+        if not facts["writable"]:
+            options.append("ro")
+        return [Mount("overlay", "overlay", "/", tuple(options))]
+
+    def remove(self, key: str) -> None:
+        """Remove the snapshot; absent is success. Renamed first, so that a crash leaves garbage and no half snapshot."""
+        self._check_key(key)
+        if not os.path.isdir(self._path(key)):
+            return
+        doomed = disk.fresh_name(".tmp-")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._path(key), os.path.join(self._base, doomed))
+        self._sweep_one(doomed)
+
+    def keys(self) -> list[str]:
+        """The keys of all snapshots."""
+        try:
+            return sorted(name for name in os.listdir(self._base) if _KEY.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    def upper(self, key: str) -> str:
+        """The directory that holds what was written; NOT_FOUND for views."""
+        path = os.path.join(self._existing(key), "upper")
+        if not os.path.isdir(path):
+            raise WherryError(Kind.NOT_FOUND, f"snapshot {key} is read-only: it has no upper directory")
+        return path
+
+    def usage(self, key: str) -> tuple[int, int]:
+        """Bytes on disk and inodes of what was written; hard links count once."""
+        return tree_usage(os.path.join(self._existing(key), "upper"))
+
+    def diff_ids(self, key: str) -> tuple[str, ...]:
+        """The layers below `key`, lowest first."""
+        return tuple(disk.load_json(os.path.join(self._existing(key), "lower.json"))["lower"])
+
+    def diff(self, key: str) -> Iterator[tuple[str, str]]:
+        """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
+        from wherry.image.changes import changes
+
+        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
+        return changes(self.upper(key), self._visible(lower))
+
+    def sweep(self) -> None:
+        """Remove what crashed removals and preparations left."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._base):
+                if name.startswith(".tmp-"):
+                    self._sweep_one(name)
+
+    def _check_key(self, key: str) -> None:
+        if not _KEY.fullmatch(key):
+            raise WherryError(Kind.INVALID, f"invalid snapshot key {key[:80]!r}: expected 1 to 64 of a-z 0-9 -")
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._base, key)
+
+    def _existing(self, key: str) -> str:
+        self._check_key(key)
+        if not os.path.isdir(self._path(key)):
+            raise WherryError(Kind.NOT_FOUND, f"no snapshot {key}")
+        return self._path(key)
+
+    def _create(self, key: str, diff_ids: Sequence[str], *, writable: bool) -> None:
+        self._check_key(key)
+        if len(diff_ids) > _MAX_LAYERS:
+            raise WherryError(Kind.UNSUPPORTED, f"{len(diff_ids)} layers: overlay takes at most {_MAX_LAYERS}")
+        disk.make_private(self._base)
+        os.makedirs(os.path.join(self.root, "images"), mode=0o700, exist_ok=True)
+        # Shared with pulls, against the sweep of layers: lower.json must be there before a sweep looks again.
+        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
+            self._check_layers(key, diff_ids)
+            self._publish(key, diff_ids, writable)
+
+    def _check_layers(self, key: str, diff_ids: Sequence[str]) -> None:
+        for diff_id in diff_ids:
+            if not os.path.isdir(os.path.join(layer_path(self.root, diff_id), "fs")):
+                raise WherryError(
+                    Kind.NOT_FOUND, f"layer {diff_id} below snapshot {key} is not unpacked", hint="pull the image again"
+                )
+
+    def _publish(self, key: str, diff_ids: Sequence[str], writable: bool) -> None:
+        temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))
+        os.mkdir(temporary, 0o700)
+        names = ("upper", "work") if writable else ()
+        for name in (*names, "empty"):
+            os.mkdir(os.path.join(temporary, name), 0o755)
+            os.chmod(os.path.join(temporary, name), 0o755)
+        if writable and diff_ids:
+            self._copy_root(os.path.join(layer_path(self.root, diff_ids[-1]), "fs"), os.path.join(temporary, "upper"))
+        with open(os.path.join(temporary, "lower.json"), "w", encoding="ascii") as file:
+            file.write(_lower_json(diff_ids, writable))
+        try:
+            os.rename(temporary, self._path(key))
+        except OSError as error:
+            self._sweep_one(os.path.basename(temporary))
+            if os.path.isdir(self._path(key)):
+                raise WherryError(Kind.EXISTS, f"snapshot {key} exists already") from None
+            raise disk.os_failure(f"cannot make snapshot {key}", error) from error
+
+    def _copy_root(self, source: str, target: str) -> None:
+        # The root directory of an overlay shows the mode and owner of its uppermost layer: the image's, not ours.
+        status = os.stat(source)
+        os.chown(target, status.st_uid, status.st_gid)
+        os.chmod(target, status.st_mode & 0o7777)
+        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+    def _visible(self, lower: list[str]) -> list[str]:
+        # overlayfs does not look at the opaque mark of a layer's own root: the stack ends there instead.
+        name = "user.overlay.opaque" if self._userxattr else "trusted.overlay.opaque"
+        for index, path in enumerate(lower):
+            with contextlib.suppress(OSError):
+                if os.getxattr(path, name) == b"y":
+                    return lower[: index + 1]
+        return lower
+
+    def _sweep_one(self, name: str) -> None:
+        fd = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            disk.remove_tree(fd, name)
+        finally:
+            os.close(fd)
+
+
+def _lower_json(diff_ids: Sequence[str], writable: bool) -> str:
+    import json
+
+    return json.dumps({"lower": list(diff_ids), "writable": writable})
+
+
+def tree_usage(path: str) -> tuple[int, int]:
+    """Bytes on disk and inodes below `path`, itself included; other mounts are not entered. Absent: nothing."""
+    try:
+        walker = disk.Walker(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return 0, 0
+    count = _Count()
+    try:
+        _walk(walker, count)
+    finally:
+        walker.close()
+    return count.bytes, len(count.seen)
+
+
+class _Count:
+    """Blocks by inode: a hard link counts once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.seen: set[int] = set()
+
+    def add(self, status: os.stat_result) -> None:
+        if status.st_ino not in self.seen:
+            self.seen.add(status.st_ino)
+            self.bytes += status.st_blocks * 512
+
+    def directory(self, fd: int) -> list[str]:
+        """Count what is in a directory; the names of its directories."""
+        names = []
+        self.add(os.fstat(fd))
+        for entry in os.scandir(fd):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                else:
+                    self.add(entry.stat(follow_symlinks=False))
+        return names
+
+
+def _walk(walker: disk.Walker, count: _Count) -> None:
+    pending = [count.directory(walker.fd)]
+    while pending:
+        if pending[-1]:
+            if walker.down(pending[-1].pop()):
+                pending.append(count.directory(walker.fd))
+        else:
+            pending.pop()
+            if pending:
+                walker.up()
