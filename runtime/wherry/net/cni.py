@@ -1,0 +1,339 @@
+"""A CNI runtime (specification 1.1.0, section 3): runs lists of plugins and remembers what it ran.
+
+Decides where a plugin type is found (our own launchers first, then the CNI directories), what each call gets, how long
+it may take and what its answer must look like. Refuses to know what any plugin does.
+What ADD was given and what it answered is kept in STATE/cni/results, so that DEL and CHECK need nothing but names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json, Place
+from wherry.net import launchers
+
+__all__ = ["Cni", "Joined"]
+
+_TIMEOUT = 60.0  # seconds for one plugin
+_MAX_OUTPUT = 1 << 20  # bytes of one stream (invariant 3)
+_TAIL = 400
+_WITH_CHECK = (0, 4, 0)
+_WITH_GC = (1, 1, 0)
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # specification, CNI_CONTAINERID
+_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_CODES = {  # CNI error codes to kinds; others are a plugin's own
+    1: Kind.UNSUPPORTED, 2: Kind.INVALID, 3: Kind.NOT_FOUND, 4: Kind.INVALID, 5: Kind.INTERNAL, 6: Kind.INVALID,
+    7: Kind.INVALID, 11: Kind.UNAVAILABLE, 50: Kind.UNAVAILABLE, 51: Kind.EXHAUSTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One attachment as remembered: everything that DEL and CHECK need."""
+
+    conflist: Json
+    container_id: str
+    netns: str
+    ifname: str
+    args: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Mapping[str, object] = field(default_factory=dict)
+    result: Json | None = None
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return str(self.conflist.get("name", ""))
+
+
+class Cni:
+    """Verbs on lists of plugins. Results are those that the last plugin printed."""
+
+    def __init__(self, place: Place, timeout: float = _TIMEOUT) -> None:
+        self._place = place
+        self._timeout = timeout
+        self._results = os.path.join(place.state, "cni", "results")
+
+    def add(self, conflist: Json, container_id: str, netns_path: str, ifname: str = "eth0",
+            args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
+        """Attach. When a plugin refuses, the whole list is undone (DEL), and the first error is the one that is told."""
+        wish = Joined(conflist, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
+        self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
+        result: Json = {}
+        try:
+            for plugin in _plugins(conflist):
+                result = self._call("ADD", wish, plugin, result) or {}
+            _checked_result(result, conflist)
+        except WherryError as refused:
+            try:
+                self._undo(wish)
+            except WherryError as second:
+                refused.add_note(f"and while undoing it: {second.message}")
+            raise
+        self._remember(Joined(conflist, container_id, netns_path, ifname, wish.args, wish.capabilities, result))
+        return result
+
+    def delete(self, conflist: Json | None, container_id: str, netns_path: str = "", ifname: str = "eth0", *,
+               network: str = "") -> None:
+        """Detach; done already, or never done, is success. What was remembered of ADD goes before `conflist`."""
+        name = network or str((conflist or {}).get("name", ""))
+        joined = self.recall(name, container_id, ifname)
+        if joined is None and conflist is None:
+            return
+        known = joined or Joined(conflist or {}, _checked_id(container_id), netns_path, ifname)
+        alive = netns_path or known.netns
+        self._undo(Joined(known.conflist, container_id, alive if os.path.exists(alive) else "", ifname, known.args,
+                          known.capabilities, known.result))
+
+    def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
+        """Ask every plugin whether the attachment still is as ADD left it (raises when not)."""
+        joined = self.recall(network, container_id, ifname)
+        if joined is None or joined.result is None:
+            raise WherryError(Kind.NOT_FOUND, f"container {container_id[:12]} is not attached to network {network}")
+        if joined.conflist.get("disableCheck") or _version(joined.conflist) < _WITH_CHECK:
+            return
+        for plugin in _plugins(joined.conflist):
+            self._call("CHECK", joined, plugin, joined.result)
+
+    def collect(self, conflist: Json, valid: Sequence[tuple[str, str]]) -> None:
+        """GC: let the plugins drop what belongs to no (container id, interface) of `valid`."""
+        if conflist.get("disableGC") or _version(conflist) < _WITH_GC:
+            return
+        extra = {"cni.dev/valid-attachments": [{"containerID": known, "ifname": ifname} for known, ifname in valid]}
+        nobody = Joined(conflist, "", "", "")
+        for plugin in _plugins(conflist):
+            self._call("GC", nobody, {**plugin, **extra}, None)
+
+    def status(self, conflist: Json) -> None:
+        """STATUS: raises when a plugin could not serve an ADD now."""
+        if _version(conflist) >= _WITH_GC:
+            nobody = Joined(conflist, "", "", "")
+            for plugin in _plugins(conflist):
+                self._call("STATUS", nobody, plugin, None)
+
+    def version(self, plugin_type: str) -> Json:
+        """What the plugin says of itself."""
+        config = {"cniVersion": "1.1.0", "name": "version", "type": plugin_type}
+        return self._call("VERSION", Joined({"cniVersion": "1.1.0", "name": "version"}, "", "", ""), config, None) or {}
+
+    def recall(self, network: str, container_id: str, ifname: str = "eth0") -> Joined | None:
+        """What is remembered of one attachment."""
+        return self._read(os.path.join(self._results, _file_name(network, container_id, ifname)))
+
+    def remembered(self) -> list[Joined]:
+        """All attachments known."""
+        try:
+            names = sorted(os.listdir(self._results))
+        except FileNotFoundError:
+            return []
+        found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
+        return [joined for joined in found if joined is not None]
+
+    def find(self, plugin_type: str) -> tuple[str, str]:
+        """(executable, CNI_PATH): our own launchers first, then the directories of the host."""
+        if not _TYPE.fullmatch(plugin_type):
+            raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
+        own = launchers.provide(os.path.join(self._place.root, "cni-bin"))
+        directories = ([own] if own else []) + list(self._place.cni_bin)
+        for directory in directories:
+            path = os.path.join(directory, plugin_type)
+            if os.access(path, os.X_OK) and os.path.isfile(path):
+                return path, ":".join(directories)
+        raise WherryError(Kind.PRECONDITION, f'CNI plugin "{plugin_type}" is not installed',
+                          hint=f"looked in {', '.join(directories)}")
+
+    def _undo(self, joined: Joined) -> None:
+        problems: list[WherryError] = []
+        for plugin in reversed(_plugins(joined.conflist)):
+            try:
+                self._call("DEL", joined, plugin, joined.result if _version(joined.conflist) >= _WITH_CHECK else None)
+            except WherryError as problem:  # the plugins before it still get their turn
+                problems.append(problem)
+        if problems:
+            raise problems[0]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
+
+    def _call(self, verb: str, joined: Joined, plugin: Json, previous: Json | None) -> Json | None:
+        path, search = self.find(str(plugin.get("type", "")))
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": verb, "CNI_PATH": search,
+                       "CNI_CONTAINERID": joined.container_id, "CNI_NETNS": joined.netns, "CNI_IFNAME": joined.ifname,
+                       "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
+        config = _plugin_config(joined, plugin, previous)
+        code, out, err = _run(path, environment, json.dumps(config).encode(), self._timeout)
+        what = f'CNI plugin "{plugin["type"]}", {verb}'
+        if code:
+            raise _refused(what, code, out, err)
+        if verb not in ("ADD", "VERSION"):
+            return None
+        return _answer(what, out, err)
+
+    def _remember(self, joined: Joined) -> None:
+        os.makedirs(self._results, mode=0o700, exist_ok=True)
+        path = os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname))
+        record = {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
+                  "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
+                  "result": joined.result}
+        temporary = f"{path}.{os.getpid()}"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
+            json.dump(record, stream)
+        os.replace(temporary, path)
+
+    def _read(self, path: str) -> Joined | None:
+        try:
+            with open(path, encoding="utf-8") as stream:
+                record = json.load(stream)
+        except FileNotFoundError:
+            return None
+        return Joined(record["conflist"], record["containerId"], record["netns"], record["ifname"], record["args"],
+                      record["capabilities"], record["result"])
+
+
+def _plugins(conflist: Json) -> list[Json]:
+    plugins = conflist.get("plugins")
+    if not isinstance(plugins, list) or not plugins or not all(isinstance(plugin, dict) for plugin in plugins):
+        raise WherryError(Kind.INVALID, f'network "{conflist.get("name", "")}" lists no CNI plugins')
+    return plugins
+
+
+def _plugin_config(joined: Joined, plugin: Json, previous: Json | None) -> Json:
+    """The configuration of one call, as derived in section 3 ("Deriving execution configuration")."""
+    config = {key: value for key, value in plugin.items() if key != "capabilities"}
+    config["cniVersion"] = joined.conflist.get("cniVersion", "0.2.0")
+    config["name"] = joined.network
+    declared = plugin.get("capabilities") or {}
+    given = {key: value for key, value in joined.capabilities.items() if declared.get(key)}
+    if given:
+        config["runtimeConfig"] = given
+    if previous:
+        config["prevResult"] = previous
+    return config
+
+
+def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+    """(exit code, stdout, stderr) of one plugin in a session of its own; too long or too loud means killed."""
+    try:
+        child = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env=environment, cwd="/", start_new_session=True)
+    except OSError as problem:
+        raise WherryError(Kind.PRECONDITION, f"CNI plugin {path} does not start: {problem.strerror}") from problem
+    with child:
+        try:
+            out, err = _exchange(child, config, time.monotonic() + timeout)
+            return child.wait(), out, err
+        except _Misbehaved as why:
+            raise WherryError(Kind.UNAVAILABLE, f"CNI plugin {path} {why} and was killed") from None
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+class _Misbehaved(Exception):
+    """Too slow, or prints without end."""
+
+
+def _exchange(child: subprocess.Popen[bytes], config: bytes, deadline: float) -> tuple[bytes, bytes]:
+    """Write the configuration and read both streams to their ends, within the deadline and the byte cap."""
+    assert child.stdin and child.stdout and child.stderr
+    texts = {child.stdout: bytearray(), child.stderr: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for stream in texts:
+            selector.register(stream, selectors.EVENT_READ)
+        selector.register(child.stdin, selectors.EVENT_WRITE)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise _Misbehaved("did not finish in time")
+            for key, _ in ready:
+                if key.fileobj is child.stdin:
+                    config = _feed(key.fd, config)
+                    done = not config
+                else:
+                    done = _drain(key.fd, texts[key.fileobj])  # type: ignore[index]
+                if done:
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+    try:
+        child.wait(max(0.01, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise _Misbehaved("did not finish in time") from None
+    return bytes(texts[child.stdout]), bytes(texts[child.stderr])
+
+
+def _feed(fd: int, config: bytes) -> bytes:
+    """The rest still to be written; a plugin that reads nothing (VERSION) is not an error."""
+    try:
+        return config[os.write(fd, config[:4096]):]  # PIPE_BUF: a ready pipe never blocks on that much
+    except BrokenPipeError:
+        return b""
+
+
+def _drain(fd: int, text: bytearray) -> bool:
+    data = os.read(fd, 65536)
+    text += data
+    if len(text) > _MAX_OUTPUT:
+        raise _Misbehaved(f"printed more than {_MAX_OUTPUT} bytes")
+    return not data
+
+
+def _refused(what: str, code: int, out: bytes, err: bytes) -> WherryError:
+    """The plugin's own error object (section 5) in one sentence; without one, the tail of its stderr."""
+    try:
+        told = json.loads(out)
+        number, message = int(told["code"]), str(told["msg"])
+    except (ValueError, KeyError, TypeError):
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return WherryError(Kind.UNAVAILABLE, f"{what} failed with {how} and no CNI error", hint=_tail(err or out))
+    details = str(told.get("details", ""))
+    return WherryError(_CODES.get(number, Kind.CONFLICT if number == 120 else Kind.INTERNAL), f"{what}: {message}",
+                       hint=details or _tail(err))
+
+
+def _answer(what: str, out: bytes, err: bytes) -> Json:
+    try:
+        answer = json.loads(out) if out.strip() else {}
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise WherryError(Kind.UNAVAILABLE, f"{what} printed something that is not a CNI result", hint=_tail(err or out))
+    return answer
+
+
+def _checked_result(result: Json, conflist: Json) -> None:
+    """The shape that everything after us reads; a list of plugins that gives nothing is a broken one."""
+    interfaces, ips = result.get("interfaces", []), result.get("ips", [])
+    good = isinstance(interfaces, list) and isinstance(ips, list) and all(
+        isinstance(item, dict) and isinstance(item.get("address"), str) for item in ips)
+    if not result or not good:
+        raise WherryError(Kind.UNAVAILABLE, f'the plugins of network "{conflist.get("name", "")}" gave no usable result')
+
+
+def _tail(data: bytes) -> str:
+    return data[-_TAIL:].decode("utf-8", "replace").strip()
+
+
+def _version(conflist: Json) -> tuple[int, ...]:
+    words = str(conflist.get("cniVersion", "0.2.0")).split(".")
+    return tuple(int(word) if word.isdigit() else 0 for word in words)
+
+
+def _checked_id(container_id: str) -> str:
+    if not _ID.fullmatch(container_id):
+        raise WherryError(Kind.INVALID, f'"{container_id}" is not a CNI container id')
+    return container_id
+
+
+def _file_name(network: str, container_id: str, ifname: str) -> str:
+    parts = (network, _checked_id(container_id), ifname)
+    if not all(part and "/" not in part and "\0" not in part for part in parts):
+        raise WherryError(Kind.INVALID, f'bad attachment "{network}" of "{ifname}"')
+    return f"{network},{container_id},{ifname}.json"
