@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from wherry.model import ExitStatus
@@ -34,6 +35,18 @@ class Running(Protocol):
 
     def resize(self, rows: int, cols: int) -> None:
         """Set the terminal's size."""
+
+    def relay(
+        self,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        keys: bytes = b"",
+        wake: int | None = None,
+        on_wake: Callable[[], None] | None = None,
+    ) -> bool:
+        """Copy between these descriptors and the process (`container.attach.relay`). True: its end was reached or
+        the monitor is gone, `wait` tells; False: the detach keys were typed, `close` lets go."""
 
     def wait(self) -> ExitStatus:
         """Wait for the end, settle what the engine has to settle (cleanup, restart, --rm), and tell how it ended."""
