@@ -44,7 +44,8 @@ CREATE TABLE container_networks (
 ) STRICT;
 CREATE INDEX container_networks_network ON container_networks (network);
 CREATE TABLE ranges (
-  container TEXT PRIMARY KEY REFERENCES containers (id) ON DELETE CASCADE, start INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL
+  container TEXT PRIMARY KEY REFERENCES containers (id) ON DELETE CASCADE,
+  start INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL
 ) STRICT;
 """
 
@@ -224,7 +225,8 @@ class Database:
         if len(rows) == 1:
             return _container(rows[0])
         if rows:
-            raise WherryError(Kind.INVALID, f"multiple containers have ids that start with {ref}", hint="give more of the id")
+            hint = "give more of the id"
+            raise WherryError(Kind.INVALID, f"multiple containers have ids that start with {ref}", hint=hint)
         raise WherryError(Kind.NOT_FOUND, f"no such container: {ref}")
 
     def rename(self, cid: str, name: str) -> None:
@@ -241,7 +243,7 @@ class Database:
             self._db.execute("UPDATE containers SET config = ? WHERE id = ?", (json.dumps(config), cid))
 
     def remove_container(self, cid: str) -> list[Volume]:
-        """Delete a container's row; returns the anonymous volumes that nothing else uses now (their rows still stand)."""
+        """Delete a container's row; returns its anonymous volumes that nothing else uses (rows still stand)."""
         with self.write():
             mine = [row[0] for row in self._rows("SELECT volume FROM container_volumes WHERE container = ?", cid)]
             self._db.execute("DELETE FROM containers WHERE id = ?", (cid,))

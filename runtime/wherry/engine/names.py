@@ -8,14 +8,14 @@ from wherry.errors import Kind, WherryError
 
 __all__ = ["automatic", "check", "mint"]
 
-_LEFT = (
+_LEFT = (  # noqa: SIM905  # a list of words reads better as words
     "able amber brave breezy bright brisk calm candid clever coastal cosy crisp deft eager early earnest fair faithful "
     "fond frank gallant gentle glad golden handy happy hardy hearty honest humble jolly keen kind lively loyal lucid "
     "mellow merry mild modest neat nimble noble patient placid plucky polite proud prudent quick quiet ready robust "
     "sandy serene sharp silent silver sleek smart snug sober steady stout sunny sure swift tender tidal tidy trim true "
     "trusty upbeat vivid warm wily windy wise witty zesty"
 ).split()
-_RIGHT = (
+_RIGHT = (  # noqa: SIM905
     "anchor barge beacon bosun bowline brig bridge buoy canal capstan cargo channel clipper coble compass coracle cove "
     "current cutter davit deck delta dinghy dock dory ebb estuary ferry fjord fleet galley gig gull harbour haven "
     "heron helm hull inlet isle jetty keel kelp ketch lagoon lantern launch ledger lighter lock lugger mast mooring "
@@ -28,7 +28,7 @@ _REST = _FIRST | frozenset("_.-")
 
 
 def mint() -> str:
-    """Return a new id: 64 hex digits, not all of the first twelve decimal (a hostname should not look like a number)."""
+    """Return a new id: 64 hex digits. The first twelve are not all decimal, for they become a hostname."""
     while True:
         value = os.urandom(32).hex()
         if not value[:12].isdigit():

@@ -1,0 +1,77 @@
+"""RunOptions and ImageConfig to JSON and back, for the database's rows. Decides nothing; unknown fields are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from wherry.model import (
+    Attachment,
+    HealthCheck,
+    ImageConfig,
+    Json,
+    Limits,
+    LogConfig,
+    MountRequest,
+    PortMapping,
+    RestartPolicy,
+    RunOptions,
+)
+
+__all__ = ["decode_image", "decode_options", "encode"]
+
+_T = TypeVar("_T")
+
+
+def encode(value: Any) -> Any:
+    """Return plain JSON values; members equal to their defaults are left out, so that a row stays short."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _plain(kind: type[_T], data: Json, inner: dict[str, Callable[[Any], Any]] | None = None) -> _T:
+    members: Json = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in data:
+            value = data[field.name]
+            convert = (inner or {}).get(field.name)
+            members[field.name] = convert(value) if convert else _frozen(value)
+    return kind(**members)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _of(kind: type[Any]) -> Callable[[Json], Any]:
+    return lambda data: _plain(kind, data)
+
+
+def _many(kind: type[Any]) -> Callable[[list[Json]], tuple[Any, ...]]:
+    return lambda items: tuple(_plain(kind, item) for item in items)
+
+
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "network": _many(Attachment),
+    "ports": _many(PortMapping),
+    "mounts": _many(MountRequest),
+    "limits": _of(Limits),
+    "restart": _of(RestartPolicy),
+    "log": _of(LogConfig),
+    "health": _of(HealthCheck),
+}
+
+
+def decode_options(data: Json) -> RunOptions:
+    """Read what `encode` made of RunOptions."""
+    return _plain(RunOptions, data, _OPTIONS)
+
+
+def decode_image(data: Json) -> ImageConfig:
+    """Read what `encode` made of an ImageConfig; platform and history stay behind."""
+    kept = {key: value for key, value in data.items() if key not in ("platform", "history")}
+    return _plain(ImageConfig, kept, {"healthcheck": lambda value: value})
