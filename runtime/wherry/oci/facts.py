@@ -36,6 +36,7 @@ class HostFacts:
     machine: str = "x86_64"  # uname -m
     boot_id: str = ""
     euid: int = 0
+    egid: int = 0
 
     cgroup_mount: str = "/sys/fs/cgroup"  # the cgroup2 mount; "" where none is mounted
     cgroup_own: str = "/"  # our own cgroup below that mount (/proc/self/cgroup, "0::")

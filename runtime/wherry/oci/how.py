@@ -58,6 +58,7 @@ class LaunchHow:
     device_bpf: bytes = b""
     seccomp: bytes = b""  # compiled sock_filter array
     seccomp_flags: int = 0  # SECCOMP_FILTER_FLAG_*
+    listener_payload: str = ""  # container process state sent with the seccomp listener
     wait_start: bool = False  # slot "fifo"
     stdio: tuple[str, ...] = ()  # of "stdin", "stdout", "stderr": the ends given by slot. Not given: /dev/null for the
     #   monitor role, the caller's own descriptor for the launch role. The monitor gets the other ends by name
@@ -68,7 +69,6 @@ class LaunchHow:
     no_new_keyring: bool = False
     namespace_slots: Mapping[str, str] = field(default_factory=dict)  # namespace type -> slot name, instead of its path
     asked: tuple[str, ...] = ()  # rlimits and "oom_score_adj" that must not be clamped: asked for by name
-    init: bool = False  # the helper itself is pid 1 (--init)
     monitor: MonitorHow | None = None  # None: role launch
 
 

@@ -1,0 +1,238 @@
+"""The order of a start, from nothing to exec: one page to read it on.
+
+Host side: monitor's cgroup, the container's cgroup with limits and device rules, clone into it, id maps, oom score, hooks
+at the barrier, report. Child: namespaces, mounts, devices, terminal, barrier, pivot, limits, confinement, wait, exec.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json
+from wherry.oci import compile_namespaces as nss
+from wherry.oci import compile_process as proc
+from wherry.oci.compile_builder import Builder, inside
+from wherry.oci.compile_devices import devices
+from wherry.oci.compile_mounts import Mounts, idmap_slots
+from wherry.oci.facts import HostFacts
+from wherry.oci.how import LaunchHow
+from wherry.oci.plan import Plan
+
+__all__ = ["create", "hook_state"]
+
+CREATED, STARTED = 1, 2  # WH_CREATED, WH_STARTED of native/plan.h
+MAX_SLOTS, MAX_OPS = 512, 4096
+#: what the runtime-spec has and no operation carries out: refused, never silently left out
+_UNSUPPORTED: Final[tuple[tuple[str, ...], ...]] = (
+    ("process", "scheduler"), ("process", "ioPriority"), ("process", "execCPUAffinity"), ("linux", "intelRdt"),
+    ("linux", "netDevices"), ("linux", "memoryPolicy"),
+)
+
+
+def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
+    """See compile.compile_create."""
+    refuse_unsupported(config)
+    process = config["process"]
+    b = Builder((*proc.process_slots(process, config, how), *dict.fromkeys(how.namespace_slots.values()), *idmap_slots(config)))
+    ns = nss.namespaces(config, how, b)
+    if not ns.has("mount"):
+        raise WherryError(Kind.UNSUPPORTED, "linux.namespaces: a container without a mount namespace is not supported",
+                          hint='add {"type": "mount"}')
+    mounts = Mounts(config, bundle, facts, how, ns, b)
+    cgroup = cgroups(how, b)
+    mounts.idmapped()
+    nss.clone(ns, cgroup, b)
+    proc.oom_score(process, facts, how, b)
+    nss.write_maps(config, facts, ns, b)
+    proc.guard(how, b)
+    nss.become_root(config, ns, b)
+    nss.enter(ns, b)
+    nss.time_namespace(config, ns, b)
+    _keyring(how, b)
+    master = _root(config, mounts, facts, how, ns, b) if "mount" in ns.new else _joined_root(process, how, b)
+    _settle(config, facts, how, ns, mounts, b)
+    _finish(config, bundle, facts, how, ns, b)
+    proc.monitor(process, how, master, cgroup, b)
+    return finished(b)
+
+
+def refuse_unsupported(config: Json) -> None:
+    """One sentence for the first field that no operation carries out."""
+    for section, key in _UNSUPPORTED:
+        if config.get(section, {}).get(key):
+            raise WherryError(Kind.UNSUPPORTED, f"{section}.{key} is not supported")
+
+
+def finished(b: Builder) -> Plan:
+    """The plan, within the helper's bounds."""
+    plan = b.plan()
+    if plan.slots > MAX_SLOTS or len(plan.ops) > MAX_OPS:
+        raise WherryError(Kind.INVALID, f"the plan needs {len(plan.ops)} steps and {plan.slots} descriptors; "
+                          f"at most {MAX_OPS} and {MAX_SLOTS} fit", hint="use fewer mounts")
+    return plan
+
+
+def cgroups(how: LaunchHow, b: Builder) -> int:
+    """The container's cgroup with its limits; the slot to clone into, -1 for none."""
+    if how.monitor is not None and how.monitor.cgroup:
+        b.host("CGROUP_JOIN", s0=how.monitor.cgroup)
+    if not how.cgroup:
+        return -1
+    slot = b.slot()
+    b.host("CGROUP_DIR", *(("EXIST_OK",) if how.cgroup_exists else ()), fd0=slot, s0=how.cgroup)
+    for name, value in how.cgroup_writes:
+        b.host("CGROUP_SET", fd0=slot, s0=name, s1=value)
+    if how.device_bpf:
+        b.host("DEVICE_BPF", fd0=slot, s0=how.device_bpf, n0=len(how.device_bpf) // 8)
+    return slot
+
+
+def _keyring(how: LaunchHow, b: Builder) -> None:
+    """A session keyring of its own, or the process would see the caller's keys. Kernels without keyrings have none to see."""
+    if not how.no_new_keyring:
+        b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{how.id}" if how.id else "_ses")
+
+
+def _root(config: Json, mounts: Mounts, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, b: Builder) -> int:
+    """Mounts, devices, terminal, working directory: all beneath the root slot. Returns the master's slot."""
+    mounts.shared()
+    mounts.propagate()
+    mounts.root_filesystem()
+    mounts.all()
+    devices(config, facts, ns, mounts.root, b)
+    process = config["process"]
+    master = proc.stdio(process, how, mounts.root, b, host_ptmx=not _has_devpts(config))
+    if process["cwd"] != "/":
+        b.child("MAKE_DIR", fd1=mounts.root, s0=inside(process["cwd"]), n0=0o755)  # as docker: a missing workdir is made
+    return master
+
+
+def _has_devpts(config: Json) -> bool:
+    return any(m.get("type") == "devpts" or m["destination"].rstrip("/") in {"/dev", "/dev/pts"} and _is_host_dev(m)
+               for m in config.get("mounts") or [])
+
+
+def _is_host_dev(mount: Json) -> bool:
+    return bool({"bind", "rbind"}.intersection([mount.get("type"), *(mount.get("options") or [])]))
+
+
+def _joined_root(process: Json, how: LaunchHow, b: Builder) -> int:
+    """A joined mount namespace brings its root along."""
+    root = b.slot()
+    b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
+    return proc.stdio(process, how, root, b)
+
+
+def _settle(config: Json, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, mounts: Mounts, b: Builder) -> None:
+    """Names, hooks at the barrier, kernel parameters, hidden paths, pivot."""
+    if config.get("hostname"):
+        b.child("HOSTNAME", s0=config["hostname"])
+    if config.get("domainname"):
+        b.child("DOMAINNAME", s0=config["domainname"])
+    if "network" in ns.new:
+        b.child("LOOPBACK")
+    _runtime_hooks(config, mounts, how, b)
+    procfs = _procfs(config, ns, b)
+    for name, value in sorted((config["linux"].get("sysctl") or {}).items()):
+        b.child("SYSCTL", fd0=procfs, s0=sysctl_path(name), s1=value)
+    proc.labels(config["process"], facts, procfs, b)
+    if "mount" in ns.new:
+        mounts.hide()
+        mounts.pivot()
+
+
+def _procfs(config: Json, ns: nss.Namespaces, b: Builder) -> int:
+    """Our own procfs, attached nowhere, for sysctls and labels; -1 where nothing needs it. With the host's pid namespace a
+    user namespace may not make one: then the host's /proc, before the pivot."""
+    if not config["linux"].get("sysctl") and not proc.needs_labels(config["process"]):
+        return -1
+    slot = b.slot()
+    if ns.user and not ns.has("pid"):
+        b.child("OPEN", fd0=slot, s0="/proc", n0=nss.O_PATH_DIRECTORY)
+    else:
+        b.child("FS_NEW", fd0=slot, s0="proc", s2="proc")
+    return slot
+
+
+def sysctl_path(name: str) -> str:
+    """Path below /proc/sys: as sysctl(8), dots separate unless the first separator is a slash."""
+    first = next((char for char in name if char in "./"), "/")
+    return name if first == "/" else name.translate(str.maketrans("./", "/."))
+
+
+# ---- hooks
+
+
+def hook_state(config: Json, bundle: str, how: LaunchHow, status: str) -> str:
+    """The state JSON; pid comes first, so that "%p" is found before any text of the config."""
+    state = {"ociVersion": config["ociVersion"], "id": how.id, "status": status, "bundle": bundle,
+             "annotations": config.get("annotations") or {}}
+    return '{"pid":%p,' + json.dumps(state, separators=(",", ":"))[1:]
+
+
+def _hooks(config: Json, *kinds: str) -> list[Json]:
+    return [hook for kind in kinds for hook in (config.get("hooks") or {}).get(kind) or []]
+
+
+def _hook(add: object, hook: Json) -> None:
+    args = tuple(hook.get("args") or (hook["path"],))
+    env = tuple(hook.get("env") or ())
+    add("HOOK", s0=hook["path"], s1=args, n0=len(args), s2=env, n1=len(env), n2=1000 * (hook.get("timeout") or 0))  # type: ignore[operator]
+
+
+def _runtime_hooks(config: Json, mounts: Mounts, how: LaunchHow, b: Builder) -> None:
+    """prestart and createRuntime on the host between two barriers, createContainer in the child before the pivot."""
+    bundle = mounts.bundle
+    on_host, in_child = _hooks(config, "prestart", "createRuntime"), _hooks(config, "createContainer")
+    if on_host:
+        b.sync("hooks")
+        b.host("HOOK_STATE", s0=hook_state(config, bundle, how, "creating"))
+        for hook in on_host:
+            _hook(b.host, hook)
+        b.sync("hooked")
+    if in_child:
+        b.child("HOOK_STATE", s0=hook_state(config, bundle, how, "creating"))
+        for hook in in_child:
+            _hook(b.child, hook)
+
+
+# ---- the process
+
+
+def _finish(config: Json, bundle: str, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, b: Builder) -> None:
+    """Limits, confinement, the barrier "created", the wait for start, exec; and the host's reports."""
+    process = config["process"]
+    proc.personality(config, b)
+    proc.limits(process, facts, how, ns, b)
+    proc.umask(process, b)
+    b.child("CHDIR", s0=process["cwd"])
+    proc.confine(process, config, how, facts, b, deny_groups=nss.setgroups_denied(config, facts, ns))
+    proc.guard(how, b)
+    b.sync("created")
+    if how.pidfile:
+        b.host("PIDFILE", s0=how.pidfile)
+    b.host("REPORT", n0=CREATED, s0="created")
+    if how.wait_start:
+        b.child("WAIT_START", fd0=b.inherited_slot("fifo"))
+    hooks = _hooks(config, "startContainer")
+    if hooks:
+        b.child("HOOK_STATE", s0=hook_state(config, bundle, how, "created"))
+        for hook in hooks:
+            _hook(b.child, hook)
+    proc.late_seccomp(process, config, how, b)
+    proc.execute(process, how, b)
+    _started(config, bundle, how, b)
+
+
+def _started(config: Json, bundle: str, how: LaunchHow, b: Builder) -> None:
+    """After exec. The launch role is gone by then if it left a container waiting: `start` runs the hooks itself."""
+    if how.wait_start:
+        return
+    b.host("REPORT", n0=STARTED, s0="started")
+    hooks = _hooks(config, "poststart")
+    if hooks:
+        b.host("HOOK_STATE", s0=hook_state(config, bundle, how, "running"))
+        for hook in hooks:
+            _hook(b.host, hook)

@@ -1,0 +1,84 @@
+"""A process in a running container: join by pidfd, enter the cgroup by the clone, confine, exec."""
+
+from __future__ import annotations
+
+from wherry.model import Json
+from wherry.oci import compile_namespaces as nss
+from wherry.oci import compile_process as proc
+from wherry.oci.compile_builder import Builder
+from wherry.oci.compile_create import CREATED, STARTED, cgroups, finished, refuse_unsupported
+from wherry.oci.facts import HostFacts
+from wherry.oci.how import LaunchHow, Target
+from wherry.oci.plan import Plan
+
+__all__ = ["execute"]
+
+#: what a process leaves out is taken from the container's (as runc exec --process does)
+_INHERITED = ("capabilities", "apparmorProfile", "selinuxLabel", "noNewPrivileges", "rlimits", "oomScoreAdj")
+
+
+def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> Plan:
+    """See compile.compile_exec."""
+    process = _complete(process, target.config)
+    config = {"linux": target.config.get("linux", {}), "process": process}
+    refuse_unsupported({"process": process})
+    b = Builder(("pidfd", *proc.process_slots(process, config, how)))
+    pidfd = b.inherited_slot("pidfd")
+    ns = nss.Namespaces(frozenset(), dict.fromkeys((k for k in nss.CLONE_BITS if k in target.namespaces), pidfd), {})
+    cgroup = cgroups(how, b)
+    nss.clone(ns, cgroup, b)
+    proc.oom_score(process, facts, how, b)
+    proc.guard(how, b)
+    procfs = _procfs(process, b)
+    _enter(config, ns, pidfd, b)
+    if not how.no_new_keyring:
+        b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{target.id}" if target.id else "_ses")
+    root = b.slot()
+    b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
+    master = proc.stdio(process, how, root, b)
+    _finish(process, config, facts, how, ns, procfs, b)
+    proc.monitor(process, how, master, cgroup, b)
+    return finished(b)
+
+
+def _complete(process: Json, config: Json) -> Json:
+    own = config.get("process") or {}
+    return {**{key: own[key] for key in _INHERITED if key in own}, **process}
+
+
+def _procfs(process: Json, b: Builder) -> int:
+    """Before the namespaces are joined: in a user namespace a masked /proc would forbid a new one."""
+    if not proc.needs_labels(process):
+        return -1
+    slot = b.slot()
+    b.child("FS_NEW", fd0=slot, s0="proc", s2="proc")
+    return slot
+
+
+def _enter(config: Json, ns: nss.Namespaces, pidfd: int, b: Builder) -> None:
+    """All namespaces at once: setns(2) with a pidfd orders them itself."""
+    kinds = [kind for kind in ns.joined if kind != "pid"]
+    if kinds:
+        b.child("SETNS", fd0=pidfd, n0=sum(nss.CLONE_BITS[kind][0] for kind in kinds), s0=" ".join(kinds))
+    nss.become_root(config, ns, b)
+
+
+def _finish(process: Json, config: Json, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, procfs: int,
+            b: Builder) -> None:
+    proc.labels(process, facts, procfs, b)
+    proc.personality(config, b)
+    proc.limits(process, facts, how, ns, b)
+    proc.umask(process, b)
+    b.child("CHDIR", s0=process["cwd"])
+    proc.confine(process, config, how, facts, b, deny_groups=nss.setgroups_denied(config, facts, ns))
+    proc.guard(how, b)
+    b.sync("created")
+    if how.pidfile:
+        b.host("PIDFILE", s0=how.pidfile)
+    b.host("REPORT", n0=CREATED, s0="created")
+    if how.wait_start:
+        b.child("WAIT_START", fd0=b.inherited_slot("fifo"))
+    proc.late_seccomp(process, config, how, b)
+    proc.execute(process, how, b)
+    if not how.wait_start:
+        b.host("REPORT", n0=STARTED, s0="started")

@@ -1,0 +1,289 @@
+"""The root filesystem, every mount of the config, masked and read-only paths, in the config's order.
+
+Decides what each mount is made of (a new filesystem, or a clone of a host tree) and with which attributes. Refuses to look at
+the host: whether a source exists or is a directory is found out by the helper, at execution.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Final
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json, Mount
+from wherry.oci import options as opt
+from wherry.oci.compile_builder import Builder, inside
+from wherry.oci.compile_namespaces import Namespaces, mapped
+from wherry.oci.facts import HostFacts
+from wherry.oci.how import LaunchHow
+from wherry.oci.options import MountOptions
+
+__all__ = ["Mounts", "idmap_slots", "root_directory"]
+
+#: filesystems whose superblock is shared or made of nothing: "ro" is only a mount attribute of theirs
+_VIRTUAL: Final[frozenset[str]] = frozenset({
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "debugfs", "tracefs", "securityfs",
+    "bpf", "ramfs", "efivarfs", "fusectl", "configfs", "pstore", "hugetlbfs", "binfmt_misc",
+})
+#: must lie on real directories: a symlink there would move the kernel's files elsewhere (CVE-2023-27561, CVE-2019-19921)
+_REAL_DIR: Final[frozenset[str]] = frozenset({"proc", "sysfs"})
+_MASK_OPTIONS = ("mode=555", "size=4k", "nr_inodes=2")
+_MASK_ATTRS = opt.RDONLY | opt.NOSUID | opt.NODEV | opt.NOEXEC
+#: fsconfig(2) takes values shorter than this (strndup_user in fs/fsopen.c)
+_FSCONFIG_VALUE = 256
+
+
+def root_directory(config: Json, bundle: str, how: LaunchHow) -> str:
+    """The host path of root.path; the bundle's rootfs where the config has none."""
+    return posixpath.normpath(posixpath.join(bundle, config.get("root", {}).get("path") or "rootfs"))
+
+
+def _mappings(mount: Json, config: Json) -> tuple[list[Json], list[Json]]:
+    """uid and gid mappings of an idmapped mount: its own, else the container's (runtime-spec 1.3, idmap)."""
+    linux = config.get("linux", {})
+    return (mount.get("uidMappings") or linux.get("uidMappings") or [],
+            mount.get("gidMappings") or linux.get("gidMappings") or [])
+
+
+def _idmap_name(mount: Json, config: Json) -> str:
+    uids, gids = _mappings(mount, config)
+    if not uids or not gids:
+        raise WherryError(Kind.INVALID, f"mount {mount['destination']}: idmap needs uidMappings and gidMappings")
+    def text(entries: list[Json]) -> str:
+        return "/".join(f"{e['containerID']}:{e['hostID']}:{e['size']}" for e in entries)
+    return f"idmap={text(uids)},{text(gids)}"
+
+
+def _wants_idmap(mount: Json) -> bool:
+    return bool(mount.get("uidMappings")) or bool({"idmap", "ridmap"}.intersection(mount.get("options") or []))
+
+
+def idmap_slots(config: Json) -> tuple[str, ...]:
+    """Names of the inherited slots with user namespaces for idmapped mounts: "idmap=C:H:N[/...],C:H:N[/...]" (uids, gids)."""
+    names = [_idmap_name(mount, config) for mount in config.get("mounts") or [] if _wants_idmap(mount)]
+    return tuple(dict.fromkeys(names))
+
+
+class Mounts:
+    """Compiles one container's mounts. Create one per plan; call the steps in the order of compile_create."""
+
+    def __init__(self, config: Json, bundle: str, facts: HostFacts, how: LaunchHow, ns: Namespaces, b: Builder) -> None:
+        self.config, self.bundle, self.facts, self.how, self.ns, self.b = config, bundle, facts, how, ns, b
+        self.root = -1
+        self._entries: list[tuple[Json, MountOptions]] = [
+            (m, opt.parse(m.get("options") or [], f"mount {m['destination']}")) for m in config.get("mounts") or []
+        ]
+        self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
+
+    # ---- trees that must be cloned before anything else
+
+    def idmapped(self) -> None:
+        """Host side, before the clone: only the owner of the filesystem may map its ids, so the child could not."""
+        for index, (mount, options) in enumerate(self._entries):
+            if _wants_idmap(mount):
+                if not self.facts.idmap:
+                    raise WherryError(Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel cannot map ids of mounts")
+                slot = self._cloned[index] = self.b.slot()
+                self.b.host("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
+                self.b.host("ATTR", *(("RECURSIVE",) if options.ridmap else ()), fd0=slot, n0=opt.IDMAP,
+                            fd1=self.b.inherited_slot(_idmap_name(mount, self.config)))
+
+    def shared(self) -> None:
+        """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is shared."""
+        for index, (mount, options) in enumerate(self._entries):
+            if _is_bind(mount, options) and options.shared and index not in self._cloned:
+                self._cloned[index] = self._tree(mount, options)
+
+    def propagate(self) -> None:
+        """Nothing that we mount may reach the host, whatever rootfsPropagation says of the container's own root."""
+        wanted = self.config.get("linux", {}).get("rootfsPropagation") or "rslave"
+        word = "rprivate" if wanted in {"private", "rprivate", "unbindable", "runbindable"} else "rslave"
+        self.b.child("PROPAGATE", s0="/", s1=word, n0=opt.PROPAGATION[word])
+
+    # ---- the root and the config's mounts
+
+    def root_filesystem(self) -> None:
+        """The snapshotter's mount, or root.path itself, attached where root.path is (how.root_dir if given)."""
+        path = root_directory(self.config, self.bundle, self.how)
+        detached = self._detached_root(path)
+        self.root = self.b.slot()
+        self.b.child("ROOT", fd0=detached, fd1=self.root, s0=self.how.root_dir or path)
+
+    def _detached_root(self, path: str) -> int:
+        if len(self.how.rootfs) > 1:
+            raise WherryError(Kind.UNSUPPORTED, "a root filesystem of several mounts is not supported")
+        if not self.how.rootfs:
+            return self._clone(path, ("RECURSIVE",), MountOptions())
+        mount = self.how.rootfs[0]
+        options = opt.parse(mount.options, "root filesystem")
+        if options.bind or mount.type in {"bind", "rbind"}:
+            return self._clone(mount.source, ("RECURSIVE",), options)
+        return self._overlay(mount, options)
+
+    def _overlay(self, mount: Mount, options: MountOptions) -> int:
+        slot = self.b.slot()
+        data = overlay_options(options.data, self.facts) if mount.type == "overlay" else options.data
+        self.b.child("FS_NEW", fd0=slot, s0=mount.type, s1=data, n0=len(data), n1=options.attr_set, s2=mount.source)
+        return slot
+
+    def all(self) -> None:
+        """Every mount in the config's order."""
+        for index, (mount, options) in enumerate(self._entries):
+            self._mount(index, mount, options)
+
+    def _mount(self, index: int, mount: Json, options: MountOptions) -> None:
+        target = inside(mount["destination"])
+        if target == "/":
+            raise WherryError(Kind.INVALID, f"mounts[{index}].destination: a mount on / would hide the root filesystem")
+        if _is_bind(mount, options):
+            slot = self._cloned[index] if index in self._cloned else self._tree(mount, options)
+            self._attach(slot, target, "MAKE_DIR", "MAKE_FILE", options=options)  # both: whatever the source is
+        elif mount.get("type") in {"cgroup", "cgroup2"}:
+            self._attach(self._cgroup(options), target, "MAKE_DIR", options=options)
+        elif mount.get("type") == "sysfs" and self.ns.user and not self.ns.has("network"):
+            # sysfs belongs to the network namespace: with the host's, a user namespace may only bind it
+            self._attach(self._clone("/sys", ("RECURSIVE",), options), target, "MAKE_DIR", "REAL_DIR", options=options)
+        else:
+            self._new(mount, options, target)
+
+    def _new(self, mount: Json, options: MountOptions, target: str) -> None:
+        kind = mount.get("type") or ""
+        data = self._data(kind, options)
+        slot = self.b.slot()
+        late = opt.RDONLY if options.copy_up else 0  # filled first, read-only afterwards
+        self.b.child("FS_NEW", fd0=slot, s0=kind, s1=data, n0=len(data), n1=options.attr_set & ~late,
+                     s2=self._fs_source(mount, kind))
+        if options.copy_up:
+            self.b.child("COPY_UP", fd0=slot, fd1=self.root, s0=target)
+        self._attributes(slot, options.attr_set & late, 0, options)
+        flags = ("MAKE_DIR", "REAL_DIR") if kind in _REAL_DIR else ("MAKE_DIR",)
+        self._attach(slot, target, *flags, options=options)
+
+    def _data(self, kind: str, options: MountOptions) -> tuple[str, ...]:
+        data = options.data
+        if kind == "devpts":
+            data = tuple(word for word in data if word != "newinstance" and self._gid_mapped(word))
+        if kind not in _VIRTUAL and options.attr_set & opt.RDONLY:
+            data = (*data, "ro")
+        return data
+
+    def _gid_mapped(self, word: str) -> bool:
+        """devpts refuses gid= of an unmapped id (a user namespace of one id has no tty group)."""
+        key, _, value = word.partition("=")
+        return key != "gid" or not value.isdigit() or mapped(self.config, int(value), "gidMappings")
+
+    def _fs_source(self, mount: Json, kind: str) -> str:
+        source: str = mount.get("source") or kind
+        return source
+
+    def _cgroup(self, options: MountOptions) -> int:
+        """A cgroup2 of the private namespace; without one a bind of the container's own cgroup."""
+        if self.ns.has("cgroup"):
+            slot = self.b.slot()
+            self.b.child("FS_NEW", fd0=slot, s0="cgroup2", n1=options.attr_set, s2="cgroup")
+            return slot
+        return self._clone(self.how.cgroup or self.facts.cgroup_mount, ("RECURSIVE",), options)
+
+    # ---- pieces
+
+    def _source(self, mount: Json) -> str:
+        """Relative sources are relative to the bundle (runtime-spec, mounts.source)."""
+        return posixpath.normpath(posixpath.join(self.bundle, mount["source"]))
+
+    def _tree(self, mount: Json, options: MountOptions) -> int:
+        slot = self.b.slot()
+        self.b.child("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
+        return slot
+
+    def _clone(self, path: str, flags: tuple[str, ...], options: MountOptions) -> int:
+        slot = self.b.slot()
+        self.b.child("TREE", *flags, fd0=slot, s0=path)
+        self._attributes(slot, options.attr_set, options.attr_clr, MountOptions())
+        return slot
+
+    def _attach(self, slot: int, target: str, *flags: str, options: MountOptions) -> None:
+        bind = "MAKE_FILE" in flags
+        self._attributes(slot, options.attr_set if bind else 0, options.attr_clr if bind else 0, options)
+        nofollow = ("NOFOLLOW",) if options.target_nofollow else ()
+        self.b.child("ATTACH", *flags, *nofollow, fd0=slot, fd1=self.root, s0=target)
+
+    def _attributes(self, slot: int, to_set: int, to_clear: int, options: MountOptions) -> None:
+        """Attributes of the mount, then of its tree, then propagation. Nothing wanted, nothing emitted."""
+        if to_set or to_clear:
+            self.b.child("ATTR", fd0=slot, n0=to_set, n1=to_clear)
+        if options.tree_set or options.tree_clr:
+            self.b.child("ATTR", "RECURSIVE", fd0=slot, n0=options.tree_set, n1=options.tree_clr)
+        for value in options.propagation:
+            flags = ("RECURSIVE",) if value & opt.MS_REC else ()
+            self.b.child("ATTR", *flags, fd0=slot, n2=value & ~opt.MS_REC)
+
+    # ---- the last touches
+
+    def hide(self) -> None:
+        """Masked and read-only paths. One empty read-only tmpfs and one null device serve every mask."""
+        linux = self.config.get("linux", {})
+        for path in linux.get("readonlyPaths") or []:
+            self.b.child("READONLY", "MAY_BE_ABSENT", fd1=self.root, s0=inside(path))
+        masked = linux.get("maskedPaths") or []
+        if not masked:
+            return
+        null, empty = self.b.slot(), self.b.slot()
+        self.b.child("TREE", fd0=null, s0="/dev/null")
+        self.b.child("FS_NEW", fd0=empty, s0="tmpfs", s1=_MASK_OPTIONS, n0=len(_MASK_OPTIONS), n1=_MASK_ATTRS, s2="tmpfs")
+        for path in masked:
+            self.b.child("MASK", "MAY_BE_ABSENT", fd0=null, fd1=self.root, s0=inside(path), n0=empty)
+
+    def pivot(self) -> None:
+        """Into the root, and what the config says of its mount."""
+        self.b.child("PIVOT", *(("MOVE",) if self.how.no_pivot else ()), fd0=self.root)
+        word = self.config.get("linux", {}).get("rootfsPropagation") or ""
+        if word:
+            value = opt.PROPAGATION[word]
+            self.b.child("ROOT_ATTR", *(("RECURSIVE",) if value & opt.MS_REC else ()), n2=value & ~opt.MS_REC)
+        if self.config.get("root", {}).get("readonly"):
+            self.b.child("ROOT_ATTR", n0=opt.RDONLY)
+
+
+def _is_bind(mount: Json, options: MountOptions) -> bool:
+    return options.bind or mount.get("type") in {"bind", "rbind"}
+
+
+def _tree_flags(options: MountOptions) -> tuple[str, ...]:
+    flags = (("RECURSIVE", options.recursive), ("NOFOLLOW", options.source_nofollow))
+    return tuple(name for name, wanted in flags if wanted)
+
+
+def overlay_options(data: tuple[str, ...], facts: HostFacts) -> tuple[str, ...]:
+    """One "lowerdir+" per layer where the kernel has it: fsconfig takes no value of 256 bytes or more."""
+    result: list[str] = []
+    for word in data:
+        key, _, value = word.partition("=")
+        if key == "lowerdir" and facts.overlay_lowerdir_add and "::" not in value:
+            result += [f"lowerdir+={_unescape(layer)}" for layer in _split_layers(value)]
+        else:
+            result.append(word)
+    return tuple(result)
+
+
+def _split_layers(value: str) -> list[str]:
+    """Split at colons that no backslash escapes (overlayfs.rst)."""
+    layers, current, escaped = [], "", False
+    for char in value:
+        if char == ":" and not escaped:
+            layers.append(current)
+            current = ""
+        else:
+            current += char
+        escaped = char == "\\" and not escaped
+    return [*layers, current]
+
+
+def _unescape(layer: str) -> str:
+    """ "lowerdir+" takes the path as it is."""
+    result, escaped = "", False
+    for char in layer:
+        if char == "\\" and not escaped:
+            escaped = True
+            continue
+        result, escaped = result + char, False
+    return result
