@@ -173,4 +173,5 @@ def _edit(edits: Json, found: Devices) -> None:
             }
         )
     for hook in edits.get("hooks") or []:
-        found.hooks.append((hook["hookName"], {key: hook[key] for key in ("path", "args", "env", "timeout") if key in hook}))
+        members = {key: hook[key] for key in ("path", "args", "env", "timeout") if key in hook}
+        found.hooks.append((hook["hookName"], members))

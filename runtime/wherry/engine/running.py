@@ -36,7 +36,7 @@ class Running(Protocol):
     def resize(self, rows: int, cols: int) -> None:
         """Set the terminal's size."""
 
-    def relay(
+    def relay(  # noqa: PLR0917  # the order of container.attach.relay
         self,
         stdin: int | None,
         stdout: int | None,

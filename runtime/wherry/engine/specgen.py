@@ -46,7 +46,7 @@ class Inputs:
     image: ImageConfig
     security: sec.Security
     facts: HostFacts
-    user: User = User()
+    user: User = field(default_factory=User)
     hostname: str = ""
     mounts: tuple[Json, ...] = ()  # OCI mounts, parents first
     files: Mapping[str, str] = field(default_factory=dict)  # target -> host file: hosts, hostname, resolv.conf
@@ -70,7 +70,8 @@ def argv(options: RunOptions, image: ImageConfig) -> tuple[str, ...]:
     else:
         words = image.entrypoint + (options.command or image.cmd)
     if not words:
-        raise WherryError(Kind.INVALID, "no command specified", hint="the image has none: give one after its name", code=125)
+        hint = "the image has none: give one after its name"
+        raise WherryError(Kind.INVALID, "no command specified", hint=hint, code=125)
     return words
 
 
@@ -83,7 +84,9 @@ def _shares_host_name(options: RunOptions) -> bool:
     return options.uts == "host" or any(a.network == "host" for a in options.network)
 
 
-def environment(options: RunOptions, image: ImageConfig, name: str, user: User, extra: tuple[str, ...] = ()) -> list[str]:
+def environment(
+    options: RunOptions, image: ImageConfig, name: str, user: User, extra: tuple[str, ...] = ()
+) -> list[str]:
     """docker's order: defaults, the image's, what was asked; the last of a name wins, a bare name removes."""
     base = [PATH, f"HOSTNAME={name}", *(["TERM=xterm"] if options.tty else [])]
     merged: dict[str, str] = {}
@@ -118,7 +121,8 @@ def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
         equals = ""
         soft = hard = 0
     if not equals or name not in _RLIMITS:
-        raise WherryError(Kind.INVALID, f'invalid --ulimit "{text}"', hint=f"NAME=SOFT[:HARD], NAME of {', '.join(_RLIMITS)}")
+        hint = f"NAME=SOFT[:HARD], NAME of {', '.join(_RLIMITS)}"
+        raise WherryError(Kind.INVALID, f'invalid --ulimit "{text}"', hint=hint)
     if soft > hard:
         raise WherryError(Kind.INVALID, f'invalid --ulimit "{text}": the soft limit is above the hard one')
     return name, (soft, hard)
@@ -211,8 +215,6 @@ def _namespaces(inputs: Inputs) -> list[Json]:
 def _sysctls(inputs: Inputs) -> dict[str, str]:
     found: dict[str, str] = {}
     own_net = "network" in inputs.namespaces and not inputs.id_map[1]
-    if own_net and inputs.security.profile != "docker" and not inputs.namespaces["network"]:
-        found = {}
     if own_net:  # docker 20.10: low ports and ping need no capability in a network namespace of one's own
         found = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
     for key, value in inputs.options.sysctls.items():

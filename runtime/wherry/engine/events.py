@@ -1,0 +1,159 @@
+"""What happened, in docker's event objects: one line of JSON each below STATE, kept to a few megabytes.
+
+Decides the shape and the bound. An event is told best-effort: losing one never fails a verb.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wherry.model import Json
+
+from .house import House
+
+if TYPE_CHECKING:
+    from .db import Container
+
+__all__ = ["container", "emit", "read"]
+
+_MAX_BYTES = 4 << 20
+_POLL_SECONDS = 0.1
+Filters = Mapping[str, Sequence[str]]
+
+
+def _path(house: House) -> str:
+    return f"{house.place.state}/events.jsonl"
+
+
+def emit(house: House, kind: str, action: str, actor: str, attributes: Mapping[str, str]) -> None:
+    """Append one event. A single write of one line: readers never see half of it."""
+    now = time.time_ns()
+    event = {
+        "Type": kind,
+        "Action": action,
+        "Actor": {"ID": actor, "Attributes": dict(attributes)},
+        "scope": "local",
+        "time": now // 1_000_000_000,
+        "timeNano": now,
+    }
+    if kind == "container":
+        event |= {"status": action, "id": actor, "from": attributes.get("image", "")}
+    try:
+        _append(_path(house), json.dumps(event).encode() + b"\n")
+    except OSError as error:
+        house.warn(f"event {action} could not be recorded: {error}")
+
+
+def _append(path: str, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, line)
+        full = os.fstat(fd).st_size > _MAX_BYTES
+    finally:
+        os.close(fd)
+    if full:
+        os.replace(path, f"{path}.1")
+
+
+def container(house: House, row: Container, action: str, **attributes: str) -> None:
+    """Tell an event of a container, with the attributes docker adds: image, name, labels."""
+    labels = row.config.get("labels", {})
+    image = row.config.get("image_name", row.image)
+    emit(house, "container", action, row.id, {**labels, "image": image, "name": row.name, **attributes})
+
+
+def _lines(path: str) -> Iterator[Json]:
+    try:
+        with open(path, "rb") as file:
+            yield from _parsed(file.read())
+    except FileNotFoundError:
+        return
+
+
+def _parsed(data: bytes) -> Iterator[Json]:
+    for line in data.split(b"\n"):
+        if line:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def _actor(event: Json, key: str) -> str:
+    attributes: dict[str, str] = event["Actor"]["Attributes"]
+    return str(attributes.get(key, ""))
+
+
+_FILTERS: dict[str, Callable[[Json, str], bool]] = {
+    "event": lambda e, v: e["Action"].split(":")[0] == v or e["Action"] == v,
+    "type": lambda e, v: e["Type"] == v,
+    "container": lambda e, v: e["Type"] == "container" and (e["Actor"]["ID"].startswith(v) or _actor(e, "name") == v),
+    "image": lambda e, v: v in (e["Actor"]["ID"] if e["Type"] == "image" else "", _actor(e, "image"), _actor(e, "name")),
+    "volume": lambda e, v: e["Type"] == "volume" and e["Actor"]["ID"] == v,
+    "network": lambda e, v: e["Type"] == "network" and v in (e["Actor"]["ID"], _actor(e, "name")),
+    "label": lambda e, v: _label(e, v),
+}
+
+
+def _label(event: Json, text: str) -> bool:
+    key, equals, value = text.partition("=")
+    attributes = event["Actor"]["Attributes"]
+    return key in attributes and (not equals or attributes[key] == value)
+
+
+def _matches(event: Json, filters: Filters) -> bool:
+    return all(any(_FILTERS[name](event, value) for value in values) for name, values in filters.items())
+
+
+def read(house: House, *, since: float, until: float, filters: Filters, follow: bool) -> Iterator[Json]:
+    """Yield events: those since `since` (0: none of the past, unless not following), then what comes, up to `until`."""
+    from .filters import check
+
+    check(filters, _FILTERS)
+    house.prepare()
+    return _stream(house, since, until, filters, follow)
+
+
+def _stream(house: House, since: float, until: float, filters: Filters, follow: bool) -> Iterator[Json]:
+    path = _path(house)
+    tail = _Tail(path)
+    past = [*_lines(f"{path}.1"), *tail.more()] if since or until or not follow else (tail.skip(), [])[1]
+    for event in past:
+        when = event["timeNano"] / 1e9
+        if when >= since and (not until or when <= until) and _matches(event, filters):
+            yield event
+    while follow and (not until or time.time() < until):
+        for event in tail.more():
+            if _matches(event, filters):
+                yield event
+        time.sleep(_POLL_SECONDS)
+
+
+class _Tail:
+    """Reads a growing file on, over its replacement too."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._inode, self._offset, self._rest = path, 0, 0, b""
+
+    def skip(self) -> None:
+        """Start at the end."""
+        self.more()
+
+    def more(self) -> list[Json]:
+        """What was added since."""
+        try:
+            with open(self._path, "rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:
+                    self._inode, self._offset, self._rest = inode, 0, b""
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
+        return list(_parsed(whole)) if newline else []
