@@ -16,8 +16,7 @@ from wherry.model import Json, MountRequest, RunOptions
 
 __all__ = ["Resolved", "collect", "inspect_row", "oci"]
 
-_PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable",
-                          "runbindable"})  # fmt: skip
+_PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"})
 _TMPFS_DATA = frozenset({"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"})
 _TMPFS = ("noexec", "nosuid", "nodev")
 _PLAIN = frozenset({"ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosuid", "sync", "async", "noatime", "relatime",
@@ -56,7 +55,7 @@ def _target(text: str) -> str:
 def _checked_options(request: MountRequest) -> tuple[str, ...]:
     for option in request.options:
         key = option.partition("=")[0]
-        known = option in _PLAIN or option in _OURS or option in _PROPAGATION
+        known = option in _PLAIN | _OURS | _PROPAGATION
         if not known and not (request.kind == "tmpfs" and key in _TMPFS_DATA):
             raise WherryError(Kind.INVALID, f'invalid mount option "{option}" for {request.target}')
     return tuple("ro" if option == "readonly" else option for option in request.options)

@@ -19,7 +19,7 @@ __all__ = ["Undo", "container_lock", "making"]
 
 
 class Undo:
-    """Collects undos; runs them, last first, if the block fails. Each is idempotent; a failing one is told, not hidden."""
+    """Collects undos; runs them, last first, if the block fails. Each is idempotent; a failing one is told too."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
@@ -52,7 +52,8 @@ class Undo:
         failed = self.back() if error is not None else []
         self._steps.clear()
         if failed and isinstance(error, WherryError):
-            error.hint = "; ".join([*([error.hint] if error.hint else []), "taking back failed too: " + "; ".join(failed)])
+            told = f"taking back failed too: {'; '.join(failed)}"
+            error.hint = f"{error.hint}; {told}" if error.hint else told
         elif failed and error is not None:
             error.add_note("taking back failed too: " + "; ".join(failed))
 

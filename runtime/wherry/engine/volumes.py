@@ -1,0 +1,132 @@
+"""Named volumes: names and users in the database, bytes in volume/. Decides docker's shapes and what may be removed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json
+
+from . import events, filters
+from .db import Volume
+from .house import House
+from .undo import making
+
+__all__ = ["claim", "create", "inspect", "listing", "prune", "remove"]
+
+Filters = Mapping[str, Sequence[str]]
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
+_FILTERS = ("name", "label", "dangling", "driver")
+
+
+def claim(
+    house: House, name: str, labels: Mapping[str, str], options: Mapping[str, str], *, anonymous: bool = False
+) -> tuple[Volume, bool]:
+    """The volume of this name ("": a minted one), made if it is missing; and whether it is new."""
+    found = house.db.volume(name) if name else None
+    if found is not None:
+        return found, False
+    if name and not _NAME.fullmatch(name):
+        hint = "names are 2 to 255 of [a-zA-Z0-9_.-] and begin with a letter or a digit"
+        raise WherryError(Kind.INVALID, f'invalid volume name "{name}"', hint=hint)
+    with making(house):
+        directory = house.volumes.create()
+        row = Volume(name or f"{directory}{directory}"[:64], directory, time.time(), anonymous, dict(labels), dict(options))
+        stored = house.db.add_volume(row)
+        if stored.dir != directory:  # somebody was faster
+            house.volumes.remove(directory)
+            return stored, False
+    events.emit(house, "volume", "create", row.name, {"driver": "local"})
+    return row, True
+
+
+def create(house: House, name: str, driver: str, labels: Mapping[str, str], options: Mapping[str, str]) -> Json:
+    """`volume create`."""
+    if driver != "local":
+        raise WherryError(Kind.NOT_FOUND, f'volume driver "{driver}" is not there', hint="the built-in driver is local")
+    if options:
+        hint = "bind a directory or a tmpfs when running instead: --mount type=bind|tmpfs"
+        raise WherryError(Kind.UNSUPPORTED, f"the local driver takes no options ({', '.join(options)})", hint=hint)
+    return shape(house, claim(house, name, labels, options, anonymous=not name)[0])
+
+
+def shape(house: House, row: Volume) -> Json:
+    """docker's volume object."""
+    labels = dict(row.labels)
+    if row.anonymous:
+        labels.setdefault("com.docker.volume.anonymous", "")
+    return {
+        "Name": row.name,
+        "Driver": "local",
+        "Mountpoint": house.volumes.path(row.dir),
+        "CreatedAt": datetime.fromtimestamp(row.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "Labels": labels or None,
+        "Options": dict(row.options) or None,
+        "Scope": "local",
+    }
+
+
+def _get(house: House, name: str) -> Volume:
+    row = house.db.volume(name)
+    if row is None:
+        raise WherryError(Kind.NOT_FOUND, f"no such volume: {name}")
+    return row
+
+
+def inspect(house: House, name: str) -> Json:
+    """One volume."""
+    return shape(house, _get(house, name))
+
+
+def _matches(house: House, row: Volume, wanted: Filters) -> bool:
+    filters.check(wanted, _FILTERS)
+    checks = {
+        "name": lambda v: filters.named(v, row.name),
+        "label": lambda v: filters.labels(v, row.labels),
+        "dangling": lambda v: (v[0].lower() in ("true", "1")) == (not house.db.volume_users(row.name)),
+        "driver": lambda v: "local" in v,
+    }
+    return all(checks[name](values) for name, values in wanted.items())
+
+
+def listing(house: House, wanted: Filters) -> list[Json]:
+    """All volumes by name."""
+    return [shape(house, row) for row in house.db.volumes() if _matches(house, row, wanted)]
+
+
+def discard(house: House, row: Volume) -> None:
+    """Row first, then bytes."""
+    house.db.remove_volume(row.name)
+    house.volumes.remove(row.dir)
+    events.emit(house, "volume", "destroy", row.name, {"driver": "local"})
+
+
+def remove(house: House, name: str, *, force: bool) -> None:
+    """`volume rm`."""
+    row = house.db.volume(name)
+    if row is not None:
+        discard(house, row)
+    elif not force:
+        _get(house, name)
+
+
+def prune(house: House, *, all: bool, filters: Filters) -> Json:
+    """Remove unused anonymous volumes, or all unused ones."""
+    every = all or any(value.lower() in ("1", "true") for value in filters.get("all", ()))
+    wanted = {name: values for name, values in filters.items() if name == "label"}
+    deleted, freed = [], 0
+    for row in house.db.volumes():
+        if (every or row.anonymous) and not house.db.volume_users(row.name) and _matches(house, row, wanted):
+            size = house.volumes.usage(row.dir)
+            try:
+                discard(house, row)
+            except WherryError as error:
+                if error.kind is not Kind.CONFLICT:
+                    raise
+                continue
+            deleted.append(row.name)
+            freed += size
+    return {"VolumesDeleted": deleted, "SpaceReclaimed": freed}
