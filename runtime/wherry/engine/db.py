@@ -229,6 +229,11 @@ class Database:
             raise WherryError(Kind.INVALID, f"multiple containers have ids that start with {ref}", hint=hint)
         raise WherryError(Kind.NOT_FOUND, f"no such container: {ref}")
 
+    def named(self, name: str) -> str:
+        """The id of the container of this name, "" if the name is free."""
+        rows = self._rows("SELECT id FROM containers WHERE name = ?", name)
+        return str(rows[0][0]) if rows else ""
+
     def rename(self, cid: str, name: str) -> None:
         """Change a name; EXISTS if another container has it."""
         try:

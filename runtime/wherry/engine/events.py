@@ -92,11 +92,15 @@ _FILTERS: dict[str, Callable[[Json, str], bool]] = {
     "event": lambda e, v: e["Action"].split(":")[0] == v or e["Action"] == v,
     "type": lambda e, v: e["Type"] == v,
     "container": lambda e, v: e["Type"] == "container" and (e["Actor"]["ID"].startswith(v) or _actor(e, "name") == v),
-    "image": lambda e, v: v in (_actor(e, "image"), *((e["Actor"]["ID"], _actor(e, "name")) if e["Type"] == "image" else ())),
+    "image": lambda e, v: v in (_actor(e, "image"), *_image_names(e)),
     "volume": lambda e, v: e["Type"] == "volume" and e["Actor"]["ID"] == v,
     "network": lambda e, v: e["Type"] == "network" and v in (e["Actor"]["ID"], _actor(e, "name")),
     "label": lambda e, v: _label(e["Actor"]["Attributes"], v),
 }
+
+
+def _image_names(event: Json) -> tuple[str, ...]:
+    return (event["Actor"]["ID"], _actor(event, "name")) if event["Type"] == "image" else ()
 
 
 def _label(attributes: Json, text: str) -> bool:

@@ -16,11 +16,11 @@ from wherry.model import Json, MountRequest, RunOptions
 
 __all__ = ["Resolved", "collect", "inspect_row", "oci"]
 
-_PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"})
+_PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable"})
 _TMPFS_DATA = frozenset({"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"})
 _TMPFS = ("noexec", "nosuid", "nodev")
-_PLAIN = frozenset({"ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosuid", "sync", "async", "noatime", "relatime",
-                    "nodiratime", "strictatime", "atime", "bind", "rbind", "nosymfollow"})  # fmt: skip
+_PLAIN = frozenset({"ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosuid", "sync", "async", "noatime", "atime",
+                    "relatime", "nodiratime", "strictatime", "bind", "rbind", "nosymfollow"})  # fmt: skip
 _OURS = frozenset({"z", "Z", "U", "nocopy", "copy", "idmap", "tmpcopyup", "notmpcopyup", "consistent", "cached",
                    "delegated", "readonly", "bind-nonrecursive"})  # fmt: skip
 

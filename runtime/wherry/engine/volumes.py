@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ def claim(
         raise WherryError(Kind.INVALID, f'invalid volume name "{name}"', hint=hint)
     with making(house):
         directory = house.volumes.create()
-        row = Volume(name or f"{directory}{directory}"[:64], directory, time.time(), anonymous, dict(labels), dict(options))
+        minted = name or os.urandom(32).hex()
+        row = Volume(minted, directory, time.time(), anonymous, dict(labels), dict(options))
         stored = house.db.add_volume(row)
         if stored.dir != directory:  # somebody was faster
             house.volumes.remove(directory)
