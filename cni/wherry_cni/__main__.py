@@ -1,0 +1,22 @@
+"""`python -m wherry_cni NAME`: the plugins without their executables."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+_PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+
+
+def entry() -> int:
+    """Run the plugin that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if name not in _PLUGINS:
+        sys.stderr.write(f"usage: python -m wherry_cni {'|'.join(_PLUGINS)}\n")
+        return 2
+    code: int = import_module(f"wherry_cni.{_PLUGINS[name]}").entry()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,413 @@
+"""The plugin bridge: a veth pair whose host end is a port of a bridge, addressed by an IPAM plugin.
+
+Decides what a container's interface on a bridge network is. Keys are the reference plugin's, and three of ours:
+`nftTable` (the table of this instance), `isolate` (other networks reach its containers by published ports only) and
+`internal` (nothing leaves or enters the network). The host end's name is derived from network, container and interface,
+so that DEL finds it when the container's namespace is gone and nothing was remembered.
+Refuses to know ports (portmap) and how addresses are chosen (IPAM).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from wherry_cni import netlink, nft, skel
+from wherry_cni.config import boolean, integer, refuse, table_name, text
+from wherry_cni.errors import BAD_CONFIG, IO as IO_ERROR, KERNEL, UNSUPPORTED, CniError
+from wherry_cni.ipam import delegate
+from wherry_cni.results import Json
+from wherry_cni.skel import Call
+
+__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname", "main", "status"]
+
+_UNSUPPORTED = {
+    "vlan": "VLAN filtering is not built", "vlanTrunk": "VLAN filtering is not built",
+    "macspoofchk": "the MAC spoof check is not built", "portIsolation": "port isolation is not built",
+    "disableContainerInterface": "an interface that stays down is not built",
+}
+_SETS = ("masq4", "masq6", "inside4", "inside6", "same", "isolated", "internal")
+_MULTICAST = {"4": "224.0.0.0/4", "6": "ff00::/8"}
+_DEFAULT_ROUTE = {"4": "0.0.0.0/0", "6": "::/0"}
+_NODAD = 0x02  # IFA_F_NODAD: the lease already says that nobody else has the address
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """The configuration, typed."""
+
+    bridge: str
+    gateway: bool
+    default_gateway: bool
+    force: bool
+    masquerade: bool
+    mtu: int
+    hairpin: bool
+    promiscuous: bool
+    dad: bool
+    table: str
+    isolate: bool
+    internal: bool
+    mac: str
+    ipam: bool
+
+    @property
+    def walls(self) -> bool:
+        return self.isolate or self.internal
+
+
+def add(call: Call) -> Json:
+    """Address, links, routes, rules; whatever fails, what was done before is undone."""
+    wish = _wish(call)
+    leased = delegate(call, "ADD") if wish.ipam else {}
+    try:
+        result = _join(call, wish, leased)
+        _protect(call, wish, result)
+    except BaseException:
+        _undo(call, wish)
+        raise
+    return result
+
+
+def delete(call: Call) -> None:
+    """Links, rules, address; absent is success. The host end goes now: the kernel takes a dead namespace down later."""
+    wish = _wish(call)
+    if not netlink.delete_link(host_ifname(call)) and call.netns and os.path.exists(call.netns):
+        netlink.in_namespace(call.netns, lambda: netlink.delete_link(call.ifname))
+    if wish.masquerade:
+        nft.remove(wish.table, nft.owner(call.network, call.container_id, call.ifname), ("masq4", "masq6"))
+    if wish.ipam:
+        delegate(call, "DEL")
+
+
+def check(call: Call) -> None:
+    """The attachment is as ADD left it."""
+    wish = _wish(call)
+    if wish.ipam:
+        delegate(call, "CHECK")
+    previous = call.previous or {}
+    with netlink.wired() as route:
+        bridge, port = netlink.link(route, wish.bridge), netlink.link(route, host_ifname(call))
+    if bridge is None:
+        raise CniError(IO_ERROR, f"bridge {wish.bridge} is missing")
+    if port is None or port.get("master") != bridge["index"]:
+        raise CniError(IO_ERROR, f"{host_ifname(call)} is not a port of bridge {wish.bridge}")
+    netlink.in_namespace(call.netns, lambda: _check_inside(call, previous))
+    _check_rules(call, wish, previous)
+
+
+def collect(call: Call) -> None:
+    """GC: rules and leases of attachments that the runtime no longer knows."""
+    wish = _wish(call)
+    if wish.masquerade or wish.walls:
+        nft.remove_others(wish.table, call.network, skel.valid_attachments(call), _SETS)
+    if wish.ipam:
+        delegate(call, "GC")
+
+
+def status(call: Call) -> None:
+    """An ADD could work: the configuration is sound and so is IPAM."""
+    if _wish(call).ipam:
+        delegate(call, "STATUS")
+
+
+def host_ifname(call: Call) -> str:
+    """The name of the pair's host end (IFNAMSIZ allows 15 characters)."""
+    seed = f"{call.network}\0{call.container_id}\0{call.ifname}"
+    return "veth" + hashlib.sha256(seed.encode()).hexdigest()[:11]
+
+
+def _join(call: Call, wish: _Wish, leased: Json) -> Json:
+    ips = [{**part, "interface": 2} for part in leased.get("ips", [])]
+    gateways = _gateways(wish, ips)
+    routes = _routes(wish, leased, ips)
+    mac = wish.mac or _mac_of(ips)
+    with netlink.wired() as route:
+        bridge = _bridge(route, wish)
+        if wish.gateway:
+            _give_gateways(route, wish, bridge["index"], gateways)
+        host = _pair(route, call, wish, bridge["index"], mac)
+        inner = netlink.in_namespace(call.netns, lambda: _configure(call.ifname, ips, routes, wish.dad))
+    if wish.gateway:
+        _forwarding(gateways)
+    interfaces = [_told(bridge), _told(host), {**_told(inner), "sandbox": call.netns}]
+    return {"interfaces": interfaces, "ips": ips, "routes": routes, "dns": _dns(call, leased)}
+
+
+def _bridge(route: Any, wish: _Wish) -> Any:
+    """The bridge's link, made where it is missing. Its MAC is set, else it would be that of the lowest port, by turns."""
+    found = netlink.link(route, wish.bridge)
+    if found is None:
+        mac = "02:" + ":".join(f"{byte:02x}" for byte in os.urandom(5))
+        size = {"mtu": wish.mtu} if wish.mtu else {}
+        _unless(errno.EEXIST, lambda: route.link("add", ifname=wish.bridge, kind="bridge", address=mac, **size))
+        found = netlink.link(route, wish.bridge)
+        if found is None:
+            raise CniError(KERNEL, f"bridge {wish.bridge} vanished while it was made")
+    if found.get(("linkinfo", "kind")) != "bridge":
+        raise CniError(BAD_CONFIG, f"{wish.bridge} exists and is not a bridge")
+    if found["state"] != "up" or wish.promiscuous:
+        promisc = {"flags": 0x101, "mask": 0x101} if wish.promiscuous else {"state": "up"}  # IFF_UP, IFF_PROMISC
+        route.link("set", index=found["index"], **promisc)
+    return found
+
+
+def _pair(route: Any, call: Call, wish: _Wish, bridge: int, mac: str) -> Any:
+    """The veth pair in one message: the peer is born in the container's namespace, under its name."""
+    name = host_ifname(call)
+    netlink.delete_link(name)  # what a killed ADD of the same attachment left
+    with _opened(call.netns) as fd:
+        size = {"mtu": wish.mtu} if wish.mtu else {}
+        peer = {"ifname": call.ifname, "net_ns_fd": fd, **size, **({"address": mac} if mac else {})}
+        if _unless(errno.EEXIST, lambda: route.link("add", ifname=name, kind="veth", peer=peer, master=bridge, **size)):
+            raise CniError(BAD_CONFIG, f"the container has an interface {call.ifname} already")
+    host = netlink.link(route, name)
+    if host is None:
+        raise CniError(KERNEL, f"{name} vanished while it was made")
+    if wish.hairpin:
+        route.brport("set", index=host["index"], mode=1)
+    route.link("set", index=host["index"], state="up")
+    return host
+
+
+def _configure(ifname: str, ips: Sequence[Json], routes: Sequence[Json], dad: bool) -> Any:
+    """The container's side; runs inside its namespace."""
+    if any(":" in part["address"] for part in ips):
+        netlink.sysctl(f"net/ipv6/conf/{ifname}/disable_ipv6", "0")
+    with netlink.wired() as route:
+        inner = netlink.link(route, ifname)
+        index = inner["index"]
+        for part in ips:
+            _add_address(route, index, part["address"], dad)
+        route.link("set", index=index, state="up")
+        for wanted in routes:
+            _add_route(route, index, wanted)
+    return inner
+
+
+def _add_address(route: Any, index: int, address: str, dad: bool = False) -> None:
+    plain, _, prefix = address.partition("/")
+    extra: dict[str, Any] = {"flags": _NODAD} if ":" in plain and not dad else {}
+    if ":" not in plain:
+        extra["broadcast"] = str(ipaddress.ip_interface(address).network.broadcast_address)
+    _unless(errno.EEXIST, lambda: route.addr("add", index=index, address=plain, prefixlen=int(prefix), **extra))
+
+
+def _add_route(route: Any, index: int, wanted: Json) -> None:
+    names = {"gw": "gateway", "priority": "priority", "table": "table", "scope": "scope"}
+    given = {names[key]: value for key, value in wanted.items() if key in names and value}
+    metrics = {key: wanted[key] for key in ("mtu", "advmss") if wanted.get(key)}
+    if metrics:
+        given["metrics"] = metrics
+    _unless(errno.EEXIST, lambda: route.route("add", dst=wanted["dst"], oif=index, **given))
+
+
+def _give_gateways(route: Any, wish: _Wish, bridge: int, gateways: Sequence[str]) -> None:
+    """The gateways' addresses on the bridge; another IPv4 address there is refused unless forceAddress is set."""
+    present = [f"{part.get('address')}/{part['prefixlen']}" for part in route.get_addr(index=bridge)]
+    for wanted in gateways:
+        if wanted in present:
+            continue
+        for other in (old for old in present if _conflicting(old, wanted, gateways)):
+            if not wish.force:
+                raise CniError(BAD_CONFIG, f"bridge {wish.bridge} has the address {other}, not {wanted}",
+                               "forceAddress would replace it")
+            plain, _, prefix = other.partition("/")
+            route.addr("del", index=bridge, address=plain, prefixlen=int(prefix))
+        _add_address(route, bridge, wanted)
+
+
+def _conflicting(old: str, wanted: str, gateways: Sequence[str]) -> bool:
+    one, two = ipaddress.ip_interface(old), ipaddress.ip_interface(wanted)
+    if one.version != two.version or old in gateways or one.is_link_local:
+        return False
+    return one.version == 4 or one.network.overlaps(two.network)
+
+
+def _protect(call: Call, wish: _Wish, result: Json) -> None:
+    """Masquerading and isolation: one batch."""
+    wanted: list[nft.Element] = []
+    own, whole = nft.owner(call.network, call.container_id, call.ifname), nft.owner_of_network(call.network)
+    for part in result["ips"] if wish.masquerade else ():
+        address = ipaddress.ip_interface(part["address"])
+        suffix, subnet = nft.family(part["address"]), address.network
+        wanted.append(nft.Element(f"masq{suffix}", str(address.ip), own))
+        wanted += [nft.Element(f"inside{suffix}", f"{subnet} . {other}", whole)
+                   for other in (subnet, _MULTICAST[suffix])]
+    if wish.walls:
+        wanted.append(nft.Element("same", f"{wish.bridge} . {wish.bridge}", whole))
+        wanted.append(nft.Element("internal" if wish.internal else "isolated", wish.bridge, whole))
+    if wanted:
+        nft.add(wish.table, wanted)
+
+
+def _forwarding(gateways: Sequence[str]) -> None:
+    """A gateway forwards. Switching IPv6 forwarding on would end accepting router advertisements where it is 1."""
+    families = {nft.family(address) for address in gateways}
+    if "4" in families:
+        netlink.sysctl("net/ipv4/ip_forward", "1")
+    if "6" in families:
+        with open("/proc/sys/net/ipv6/conf/all/forwarding", encoding="ascii") as stream:
+            if stream.read().strip() == "1":
+                return
+        for name in netlink.links():
+            path = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
+            if os.path.exists(path) and open(path, encoding="ascii").read().strip() == "1":
+                netlink.sysctl(f"net/ipv6/conf/{name}/accept_ra", "2")
+        netlink.sysctl("net/ipv6/conf/all/forwarding", "1")
+
+
+def _undo(call: Call, wish: _Wish) -> None:
+    """After a failed ADD: each part for itself, for the first error is the one to tell."""
+    steps = [lambda: netlink.delete_link(host_ifname(call))]
+    if wish.ipam:
+        steps.append(lambda: bool(delegate(call, "DEL")))
+    for step in steps:
+        try:
+            step()
+        except Exception as second:  # told by the runtime's DEL again, if it lasts
+            skel.note(f"while undoing: {second}")
+
+
+def _gateways(wish: _Wish, ips: Sequence[Json]) -> list[str]:
+    """The bridge's own addresses, and those that every ip gets where IPAM named none."""
+    found = []
+    for part in ips:
+        network = ipaddress.ip_interface(part["address"]).network
+        if (wish.gateway or wish.default_gateway) and not part.get("gateway"):
+            part["gateway"] = str(network.network_address + 1)
+        if part.get("gateway"):
+            found.append(f"{part['gateway']}/{network.prefixlen}")
+    return list(dict.fromkeys(found))
+
+
+def _routes(wish: _Wish, leased: Json, ips: Sequence[Json]) -> list[Json]:
+    """IPAM's routes, and the default routes of a default gateway; each with the gateway of its family."""
+    gateways = {nft.family(part["address"]): part["gateway"] for part in reversed(ips) if part.get("gateway")}
+    routes = [dict(route) for route in leased.get("routes") or []]
+    if wish.default_gateway:
+        present = {route["dst"] for route in routes}
+        routes += [{"dst": _DEFAULT_ROUTE[suffix], "gw": gateway} for suffix, gateway in sorted(gateways.items())
+                   if _DEFAULT_ROUTE[suffix] not in present]
+    for route in routes:
+        if not route.get("gw") and route.get("scope") is None and nft.family(route["dst"]) in gateways:
+            route["gw"] = gateways[nft.family(route["dst"])]
+    return routes
+
+
+def _mac_of(ips: Sequence[Json]) -> str:
+    """A MAC that follows the IPv4 address, so that a neighbour's old entry for a reused address is still true."""
+    plain = next((part["address"].partition("/")[0] for part in ips if ":" not in part["address"]), "")
+    return "0a:58:" + ":".join(f"{int(number):02x}" for number in plain.split(".")) if plain else ""
+
+
+def _check_inside(call: Call, previous: Json) -> None:
+    with netlink.wired() as route:
+        inner = netlink.link(route, call.ifname)
+        if inner is None:
+            raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
+        present = {f"{part.get('address')}/{part['prefixlen']}" for part in route.get_addr(index=inner["index"])}
+    mine = [index for index, part in enumerate(previous.get("interfaces") or [])
+            if part.get("sandbox") and part.get("name") == call.ifname]
+    for part in previous.get("ips", []):
+        if part.get("interface") in (*mine, None) and part["address"] not in present:
+            raise CniError(IO_ERROR, f"{call.ifname} has lost its address {part['address']}")
+    for index in mine:
+        mac = previous["interfaces"][index].get("mac")
+        if mac and mac != inner.get("address"):
+            raise CniError(IO_ERROR, f"{call.ifname} has the MAC {inner.get('address')}, not {mac}")
+
+
+def _check_rules(call: Call, wish: _Wish, previous: Json) -> None:
+    if not wish.masquerade:
+        return
+    name = nft.owner(call.network, call.container_id, call.ifname)
+    held = {found.key for found in nft.elements(wish.table) if found.owner == name}
+    for part in previous.get("ips", []):
+        if part["address"].partition("/")[0] not in held:
+            raise CniError(IO_ERROR, f"{part['address']} is no longer masqueraded")
+
+
+def _wish(call: Call) -> _Wish:
+    config = call.config
+    refuse(config, _UNSUPPORTED)
+    if text(config, "ipMasqBackend") not in ("", "nftables"):
+        raise CniError(UNSUPPORTED, 'unsupported field "ipMasqBackend"', "this plugin speaks nftables only")
+    given: Any = (config.get("args") or {}).get("cni") or {}
+    mac = str(call.runtime.get("mac") or given.get("mac") or call.args.get("MAC") or "")
+    ipam = bool((config.get("ipam") or {}).get("type"))
+    default_gateway = boolean(config, "isDefaultGateway")
+    if boolean(config, "hairpinMode") and boolean(config, "promiscMode"):
+        raise CniError(BAD_CONFIG, "hairpinMode and promiscMode exclude each other")
+    return _Wish(
+        bridge=_link_name(text(config, "bridge", "cni0")), gateway=boolean(config, "isGateway") or default_gateway,
+        default_gateway=default_gateway, force=boolean(config, "forceAddress"), masquerade=boolean(config, "ipMasq"),
+        mtu=integer(config, "mtu", 68, 65535), hairpin=boolean(config, "hairpinMode"),
+        promiscuous=boolean(config, "promiscMode"), dad=boolean(config, "enabledad"), table=table_name(config),
+        isolate=boolean(config, "isolate"), internal=boolean(config, "internal"), mac=_checked_mac(mac), ipam=ipam)
+
+
+def _link_name(name: str) -> str:
+    if not 0 < len(name) < 16 or any(char in '/:"\\' or not char.isprintable() or char.isspace() for char in name):
+        raise CniError(BAD_CONFIG, f'bridge: "{name}" is not a link name')
+    return name
+
+
+def _checked_mac(mac: str) -> str:
+    parts = mac.split(":")
+    good = len(parts) == 6 and all(len(part) == 2 and all(char in "0123456789abcdefABCDEF" for char in part)
+                                   for part in parts)
+    if mac and (not good or int(parts[0], 16) & 1):
+        raise CniError(BAD_CONFIG, f'mac: "{mac}" is not a unicast MAC address')
+    return mac.lower()
+
+
+def _dns(call: Call, leased: Json) -> Json:
+    """The network's own settings go before IPAM's."""
+    return dict(call.config.get("dns") or leased.get("dns") or {})
+
+
+def _told(found: Any) -> Json:
+    return {"name": found.get("ifname"), "mac": found.get("address"), "mtu": found.get("mtu")}
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _unless(code: int, work: Any) -> bool:
+    """Do it; True when the kernel answered `code`, which is no failure here."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        work()
+    except NetlinkError as problem:
+        if problem.code != code:
+            raise
+        return True
+    return False
+
+
+VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
+
+
+def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
+    """One call with injected streams."""
+    return skel.main(VERBS, argv, env, stdin, stdout)
+
+
+def entry() -> int:
+    """The executable."""
+    netlink.hollow_pyroute2()
+    return skel.process_main(VERBS)

@@ -1,0 +1,166 @@
+"""The plugin host-local: addresses of this host's ranges, leased in files.
+
+Decides which addresses an interface gets: those asked for (CNI_ARGS IP=, runtimeConfig.ips, args.cni.ips), else the
+next free one of each range set. Refuses to know links: it never touches the kernel.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from wherry_cni import skel
+from wherry_cni.allocator import IPAddress, Range, parse_ranges, walk
+from wherry_cni.config import text
+from wherry_cni.errors import BAD_CONFIG, EXHAUSTED, IO as IO_ERROR, CniError
+from wherry_cni.results import Json
+from wherry_cni.skel import Call
+from wherry_cni.store import Store, opened
+
+__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "status"]
+
+_DATA_DIR = "/var/lib/cni/networks"  # the reference's
+_MAX_RESOLV = 1 << 16
+
+
+def add(call: Call) -> Json:
+    """One address of each range set, or nothing at all."""
+    ipam = _ipam(call)
+    sets = parse_ranges(ipam)
+    asked = _asked(call)
+    taken: list[str] = []
+    with opened(_data_dir(ipam), call.network) as store:
+        try:
+            _refuse_second(store, call)
+            ips = [_one(store, call, index, group, asked, taken) for index, group in enumerate(sets)]
+            if asked:
+                raise CniError(BAD_CONFIG, f"requested address {', '.join(map(str, asked))} is in no range of the network")
+        except BaseException:
+            store.drop(taken)
+            raise
+    return {"ips": ips, "routes": _routes(ipam), "dns": _dns(text(ipam, "resolvConf"))}
+
+
+def delete(call: Call) -> None:
+    """End the leases of this interface. None held is success."""
+    if not os.path.isdir(os.path.join(_data_dir(_ipam(call)), call.network)):
+        return
+    with opened(_data_dir(_ipam(call)), call.network) as store:
+        store.drop(address for address, owner, ifname in store.leases()
+                   if owner == call.container_id and ifname in (call.ifname, ""))
+
+
+def check(call: Call) -> None:
+    """The interface still has a lease."""
+    with opened(_data_dir(_ipam(call)), call.network) as store:
+        held = {address for address, owner, ifname in store.leases()
+                if owner == call.container_id and ifname in (call.ifname, "")}
+    told = {part["address"].partition("/")[0] for part in (call.previous or {}).get("ips", [])}
+    if not held or (told and not held & told):
+        raise CniError(IO_ERROR, f"host-local: no address of {call.container_id} is leased")
+
+
+def collect(call: Call) -> None:
+    """GC: end the leases of whoever is not in the list of valid attachments."""
+    valid = skel.valid_attachments(call)
+    with opened(_data_dir(_ipam(call)), call.network) as store:
+        store.drop(address for address, owner, ifname in store.leases() if (owner, ifname) not in valid)
+
+
+def status(call: Call) -> None:
+    """The ranges can be read and the directory can be written."""
+    parse_ranges(_ipam(call))
+    with opened(_data_dir(_ipam(call)), call.network):
+        return
+
+
+def _one(store: Store, call: Call, index: int, group: Sequence[Range], asked: list[IPAddress], taken: list[str]) -> Json:
+    """Lease one address of a set; an address asked for that lies in the set is used up."""
+    wish = next((address for address in asked if any(part.holds(address) for part in group)), None)
+    if wish is not None:
+        asked.remove(wish)
+        offers = [(part, wish) for part in group if part.holds(wish)]
+        if any(part.gateway == wish for part, _ in offers):
+            raise CniError(BAD_CONFIG, f"requested address {wish} is the network's gateway")
+    for part, address in offers if wish is not None else walk(group, store.last(index)):
+        if store.take(str(address), call.container_id, call.ifname):
+            taken.append(str(address))
+            if wish is None:
+                store.remember(index, str(address))
+            return {"address": part.interface(address), "gateway": str(part.gateway)}
+    if wish is not None:
+        raise CniError(EXHAUSTED, f"requested address {wish} is in use")
+    raise CniError(EXHAUSTED, "no address is free in " + ", ".join(f"{part.start}-{part.end}" for part in group))
+
+
+def _refuse_second(store: Store, call: Call) -> None:
+    """A repeated ADD is an error of the runtime (section 2, ADD); the lease it made stays with the first."""
+    for address, owner, ifname in store.leases():
+        if owner == call.container_id and ifname == call.ifname:
+            raise CniError(BAD_CONFIG, f"{address} has been allocated to {owner}, duplicate allocation is not allowed")
+
+
+def _asked(call: Call) -> list[IPAddress]:
+    """Addresses that the runtime asks for, by any of the three ways."""
+    in_args: Any = (call.config.get("args") or {}).get("cni") or {}
+    texts = [call.args["IP"]] if call.args.get("IP") else []
+    texts += list(call.runtime.get("ips") or []) + list(in_args.get("ips") or [])  # type: ignore[call-overload]
+    try:
+        found = [ipaddress.ip_interface(str(text)).ip for text in texts]
+    except ValueError as problem:
+        raise CniError(BAD_CONFIG, f"requested address: {problem}") from None
+    return list(dict.fromkeys(found))
+
+
+def _routes(ipam: Mapping[str, Any]) -> list[Json]:
+    routes = ipam.get("routes") or []
+    try:
+        for route in routes:
+            ipaddress.ip_network(route["dst"], strict=False)
+    except (KeyError, TypeError, ValueError) as problem:
+        raise CniError(BAD_CONFIG, f"ipam.routes: {problem}") from None
+    return [dict(route) for route in routes]
+
+
+def _dns(path: str) -> Json:
+    """The resolver settings of a resolv.conf(5) file."""
+    if not path:
+        return {}
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        rows = [line.split() for line in stream.read(_MAX_RESOLV).splitlines() if not line.startswith(("#", ";"))]
+    found: dict[str, Any] = {
+        "nameservers": [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"],
+        "search": [word for row in rows if row[:1] == ["search"] for word in row[1:]],
+        "options": [word for row in rows if row[:1] == ["options"] for word in row[1:]],
+        "domain": next((row[1] for row in rows if len(row) > 1 and row[0] == "domain"), ""),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _ipam(call: Call) -> Mapping[str, Any]:
+    ipam = call.config.get("ipam")
+    if not isinstance(ipam, dict):
+        raise CniError(BAD_CONFIG, "the configuration has no ipam part")
+    return ipam
+
+
+def _data_dir(ipam: Mapping[str, Any]) -> str:
+    directory = text(ipam, "dataDir", _DATA_DIR)
+    if not os.path.isabs(directory):
+        raise CniError(BAD_CONFIG, f'ipam.dataDir: "{directory}" is not an absolute path')
+    return directory
+
+
+VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
+
+
+def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
+    """One call with injected streams."""
+    return skel.main(VERBS, argv, env, stdin, stdout)
+
+
+def entry() -> int:
+    """The executable."""
+    return skel.process_main(VERBS)

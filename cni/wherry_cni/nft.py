@@ -1,0 +1,205 @@
+"""The firewall table of one wherry: its fixed rules, and elements keyed by address that carry their owner's name.
+
+Decides the layout. All containers share a handful of rules; a container is only elements of sets and maps, so that
+ADD and DEL are one small atomic batch each, and a packet meets hash lookups instead of a rule per container.
+Every element's comment is its owner ("ID/IFNAME@NETWORK", or "@NETWORK"; nft allows 128 bytes): DEL finds what is its own even when
+nothing is remembered. Refuses to know why an element is wanted (bridge and portmap say so).
+
+- masq4/6      addresses that are masqueraded when they leave for anything not in inside4/6 (their own subnet, multicast)
+- any/exact    host port to container, for every local address or for one; a host port that is taken is a key that exists
+- hairpin4/6   (client network, container) pairs whose published connections come back through us
+- localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
+- same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
+
+__all__ = ["Element", "add", "elements", "family", "owner", "owner_of_network", "remove", "remove_others"]
+
+_TIMEOUT = 30
+_LAYOUT = "layout_1"  # changes with the rules below: another layout is put in place by the first ADD
+_SETS = {
+    "masq4": "ipv4_addr", "masq6": "ipv6_addr",
+    "inside4": "ipv4_addr . ipv4_addr; flags interval", "inside6": "ipv6_addr . ipv6_addr; flags interval",
+    "hairpin4": "ipv4_addr . ipv4_addr; flags interval", "hairpin6": "ipv6_addr . ipv6_addr; flags interval",
+    "localnet": "ifname", "same": "ifname . ifname", "isolated": "ifname", "internal": "ifname",
+    _LAYOUT: "mark",
+}
+_MAPS = {
+    "any4": "inet_proto . inet_service : ipv4_addr . inet_service",
+    "any6": "inet_proto . inet_service : ipv6_addr . inet_service",
+    "exact4": "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
+    "exact6": "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service",
+}
+_CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that jumps
+    "publish": ("", (
+        "dnat ip to ip daddr . meta l4proto . th dport map @exact4",
+        "dnat ip to meta l4proto . th dport map @any4",
+        "dnat ip6 to ip6 daddr . meta l4proto . th dport map @exact6",
+        "dnat ip6 to meta l4proto . th dport map @any6",
+    )),
+    # A neighbour on the wire may address 127.0.0.1 to our MAC: a port published on loopback is not for him.
+    "prerouting": ("type nat hook prerouting priority dstnat;", (
+        "ip daddr 127.0.0.0/8 return",
+        "ip6 daddr ::1 return",
+        "fib daddr type local jump publish",
+    )),
+    "output": ("type nat hook output priority -100;", ("fib daddr type local jump publish",)),
+    "postrouting": ("type nat hook postrouting priority srcnat;", (
+        "ip saddr @masq4 ip saddr . ip daddr != @inside4 masquerade",
+        "ip6 saddr @masq6 ip6 saddr . ip6 daddr != @inside6 masquerade",
+        "ct status dnat ip saddr . ip daddr @hairpin4 masquerade",
+        "ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade",
+    )),
+    "loopback_guard": ("type filter hook prerouting priority raw;", (  # CVE-2020-8558
+        "iifname @localnet ip daddr 127.0.0.0/8 drop",
+        "iifname @localnet ip saddr 127.0.0.0/8 drop",
+    )),
+    "isolation": ("", (
+        "ct state established,related return",
+        "iifname . oifname @same return",
+        "iifname @internal drop",
+        "oifname @internal drop",
+        "oifname @isolated ct status dnat return",
+        "oifname @isolated drop",
+    )),
+    "forward": ("type filter hook forward priority filter;", (
+        "iifname @internal jump isolation",
+        "oifname @internal jump isolation",
+        "oifname @isolated jump isolation",
+    )),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a set, or of a map where `value` is given. Keys and values are as nft writes them."""
+
+    where: str
+    key: str
+    owner: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        tail = f" : {self.value}" if self.value else ""
+        return f'{self.where} {{ {self.key} comment "{self.owner}"{tail} }}'
+
+
+def owner(network: str, container_id: str, ifname: str) -> str:
+    """The comment of a container's elements; names too long for nft are stood for by their digests."""
+    known = container_id if len(container_id) <= 64 else sha256(container_id.encode()).hexdigest()
+    return f"{known}/{ifname}{owner_of_network(network)}"
+
+
+def owner_of_network(network: str) -> str:
+    """The comment of elements that belong to a network as a whole; a container's comment ends with it."""
+    return f"@{network if len(network) <= 39 else sha256(network.encode()).hexdigest()[:32]}"
+
+
+def family(address: str) -> str:
+    """The suffix of the sets for an address: "4" or "6"."""
+    return "6" if ":" in address else "4"
+
+
+def add(table: str, wanted: Sequence[Element]) -> None:
+    """Put the elements in place, all or none; the table is made first where it is missing.
+
+    A map's key must be new (it is somebody's port). An address in masq4/6 changes hands: its last owner left no DEL.
+    """
+    lines: list[str] = []
+    for element in wanted:
+        if element.where in ("masq4", "masq6"):
+            bare = f"inet {table} {element.where} {{ {element.key} }}"
+            lines += [f"add element {bare}", f"delete element {bare}"]
+        lines.append(f"{'create' if element.value else 'add'} element inet {table} {element}")
+    code, _, err = _nft(["-f", "-"], "\n".join([f"flush set inet {table} {_LAYOUT}", *lines]))
+    if code and "No such file" in err:
+        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
+    if code and "File exists" in err:
+        raise CniError(PORT_TAKEN, "a key of the batch is taken", err)
+    if code:
+        raise CniError(FIREWALL, "nft refuses the batch", err)
+
+
+def elements(table: str) -> list[Element]:
+    """Every element that has an owner; none when there is no table. Map values are not told."""
+    code, out, err = _nft(["-j", "list", "table", "inet", table], "")
+    if code:
+        if "No such file" in err:
+            return []
+        raise CniError(FIREWALL, "nft cannot list the table", err)
+    found = []
+    for item in json.loads(out)["nftables"]:
+        body = item.get("set") or item.get("map") or {}
+        for entry in body.get("elem", ()):
+            part = (entry[0] if isinstance(entry, list) else entry)
+            if isinstance(part, dict) and "comment" in part.get("elem", {}):
+                found.append(Element(body["name"], _key(part["elem"]["val"]), part["elem"]["comment"]))
+    return found
+
+
+def remove(table: str, name: str, only: Sequence[str]) -> None:
+    """Drop the elements of one owner in the sets `only`. None there is success."""
+    _remove(table, lambda found: found.owner == name and found.where in only)
+
+
+def remove_others(table: str, network: str, valid: Iterable[tuple[str, str]], only: Sequence[str]) -> None:
+    """GC: drop what containers of the network own who are not `valid`; with none valid, what the network owns too."""
+    kept = {owner(network, *pair) for pair in valid}
+    tail = owner_of_network(network)
+    _remove(table, lambda found: found.where in only and found.owner.endswith(tail)
+            and (found.owner not in kept if found.owner != tail else not kept))
+
+
+def _remove(table: str, chosen: Callable[[Element], bool]) -> None:
+    for last in (False, True):
+        gone = [f"delete element inet {table} {found.where} {{ {found.key} }}" for found in filter(chosen, elements(table))]
+        if not gone:
+            return
+        code, _, err = _nft(["-f", "-"], "\n".join(gone))
+        if not code:
+            return
+        if last or "No such file" not in err:  # somebody else removed one between listing and batch: list again
+            raise CniError(FIREWALL, "nft refuses to remove elements", err)
+
+
+def _layout(table: str) -> list[str]:
+    lines = [f"add table inet {table}"]
+    lines += [f"add set inet {table} {name} {{ type {kind}; }}" for name, kind in _SETS.items()]
+    lines += [f"add map inet {table} {name} {{ type {kind}; }}" for name, kind in _MAPS.items()]
+    for name, (hook, rules) in _CHAINS.items():
+        lines.append(f"add chain inet {table} {name}" + (f" {{ {hook} }}" if hook else ""))
+        lines.append(f"flush chain inet {table} {name}")
+        lines += [f"add rule inet {table} {name} {rule}" for rule in rules]
+    return lines
+
+
+def _key(value: Any) -> str:
+    """An element's key, from nft's JSON to nft's text."""
+    if isinstance(value, dict) and "concat" in value:
+        return " . ".join(_key(part) for part in value["concat"])
+    if isinstance(value, dict) and "prefix" in value:
+        return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+    if isinstance(value, dict) and "range" in value:
+        return "-".join(_key(part) for part in value["range"])
+    return str(value)
+
+
+def _nft(arguments: Sequence[str], text: str) -> tuple[int, str, str]:
+    try:
+        done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT,
+                              check=False)
+    except FileNotFoundError:
+        raise CniError(FIREWALL, "nft is not installed", "install the package nftables") from None
+    except subprocess.TimeoutExpired:
+        raise CniError(FIREWALL, f"nft did not finish in {_TIMEOUT} s") from None
+    return done.returncode, done.stdout, done.stderr.strip()

@@ -1,0 +1,89 @@
+"""Address leases on disk, in the reference plugin's layout: both can serve the same directory.
+
+DIR/NETWORK/ADDRESS holds "containerid\\r\\nifname"; last_reserved_ip.N the latest address of range set N; lock is
+taken (flock) round every change. Decides nothing about which address; refuses to know configurations.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["Store", "opened"]
+
+_LINE = "\r\n"  # the reference's LineBreak
+_MAX = 4096
+
+
+class Store:
+    """The leases of one network, under its lock."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def take(self, address: str, container_id: str, ifname: str) -> bool:
+        """Lease an address; False when somebody has it."""
+        path = self._path(address)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            return False
+        with os.fdopen(fd, "w", encoding="ascii") as stream:
+            try:
+                stream.write(f"{container_id}{_LINE}{ifname}")
+                stream.flush()
+            except OSError:  # a full disk must not leave an empty lease that nobody can release
+                os.unlink(path)
+                raise
+        return True
+
+    def remember(self, index: int, address: str) -> None:
+        """The latest address of a range set, for the round robin."""
+        with open(os.path.join(self._directory, f"last_reserved_ip.{index}"), "w", encoding="ascii") as stream:
+            stream.write(address)
+
+    def last(self, index: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The latest address of a range set; None where none is known."""
+        with suppress(OSError, ValueError):
+            return ipaddress.ip_address(self._read(f"last_reserved_ip.{index}").strip())
+        return None
+
+    def leases(self) -> list[tuple[str, str, str]]:
+        """All (address, container id, ifname). The ifname is "" in leases of very old plugins."""
+        found = []
+        for name in os.listdir(self._directory):
+            address = name.replace("_", ":")
+            with suppress(OSError, ValueError):
+                ipaddress.ip_address(address)
+                container_id, _, ifname = self._read(name).strip().partition(_LINE)
+                found.append((address, container_id.strip(), ifname.strip()))
+        return found
+
+    def drop(self, addresses: Iterable[str]) -> None:
+        """End leases. Absent is success."""
+        for address in addresses:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(address))
+
+    def _path(self, address: str) -> str:
+        return os.path.join(self._directory, str(ipaddress.ip_address(address)))
+
+    def _read(self, name: str) -> str:
+        with open(os.path.join(self._directory, name), encoding="utf-8", errors="replace", newline="") as stream:
+            return stream.read(_MAX)
+
+
+@contextmanager
+def opened(data_dir: str, network: str) -> Iterator[Store]:
+    """The store of a network, locked until the block is left; made where it is missing."""
+    directory = os.path.join(data_dir, network)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    fd = os.open(os.path.join(directory, "lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield Store(directory)
+    finally:
+        os.close(fd)
