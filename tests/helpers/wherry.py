@@ -1,0 +1,128 @@
+"""One whole wherry for one test: the command line with a --root, --state and settings of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from audit import Mark, cgroup_mounts
+
+__all__ = ["Wherry", "until"]
+
+TOP = Path(__file__).resolve().parents[2]
+SCRIPT = Path(sys.executable).with_name("wherry")
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from wherry.cli.main import entry; entry()"]
+
+
+def until(what: Callable[[], Any], seconds: float = 15, message: str = "") -> Any:
+    """Wait for something to become true and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, message or f"not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+class Wherry:
+    """Call it with words: `wherry("run", "--rm", image, "true")`. The result's output is text."""
+
+    def __init__(self, test_id: str, directory: Path, settings: str = "") -> None:
+        self.id = test_id
+        # a path with the id in it: attach sockets need it short, and mounts and processes are found by it
+        self.root, self.state = directory / f"{test_id}-root", Path(f"/run/{test_id}-state")
+        self.config = directory / f"{test_id}.toml"
+        self.cgroup = f"/{test_id}"
+        self.config.write_text(f'cgroup_parent = "{self.cgroup}"\n{settings}')
+        self.mark = Mark(paths=(str(self.root), str(self.state)), cgroup=self.cgroup)
+        places = {"WHERRY_ROOT": self.root, "WHERRY_STATE": self.state, "WHERRY_CONFIG": self.config}
+        self.env = {**os.environ, **{key: str(value) for key, value in places.items()}}
+        if not SCRIPT.exists():
+            self.env["PYTHONPATH"] = f"{TOP}/runtime:{TOP}/cni"
+
+    def name(self, suffix: str = "c") -> str:
+        """A name that carries the test's id."""
+        return f"{self.id}-{suffix}"
+
+    def __call__(
+        self,
+        *words: object,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 90,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *map(str, words)]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**self.env, **(env or {})},
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[call-overload]
+        )
+        if check and done.returncode:
+            said = f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+            raise AssertionError(f"wherry {' '.join(map(str, words))}: {said}")
+        return done  # type: ignore[no-any-return]
+
+    def popen(self, *words: object, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command and go on."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen([*COMMAND, *map(str, words)], env=self.env, **options)
+
+    def out(self, *words: object, **options: Any) -> str:
+        """Standard output without its last line end."""
+        return self(*words, **options).stdout.rstrip("\n")
+
+    def inspect(self, ref: str) -> dict[str, Any]:
+        """`inspect` of one object."""
+        return json.loads(self("inspect", ref).stdout)[0]  # type: ignore[no-any-return]
+
+    def containers(self) -> list[str]:
+        """Ids of all containers, running or not."""
+        return self.out("ps", "-a", "-q", "--no-trunc").split()
+
+    def pid(self, ref: str) -> int:
+        """The container's init as the host sees it."""
+        return int(self.inspect(ref)["State"]["Pid"])
+
+    def remove_everything(self) -> None:
+        """Containers by force, then the networks with their bridges, then the cgroup parent, which no command owns."""
+        if not self.root.exists():
+            return
+        if ids := self.containers():
+            self("rm", "-f", "-v", *ids, check=False)
+        for name in self.out("network", "ls", "--format", "{{.Name}}", check=False).split():
+            if name not in ("host", "none"):
+                self("network", "rm", name, check=False)
+        self("gc", check=False)
+        for mount, kind in cgroup_mounts():
+            if kind == "cgroup2":
+                _rmdir_empty(Path(mount + self.cgroup))
+
+    def leftovers(self) -> list[str]:
+        """Run state that no container owns any more; then the state directory itself goes."""
+        left = [str(path) for pattern in ("c/*", "netns/*") for path in self.state.glob(pattern)]
+        left += [str(path) for path in self.root.glob("containers/*")]
+        if not left:
+            _remove_tree(self.state)
+        return [f"left files: {path}" for path in sorted(left)]
+
+
+def _rmdir_empty(path: Path) -> None:
+    """The parent group itself stays as long as a wherry may want it; empty, it is nobody's."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _remove_tree(path: Path) -> None:
+    """Files of ours only: a mount below would be a leak, which the audit names, so this never crosses one."""
+    subprocess.run(["rm", "-rf", "--one-file-system", str(path)], check=False)
