@@ -1,9 +1,9 @@
 """The subset of Go's text/template that docker's --format needs, as a small evaluator. Pure.
 
-Text with actions {{...}}: fields, variables, literals, pipelines, calls, if/else if/else, range/else, with/else, define
-nothing and include nothing. Decides what a value is true, equal or printed as by Go's rules. Knows no docker object: the
-data is what JSON has. A field that does not exist is an error that names those that do; inside the condition of `if`
-and `with` it is nil, for fields that some objects lack can be asked for there.
+Text with actions {{...}}: fields, variables, literals, pipelines, calls, if/else if/else, range/else, with/else.
+Decides what a value is true, equal or printed as by Go's rules. Knows no docker object: the data is what JSON has, and
+mappings with `methods` (`{{.Label "key"}}`). A field that does not exist is an error that names those that do; inside
+the condition of `if` and `with` it is nil, so that a field that only some objects have can be asked for there.
 """
 
 from __future__ import annotations
@@ -471,9 +471,12 @@ class _Run:
         head = command[0].start
         if isinstance(head, Word) and head.kind == "name" and head.text not in CONSTANTS:
             return self._call(head.text, command[1:], piped, dot, scope)
+        value = self._value(command[0], dot, scope)
+        if callable(value):
+            return self._apply(command[0].fields[-1], value, self._arguments(command[1:], dot, scope) + piped)
         if len(command) > 1 or piped:
             raise Wrong("a value that is no function is given arguments")
-        return self._value(command[0], dot, scope)
+        return value
 
     def _call(self, name: str, rest: Sequence[Operand], piped: list[Any], dot: Any, scope: Scope) -> Any:
         if name in ("and", "or"):
@@ -481,7 +484,12 @@ class _Run:
         function = self._functions.get(name)
         if function is None:
             raise Wrong(f'function "{name}" is not defined; there are and, or, {", ".join(sorted(self._functions))}')
-        arguments = [self._value(operand, dot, scope) for operand in rest] + piped
+        return self._apply(name, function, self._arguments(rest, dot, scope) + piped)
+
+    def _arguments(self, rest: Sequence[Operand], dot: Any, scope: Scope) -> list[Any]:
+        return [self._value(operand, dot, scope) for operand in rest]
+
+    def _apply(self, name: str, function: Function, arguments: list[Any]) -> Any:
         try:
             return function(*arguments)
         except (TypeError, ValueError) as error:
@@ -518,6 +526,9 @@ class _Run:
 
     def _field(self, value: Any, name: str) -> Any:
         if isinstance(value, Mapping):
+            methods: Mapping[str, Function] = getattr(value, "methods", {})
+            if name in methods:
+                return methods[name]
             if name in value or self._lenient:
                 return value.get(name)
             raise Wrong(f"there is no field .{name}; there are {', '.join('.' + str(k) for k in sorted(value))}")

@@ -75,8 +75,10 @@ def _number(row: dict[str, object], key: str) -> int:
 
 
 def _published(rows: Sequence[dict[str, object]]) -> list[str]:
-    keyed = sorted((str(r.get("Type")), str(r.get("IP") or "0.0.0.0"), _number(r, "PublicPort"), _number(r, "PrivatePort"))  # noqa: E501, S104  # fmt: skip
-                   for r in rows)  # fmt: skip
+    def key(row: dict[str, object]) -> tuple[str, str, int, int]:
+        return str(row.get("Type")), str(row.get("IP", "")), _number(row, "PublicPort"), _number(row, "PrivatePort")
+
+    keyed = sorted(key(row) for row in rows)
     out: list[tuple[str, str, int, int, int]] = []  # protocol, address, first public, first private, length
     for protocol, address, public, private in keyed:
         if out:
@@ -85,7 +87,7 @@ def _published(rows: Sequence[dict[str, object]]) -> list[str]:
                 out[-1] = (p, a, first, inner, length + 1)
                 continue
         out.append((protocol, address, public, private, 1))
-    return [f"{_host(a)}:{_span(first, n)}->{_span(inner, n)}/{p}" for p, a, first, inner, n in out]
+    return [f"{_host(a)}{_span(first, n)}->{_span(inner, n)}/{p}" for p, a, first, inner, n in out]
 
 
 def _plain(rows: Sequence[dict[str, object]]) -> list[str]:
@@ -103,4 +105,4 @@ def _span(first: int, length: int) -> str:
 
 
 def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+    return (f"[{address}]:" if ":" in address else f"{address}:") if address else ""

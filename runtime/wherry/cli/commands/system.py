@@ -1,0 +1,177 @@
+"""The verbs about the whole: its size, its host, its health."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from wherry.cli import human
+from wherry.cli.app import App, verb
+from wherry.cli.options import Values, one, switch, text
+from wherry.cli.table import FORMAT, Column, aligned, one_object, show
+from wherry.model import Json
+
+OBJECT_FORMAT = one("-f --format", text, "TEMPLATE", "'json' or a Go template")
+
+# ---- df ----
+
+
+def _sum(rows: Sequence[Json], size: Callable[[Json], float]) -> float:
+    return sum(max(size(row), 0) for row in rows)
+
+
+def _volume_size(row: Json) -> float:
+    return float((row.get("UsageData") or {}).get("Size", 0))
+
+
+def _usage(kind: str, rows: Sequence[Json], active: Sequence[Json], size: Callable[[Json], float], whole: float | None = None) -> Json:  # noqa: E501  # fmt: skip
+    total = _sum(rows, size) if whole is None else whole
+    free = max(total - _sum(active, size), 0)
+    share = f" ({free / total * 100:.0f}%)" if total else ""
+    return {
+        "Type": kind,
+        "TotalCount": str(len(rows)),
+        "Active": str(len(active)),
+        "Size": human.size(total),
+        "Reclaimable": human.size(free) + share,
+    }
+
+
+def usage(found: Json) -> list[Json]:
+    """docker's three rows, from its system/df object."""
+    images, containers, volumes = (found.get(key) or [] for key in ("Images", "Containers", "Volumes"))
+    used = [i for i in images if i.get("Containers", 0) > 0]
+    running = [c for c in containers if c.get("State") in ("running", "paused", "restarting")]
+    mounted = [v for v in volumes if (v.get("UsageData") or {}).get("RefCount", 0) > 0]
+    return [
+        _usage("Images", images, used, lambda row: row.get("Size", 0), found.get("LayersSize")),
+        _usage("Containers", containers, running, lambda row: row.get("SizeRw") or 0),
+        _usage("Local Volumes", volumes, mounted, _volume_size),
+    ]
+
+
+DF = tuple(
+    Column(name, header, lambda r, _, name=name: str(r[name]))  # type: ignore[misc]
+    for name, header in (
+        ("Type", "TYPE"),
+        ("TotalCount", "TOTAL"),
+        ("Active", "ACTIVE"),
+        ("Size", "SIZE"),
+        ("Reclaimable", "RECLAIMABLE"),
+    )
+)
+
+
+def _image(row: Json) -> list[str]:
+    name = (row.get("RepoTags") or ["<none>"])[0]
+    return [name, human.short_id(row["Id"]), human.size(row["Size"]), str(row.get("Containers", 0))]
+
+
+def _container(row: Json) -> list[str]:
+    names = ",".join(name.removeprefix("/") for name in row.get("Names") or ())
+    return [row["Id"][:12], row["Image"], human.size(row.get("SizeRw") or 0), row.get("Status", ""), names]
+
+
+def _volume(row: Json) -> list[str]:
+    return [row["Name"], str((row.get("UsageData") or {}).get("RefCount", 0)), human.size(_volume_size(row))]
+
+
+def details(found: Json) -> Iterator[str]:
+    """Each object with its size, for -v."""
+    images, containers, volumes = (found.get(key) or [] for key in ("Images", "Containers", "Volumes"))
+    tables = (
+        ("Images space usage:", ["IMAGE", "IMAGE ID", "SIZE", "CONTAINERS"], map(_image, images)),
+        ("Containers space usage:", ["CONTAINER ID", "IMAGE", "SIZE", "STATUS", "NAMES"], map(_container, containers)),
+        ("Local Volumes space usage:", ["VOLUME NAME", "LINKS", "SIZE"], map(_volume, volumes)),
+    )
+    for title, head, rows in tables:
+        yield from (title, "", *aligned([head, *rows]), "")
+
+
+@verb(
+    "df",
+    "",
+    FORMAT,
+    switch("-v --verbose", "show every image, container and volume"),
+    aliases="wherry system df",
+    examples="wherry system df -v",
+)
+def df(app: App, values: Values) -> None:
+    """Show how much disk images, containers and volumes take, and how much of it could go."""
+    found = app.engine.system_df()
+    if values["verbose"]:
+        app.out("\n".join(details(found)))
+        return
+    show(app, usage(found), DF, [column.name for column in DF], values)
+
+
+# ---- info, version ----
+
+
+def tree(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Key: value lines, nested objects indented; what is empty is left out."""
+    for key, item in value.items():
+        if item in (None, "", [], {}):
+            continue
+        if isinstance(item, Mapping):
+            yield f"{indent}{key}:"
+            yield from tree(item, indent + " ")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, (Mapping, list)) for part in item):
+            yield f"{indent}{key}:"
+            for part in item:
+                yield from tree(part, indent + "  ") if isinstance(part, Mapping) else [f"{indent}  {part}"]
+        elif isinstance(item, (list, tuple)):
+            yield f"{indent}{key}: {' '.join(map(str, item))}"
+        else:
+            yield f"{indent}{key}: {json.dumps(item) if isinstance(item, bool) else item}"
+
+
+@verb(
+    "info",
+    "",
+    OBJECT_FORMAT,
+    aliases="wherry system info, wherry info",
+    examples="wherry info\nwherry info -f '{{.Driver}}'",
+)
+def info(app: App, values: Values) -> None:
+    """Show this wherry and its host."""
+    found = app.engine.info()
+    if not one_object(app, found, values["format"]):
+        app.out("\n".join(tree({k: v for k, v in found.items() if k != "Warnings"})))
+        for warning in found.get("Warnings") or ():
+            app.err(warning if str(warning).startswith("WARNING") else f"WARNING: {warning}")
+
+
+@verb("version", "", OBJECT_FORMAT, examples="wherry version\nwherry version -f json")
+def version(app: App, values: Values) -> None:
+    """Show the versions of wherry and of what it stands on."""
+    found = app.engine.version()
+    if not one_object(app, found, values["format"]):
+        app.out("\n".join(tree(found)))
+
+
+# ---- doctor, gc ----
+
+MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+@verb("doctor", "", switch("-q --quiet", "show only what is not right"), examples="wherry doctor")
+def doctor(app: App, values: Values) -> int:
+    """Tell what the host lacks, with what mends it. Ends with 1 if something that wherry needs is missing."""
+    checks = app.engine.doctor()
+    for check in checks:
+        if values["quiet"] and check.status == "ok":
+            continue
+        app.out(f"{MARKS.get(check.status, check.status)}  {check.name}: {check.detail}")
+        if check.cure and check.status != "ok":
+            app.out(f"      cure: {check.cure}")
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+@verb("gc", "", examples="wherry gc")
+def gc(app: App, _values: Values) -> None:
+    """Sweep what crashes left behind, and print what was swept. Every start does a small part of this by itself."""
+    for kind, items in app.engine.gc().items():
+        for item in items if isinstance(items, (list, tuple)) else [items]:
+            app.out(f"{kind}: {item}")
