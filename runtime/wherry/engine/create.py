@@ -1,6 +1,6 @@
-"""`create`: from what was asked to a container that could start: files first, then the row.
+"""`create`: from what was asked to a container that could start: first files, then the row.
 
-Decides in which order things come to be, and how each is taken back. `draft` has no effect on the host (but for a pull);
+Decides in which order things come to be, and how each is taken back. `draft` has no effect on the host but for a pull;
 `commit` makes what the draft says.
 """
 

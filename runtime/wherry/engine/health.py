@@ -23,7 +23,12 @@ __all__ = ["check", "initial", "intervals", "settings"]
 
 _NS = 1_000_000_000
 _DEFAULTS = {"interval": 30.0, "timeout": 30.0, "start_period": 0.0, "start_interval": 5.0, "retries": 3}
-_DOCKER = {"interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod", "start_interval": "StartInterval"}
+_DOCKER = {
+    "interval": "Interval",
+    "timeout": "Timeout",
+    "start_period": "StartPeriod",
+    "start_interval": "StartInterval",
+}
 _KEPT = 5
 _OUTPUT = 4096
 

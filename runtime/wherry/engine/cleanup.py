@@ -1,0 +1,189 @@
+"""The end of a container: what it used is given back, its end is written down, its restart policy applied, --rm obeyed.
+
+Decides the order (facts first, so that a crash at any point leaves something a second call finishes) and who does
+what: the attached CLI, `internal cleanup ID`, or a sweep, whichever holds the lock first. Idempotent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wherry.errors import Kind, WherryError
+from wherry.model import ExitStatus, RunOptions
+
+from . import codec, events, records, restart
+from .house import House
+from .records import Life
+from .status import folder, look
+from .undo import container_lock
+
+if TYPE_CHECKING:
+    from .db import Container
+
+__all__ = ["finish", "settle", "settle_locked", "teardown"]
+
+
+def finish(house: House, ref: str) -> None:
+    """`internal cleanup ID`: settle, then wait out the back-off and start again if the policy says so."""
+    try:
+        row = house.db.find(ref)
+        life = settle(house, row)
+    except WherryError as error:
+        if error.kind is Kind.NOT_FOUND:
+            return
+        raise
+    options = codec.decode_options(row.config["options"])
+    if life is not None and restart.wanted(options.restart, life):
+        _again(house, row, options)
+
+
+def settle(house: House, row: Container) -> Life | None:
+    """Settle one container if it has ended; its life after that, None if it still runs or is gone with --rm."""
+    with container_lock(house, row.id):
+        if house.db.container(row.id) is None:
+            return None
+        return settle_locked(house, row)
+
+
+def settle_locked(house: House, row: Container) -> Life | None:
+    """Like `settle`, for a holder of the lock."""
+    seen = look(house, row.id)
+    if seen.running or seen.status == "created":
+        return None
+    if not seen.unsettled:
+        return seen.life
+    status = _exit_status(house, row)
+    life = replace(
+        seen.life, finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
+    )
+    _tell(house, row, life)
+    teardown(house, row)
+    life = replace(life, settled=True)
+    options = codec.decode_options(row.config["options"])
+    if options.remove and not restart.wanted(options.restart, life):
+        from . import remove
+
+        records.store(house.container_dir(row.id), life)
+        remove.discard(house, row, volumes=True)
+        return None
+    records.store(house.container_dir(row.id), life)
+    return life
+
+
+def _exit_status(house: House, row: Container) -> ExitStatus:
+    place = folder(house, row.id)
+    with contextlib.suppress(WherryError):
+        status = place.settle()
+        if status is not None:
+            return status
+    status = place.exit_status()
+    return status or ExitStatus(137, False, time.time(), "the host went down, or its state was lost")
+
+
+def _tell(house: House, row: Container, life: Life) -> None:
+    if life.oom:
+        events.container(house, row, "oom")
+    took = max(0, round(life.finished - life.started))
+    events.container(house, row, "die", exitCode=str(life.code), execDuration=str(took))
+
+
+def teardown(house: House, row: Container) -> None:
+    """Give back what a run used. Every part is tried; the first failure is raised at the end."""
+    from . import joining
+
+    options = codec.decode_options(row.config["options"])
+    first: Exception | None = None
+    for step in (
+        lambda: remove_cgroup(house, row.id),
+        lambda: joining.leave(house, row, options),
+        lambda: unmount_shm(house, row.id),
+        lambda: folder(house, row.id).remove(),
+        lambda: joining.refresh_peers(house, options),
+    ):
+        first = _tried(step) or first
+    if first is not None:
+        raise first
+
+
+def _tried(step: Callable[[], object]) -> Exception | None:
+    try:
+        step()
+    except (WherryError, OSError) as error:
+        return error
+    return None
+
+
+def remove_cgroup(house: House, cid: str) -> None:
+    """Kill what is left in the container's cgroup and remove it."""
+    from wherry.kernel import cgroup
+
+    try:
+        path = folder(house, cid).load().cgroup
+    except WherryError:
+        path = _cgroup_note(house, cid)
+    if path:
+        cgroup.remove(path)
+
+
+def _cgroup_note(house: House, cid: str) -> str:
+    """The cgroup of a start that never came to state.json."""
+    try:
+        with open(f"{house.state_dir(cid)}/cgroup", encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def unmount_shm(house: House, cid: str) -> None:
+    """Take away the shared /dev/shm of an `--ipc shareable` container."""
+    path = f"{house.state_dir(cid)}/shm"
+    if os.path.isdir(path):
+        from wherry.kernel import mount
+
+        mount.unmount(path)
+
+
+# ---- restart ----
+
+
+def _again(house: House, row: Container, options: RunOptions) -> None:
+    pause = _announce(house, row, options)
+    if pause is None:
+        return
+    time.sleep(pause)
+    from . import start
+
+    start.by_policy(house, row.id)
+
+
+def _announce(house: House, row: Container, options: RunOptions) -> float | None:
+    """Write down that this process restarts it; None if somebody else does, or the wish is gone."""
+    from wherry.kernel import process
+
+    with container_lock(house, row.id):
+        seen = look(house, row.id)
+        if seen.status != "exited" or not restart.wanted(options.restart, seen.life):
+            return None
+        me = process.identify(os.getpid())
+        assert me is not None
+        pause = restart.delay(seen.life)
+        note = records.Restarting(me.pid, me.start_time)
+        records.store(house.container_dir(row.id), replace(seen.life, restarting=note, delay=pause))
+        return pause
+
+
+def in_background(house: House, cid: str) -> None:
+    """Let `internal cleanup ID` of its own do the restart: the caller wants to go home."""
+    import subprocess
+
+    from . import command
+
+    subprocess.Popen(
+        command.argv("cleanup", cid), env=command.environment(house), cwd="/", stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip

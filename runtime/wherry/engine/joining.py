@@ -1,0 +1,267 @@
+"""A container's network side: its namespace, its attachments and ports, and the three files that speak of them.
+
+Decides what each --network means at start and what is undone at the end. What was given is written to
+STATE/c/<id>/net.json before the launch: its presence says "a member of these networks".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Attachment, Json, PortMapping, RunOptions
+
+from . import codec
+from .house import House
+from .undo import Undo
+
+if TYPE_CHECKING:
+    from wherry.model import NetworkResult
+    from wherry.net.files import HostEntry
+
+    from .db import Container
+
+__all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_peers"]
+
+_DEFAULT = "bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What the launch needs of it. `namespace`: None the host's, "" a new empty one, else a path to join."""
+
+    namespace: str | None
+    files: dict[str, str] = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
+
+
+def mode(options: RunOptions) -> str:
+    """none, host, container:ID, or "" for real networks."""
+    first = options.network[0].network if options.network else ""
+    return first if first in ("none", "host") or first.startswith("container:") else ""
+
+
+def netns_path(house: House, cid: str) -> str:
+    """Where a container's network namespace is pinned."""
+    return f"{house.place.state}/netns/{cid}"
+
+
+def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joined:
+    """Make the network side. The state directory exists; undos are added as things come to be."""
+    kind = mode(options)
+    if kind.startswith("container:"):
+        return _share(house, kind.partition(":")[2])
+    facts: Json = {"mode": kind or "cni", "networks": []}
+    if not kind:
+        _attach(house, row, options, facts, undo)
+    _store(house, row.id, facts)
+    files = _write_files(house, row, options, facts)
+    return Joined({"host": None, "none": ""}.get(kind, netns_path(house, row.id)), files, facts)
+
+
+def _share(house: House, other: str) -> Joined:
+    from .status import look
+
+    target = house.db.find(other)
+    if not look(house, target.id).running:
+        raise WherryError(Kind.CONFLICT, f"cannot join network of a non running container: {target.name}")
+    names = {"/etc/hosts": "hosts", "/etc/hostname": "hostname", "/etc/resolv.conf": "resolv.conf"}
+    folder = house.container_dir(target.id)
+    files = {inside: f"{folder}/{name}" for inside, name in names.items() if os.path.exists(f"{folder}/{name}")}
+    return Joined(f"container:{target.id}", files)
+
+
+def _attach(house: House, row: Container, options: RunOptions, facts: Json, undo: Undo) -> None:
+    from wherry.net import netns
+
+    path = netns_path(house, row.id)
+    netns.remove(path)
+    netns.create(path)
+    undo.add(netns.remove, path)
+    published = tuple(PortMapping(**port) for port in row.config["ports"])
+    for index, attachment in enumerate(options.network):
+        ports = published if index == 0 else ()
+        undo.add(house.networks.detach, row.id, path, attachment.network, ports, attachment.interface)
+        result = house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+        facts["networks"].append(_fact(result, attachment))
+
+
+def _fact(result: NetworkResult, attachment: Attachment) -> Json:
+    return {
+        "network": result.network,
+        "ifname": attachment.interface,
+        "aliases": list(attachment.aliases),
+        "interfaces": [
+            {"name": i.name, "mac": i.mac, "addresses": [[a.address, a.gateway] for a in i.addresses]}
+            for i in result.interfaces
+        ],
+        "dns": list(result.dns),
+        "search": list(result.search),
+        "ports": [codec.encode(port) for port in result.ports],
+    }
+
+
+def addresses(fact: Json) -> list[str]:
+    """The addresses of one attachment, without prefix lengths."""
+    return [a[0].partition("/")[0] for interface in fact["interfaces"] for a in interface["addresses"]]
+
+
+# ---- files ----
+
+
+def _write_files(house: House, row: Container, options: RunOptions, facts: Json) -> dict[str, str]:
+    from wherry.net import files
+
+    folder = house.container_dir(row.id)
+    host = facts["mode"] == "host"
+    gateway = house.networks.gateway(options.network[0].network) if facts["mode"] == "cni" else ""
+    name = row.config["hostname"]
+    own = [files.HostEntry(tuple(addresses(fact)), _names(row, options)) for fact in facts["networks"]]
+    texts = {
+        "/etc/hostname": files.hostname_file(name),
+        "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
+        "/etc/resolv.conf": _resolv(options, facts, same=host),
+    }
+    if host:
+        texts["/etc/hosts"] = _host_hosts(options)
+    written = {}
+    for inside, text in texts.items():
+        path = f"{folder}/{inside.rpartition('/')[2]}"
+        _write(path, text)
+        written[inside] = path
+    return written
+
+
+def _names(row: Container, options: RunOptions) -> tuple[str, ...]:
+    name = row.config["hostname"]
+    return (f"{name}.{options.domainname}", name) if options.domainname else (name,)
+
+
+def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
+    from wherry.net import files
+
+    dns = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    search = options.dns_search or tuple(word for fact in facts["networks"] for word in fact["search"])
+    return files.resolv_conf(files.host_resolv_conf(), dns, search, options.dns_option, same_namespace=same)
+
+
+def _host_hosts(options: RunOptions) -> str:
+    from wherry.net import files
+
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 20)
+    except OSError:
+        text = files.hosts_file(())
+    added = [line for entry in options.add_host for line in files.parse_add_host(entry, "127.0.0.1").lines()]
+    return text + "".join(f"{line}\n" for line in added)
+
+
+def _write(path: str, text: str) -> None:
+    """Write in place: a file that is bound somewhere keeps its inode."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+        file.truncate()
+
+
+# ---- the record, and the peers ----
+
+
+def _store(house: House, cid: str, facts: Json) -> None:
+    path = f"{house.state_dir(cid)}/net.json"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(facts, file)
+    os.replace(f"{path}.new", path)
+
+
+def load(house: House, cid: str) -> Json:
+    """What a container was given; {} when it is not joined to anything."""
+    try:
+        with open(f"{house.state_dir(cid)}/net.json", encoding="utf-8") as file:
+            value: Json = json.load(file)
+            return value
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+
+
+def leave(house: House, row: Container, options: RunOptions) -> None:
+    """Detach and unpin; all of it idempotent, all of it tried."""
+    if mode(options):
+        return
+    from wherry.net import netns
+
+    path = netns_path(house, row.id)
+    first: Exception | None = None
+    for index, attachment in enumerate(options.network):
+        ports = tuple(PortMapping(**port) for port in row.config["ports"]) if index == 0 else ()
+        try:
+            house.networks.detach(row.id, path, attachment.network, ports, attachment.interface)
+        except WherryError as error:
+            first = first or error
+    netns.remove(path)
+    if first is not None:
+        raise first
+
+
+def named_networks(options: RunOptions) -> list[str]:
+    """The networks on which names are told: all but the default one, as docker."""
+    return [] if mode(options) else [a.network for a in options.network if a.network != _DEFAULT]
+
+
+@contextlib.contextmanager
+def _peers_lock(house: House) -> Iterator[None]:
+    from wherry.kernel import files
+
+    with files.flock(f"{house.place.state}/peers.lock", 30):
+        yield
+
+
+def refresh_peers(house: House, options: RunOptions) -> None:
+    """Rewrite the hosts files of every member of the container's named networks, its own included."""
+    networks = named_networks(options)
+    if not networks:
+        return
+    with _peers_lock(house):
+        members = {cid for network in networks for cid in house.db.network_users(network)}
+        rows = [row for cid in members if (row := house.db.container(cid)) is not None]
+        present = {row.id: (row, load(house, row.id)) for row in rows}
+        for row, facts in list(present.values()):
+            if facts:
+                _refresh(house, row, facts, present)
+
+
+def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
+    from wherry.net import files
+
+    peers = []
+    for fact in facts["networks"]:
+        if fact["network"] != _DEFAULT:
+            for cid in house.db.network_users(fact["network"]):
+                if cid != row.id:
+                    peers += _entries(house, cid, fact["network"], present)
+    with contextlib.suppress(OSError):
+        files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
+
+
+def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Container, Json]]) -> list[HostEntry]:
+    from wherry.net import files
+
+    if cid not in present:
+        row = house.db.container(cid)
+        if row is None:
+            return []
+        present[cid] = (row, load(house, cid))
+    row, facts = present[cid]
+    name = row.config["hostname"]
+    return [
+        files.HostEntry(tuple(addresses(fact)), (row.name, *fact["aliases"], row.id[:12], name))
+        for fact in facts.get("networks", ())
+        if fact["network"] == network
+    ]
