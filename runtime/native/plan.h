@@ -39,9 +39,11 @@ enum wh_flag {
     WH_F_TTY = 1 << 8,
     WH_F_MOVE = 1 << 9,
     WH_F_HOST_PTMX = 1 << 10,
+    WH_F_NO_BIND = 1 << 11,
+    WH_F_INIT = 1 << 12,
 };
 
-enum { WH_CREATED = 1, WH_STARTED = 2, WH_FAILED = 3 };
+enum { WH_CREATED = 1, WH_STARTED = 2, WH_FAILED = 3, WH_MONITOR = 4 /* pid is the detached monitor's own */ };
 enum { WH_LOG_NONE, WH_LOG_CRI, WH_LOG_JSON, WH_LOG_JOURNALD };
 
 struct wh_header {

@@ -1,0 +1,154 @@
+"""Processes named by pid and start time, held by pidfd: no signal ever reaches a recycled pid.
+
+Decides what "the same process" means. Refuses to know containers. The only user of python-prctl.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal as signals
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from wherry.errors import Kind, WherryError
+
+__all__ = [
+    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "send", "signal",
+    "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
+]
+
+_STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # fields of proc(5) /proc/pid/stat, counted after the closing parenthesis
+_STAT_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process for all time of this boot. `start_time` in clock ticks since boot (proc(5), field 22)."""
+
+    pid: int
+    start_time: int
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read(_STAT_MAX)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # comm may hold spaces and parentheses: fields start after the last one
+    return text[text.rindex(b")") + 2:].decode("ascii").split()
+
+
+def start_time(pid: int) -> int | None:
+    """The start time of `pid`, None if there is no such process."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[_STAT_START])
+
+
+def state(process: Process) -> str:
+    """The state letter of proc(5); "" if the process is gone or its pid belongs to another one now."""
+    fields = _stat(process.pid)
+    return "" if fields is None or int(fields[_STAT_START]) != process.start_time else fields[_STAT_STATE]
+
+
+def parent(pid: int) -> int:
+    """The parent's pid, 0 if there is none to see or no such process."""
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[_STAT_PPID])
+
+
+def identify(pid: int) -> Process | None:
+    """Name the process that has `pid` now."""
+    started = start_time(pid)
+    return None if started is None else Process(pid, started)
+
+
+def alive(process: Process | None) -> bool:
+    """Whether it runs. A zombie does not: all that is left of it is a status."""
+    return process is not None and state(process) not in ("", "Z", "X")
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A pidfd (close-on-exec) of exactly this process, None if it is gone. A zombie can still be opened."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    # checked after the open: from here on the pid cannot change hands under us
+    if start_time(process.pid) == process.start_time:
+        return fd
+    os.close(fd)
+    return None
+
+
+@contextmanager
+def held(process: Process) -> Iterator[int | None]:
+    """`open_pidfd` for a with statement."""
+    fd = open_pidfd(process)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def send(pidfd: int, number: int) -> bool:
+    """Signal through a pidfd; False if the process is gone."""
+    try:
+        signals.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def signal(process: Process, number: int) -> bool:
+    """Signal exactly this process; False if it is gone."""
+    with held(process) as fd:
+        return fd is not None and send(fd, number)
+
+
+def wait_pidfd(pidfd: int, timeout: float | None = None) -> bool:
+    """Wait until the process has ended (it need not be a child); False after `timeout` seconds."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
+
+
+def wait_gone(process: Process, timeout: float | None = None) -> bool:
+    """Wait until the process has ended; False after `timeout` seconds."""
+    with held(process) as fd:
+        return fd is None or wait_pidfd(fd, timeout)
+
+
+def reap(pid: int) -> int:
+    """Wait for our own child; its exit code as a shell's (128 + n by signal)."""
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def signal_number(text: str | int) -> int:
+    """A signal by number, name or name with SIG, RTMIN and RTMAX offsets too, in any case: docker's habits."""
+    name = str(text).strip().upper().removeprefix("SIG")
+    number = int(name) if name.isascii() and name.isdigit() else _by_name(name)
+    if not 0 < number <= signals.SIGRTMAX:
+        raise WherryError(Kind.INVALID, f"invalid signal: {text}", hint="a name such as TERM or SIGTERM, or a number")
+    return number
+
+
+def _by_name(name: str) -> int:
+    for base in ("RTMIN", "RTMAX"):
+        offset = name.removeprefix(base)
+        if offset != name and (offset == "" or (offset[0] in "+-" and offset[1:].isdigit())):
+            return int(getattr(signals, f"SIG{base}")) + int(offset or 0)
+    # POLL, IO and CLD are aliases that the enum's members keep only as attributes
+    return int(getattr(signals, f"SIG{name}", 0)) if name.isalnum() and not name.startswith("_") else 0
+
+
+def become_subreaper(on: bool = True) -> None:
+    """Orphans below this process become its children: what a caller needs that must wait for a container's init."""
+    import prctl
+
+    prctl.set_child_subreaper(on)
