@@ -106,7 +106,7 @@ def _refuse_mixed(sets: Sequence[Sequence[Range]]) -> None:
         for part in group:
             other = next((old for old in seen if _overlap(old, part)), None)
             if other is not None:
-                raise CniError(BAD_CONFIG, f"ipam: ranges {other.start}-{other.end} and {part.start}-{part.end} overlap")
+                raise CniError(BAD_CONFIG, f"ipam: {other.start}-{other.end} and {part.start}-{part.end} overlap")
             seen.append(part)
 
 

@@ -13,14 +13,15 @@ import errno
 import hashlib
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 from wherry_cni import netlink, nft, skel
 from wherry_cni.config import boolean, integer, refuse, table_name, text
-from wherry_cni.errors import BAD_CONFIG, IO as IO_ERROR, KERNEL, UNSUPPORTED, CniError
+from wherry_cni.errors import BAD_CONFIG, KERNEL, UNSUPPORTED, CniError
+from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.ipam import delegate
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
@@ -141,7 +142,7 @@ def _join(call: Call, wish: _Wish, leased: Json) -> Json:
 
 
 def _bridge(route: Any, wish: _Wish) -> Any:
-    """The bridge's link, made where it is missing. Its MAC is set, else it would be that of the lowest port, by turns."""
+    """The bridge's link, made where it is missing. Its MAC is set, else it would follow its ports."""
     found = netlink.link(route, wish.bridge)
     if found is None:
         mac = "02:" + ":".join(f"{byte:02x}" for byte in os.urandom(5))
@@ -258,16 +259,22 @@ def _forwarding(gateways: Sequence[str]) -> None:
                 return
         for name in netlink.links():
             path = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
-            if os.path.exists(path) and open(path, encoding="ascii").read().strip() == "1":
-                netlink.sysctl(f"net/ipv6/conf/{name}/accept_ra", "2")
+            if os.path.exists(path):
+                _raise_accept_ra(name, path)
         netlink.sysctl("net/ipv6/conf/all/forwarding", "1")
+
+
+def _raise_accept_ra(name: str, path: str) -> None:
+    with open(path, encoding="ascii") as stream:
+        if stream.read().strip() == "1":
+            netlink.sysctl(f"net/ipv6/conf/{name}/accept_ra", "2")
 
 
 def _undo(call: Call, wish: _Wish) -> None:
     """After a failed ADD: each part for itself, for the first error is the one to tell."""
-    steps = [lambda: netlink.delete_link(host_ifname(call))]
+    steps: list[Callable[[], object]] = [lambda: netlink.delete_link(host_ifname(call))]
     if wish.ipam:
-        steps.append(lambda: bool(delegate(call, "DEL")))
+        steps.append(lambda: delegate(call, "DEL"))
     for step in steps:
         try:
             step()

@@ -14,7 +14,8 @@ from typing import IO, Any
 from wherry_cni import skel
 from wherry_cni.allocator import IPAddress, Range, parse_ranges, walk
 from wherry_cni.config import text
-from wherry_cni.errors import BAD_CONFIG, EXHAUSTED, IO as IO_ERROR, CniError
+from wherry_cni.errors import BAD_CONFIG, EXHAUSTED, CniError
+from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
 from wherry_cni.store import Store, opened
@@ -34,9 +35,10 @@ def add(call: Call) -> Json:
     with opened(_data_dir(ipam), call.network) as store:
         try:
             _refuse_second(store, call)
-            ips = [_one(store, call, index, group, asked, taken) for index, group in enumerate(sets)]
+            ips = [_asked_for(store, call, group, asked, taken) or _next(store, call, index, group, taken)
+                   for index, group in enumerate(sets)]
             if asked:
-                raise CniError(BAD_CONFIG, f"requested address {', '.join(map(str, asked))} is in no range of the network")
+                raise CniError(BAD_CONFIG, f"requested address {', '.join(map(str, asked))} is in no range")
         except BaseException:
             store.drop(taken)
             raise
@@ -76,22 +78,26 @@ def status(call: Call) -> None:
         return
 
 
-def _one(store: Store, call: Call, index: int, group: Sequence[Range], asked: list[IPAddress], taken: list[str]) -> Json:
-    """Lease one address of a set; an address asked for that lies in the set is used up."""
-    wish = next((address for address in asked if any(part.holds(address) for part in group)), None)
-    if wish is not None:
+def _asked_for(store: Store, call: Call, group: Sequence[Range], asked: list[IPAddress], taken: list[str]) -> Json:
+    """Lease the address asked for that lies in this set, and use the wish up; {} when there is none."""
+    for part, wish in ((part, wish) for part in group for wish in asked if part.holds(wish)):
         asked.remove(wish)
-        offers = [(part, wish) for part in group if part.holds(wish)]
-        if any(part.gateway == wish for part, _ in offers):
+        if wish == part.gateway:
             raise CniError(BAD_CONFIG, f"requested address {wish} is the network's gateway")
-    for part, address in offers if wish is not None else walk(group, store.last(index)):
+        if not store.take(str(wish), call.container_id, call.ifname):
+            raise CniError(EXHAUSTED, f"requested address {wish} is in use")
+        taken.append(str(wish))
+        return {"address": part.interface(wish), "gateway": str(part.gateway)}
+    return {}
+
+
+def _next(store: Store, call: Call, index: int, group: Sequence[Range], taken: list[str]) -> Json:
+    """Lease the next free address of a set."""
+    for part, address in walk(group, store.last(index)):
         if store.take(str(address), call.container_id, call.ifname):
             taken.append(str(address))
-            if wish is None:
-                store.remember(index, str(address))
+            store.remember(index, str(address))
             return {"address": part.interface(address), "gateway": str(part.gateway)}
-    if wish is not None:
-        raise CniError(EXHAUSTED, f"requested address {wish} is in use")
     raise CniError(EXHAUSTED, "no address is free in " + ", ".join(f"{part.start}-{part.end}" for part in group))
 
 

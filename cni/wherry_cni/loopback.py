@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from wherry_cni import netlink, skel
-from wherry_cni.errors import BAD_ENV, IO as IO_ERROR, CniError
+from wherry_cni.errors import BAD_ENV, CniError
+from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
 

@@ -88,7 +88,7 @@ def link(route: Any, name: str) -> Any:
         index = socket.if_nametoindex(name)
     except OSError:
         return None
-    found = route.get_links(index)
+    found: Any = list(route.get_links(index))
     return found[0] if found else None
 
 
@@ -101,12 +101,13 @@ def delete_link(name: str) -> bool:
     """Remove one link by name. False: it was not there. Written out, because DEL needs nothing else of a library."""
     header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
     attribute = struct.pack("=HH16s", 20, _IFLA_IFNAME, name.encode())
-    body = struct.pack("=IHHII", 16 + len(header) + len(attribute), _RTM_DELLINK, _REQUEST_ACK, 1, 0) + header + attribute
+    size = 16 + len(header) + len(attribute)
+    body = struct.pack("=IHHII", size, _RTM_DELLINK, _REQUEST_ACK, 1, 0) + header + attribute
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as wire:
         wire.settimeout(30)
         wire.sendto(body, (0, 0))
         answer = wire.recv(65536)
-    kind, code = struct.unpack_from("=H", answer, 4)[0], struct.unpack_from("=i", answer, 16)[0]
+    kind, code = int(struct.unpack_from("=H", answer, 4)[0]), int(struct.unpack_from("=i", answer, 16)[0])
     if kind != _NLMSG_ERROR:
         raise CniError(KERNEL, f"removing link {name}: an answer of type {kind}")
     if code in (0, -errno.ENODEV):

@@ -2,11 +2,11 @@
 
 Decides the layout. All containers share a handful of rules; a container is only elements of sets and maps, so that
 ADD and DEL are one small atomic batch each, and a packet meets hash lookups instead of a rule per container.
-Every element's comment is its owner ("ID/IFNAME@NETWORK", or "@NETWORK"; nft allows 128 bytes): DEL finds what is its own even when
-nothing is remembered. Refuses to know why an element is wanted (bridge and portmap say so).
+Every element's comment is its owner ("ID/IFNAME@NETWORK", or "@NETWORK"; nft allows 128 bytes): DEL finds what is its
+own even when nothing is remembered. Refuses to know why an element is wanted (bridge and portmap say so).
 
-- masq4/6      addresses that are masqueraded when they leave for anything not in inside4/6 (their own subnet, multicast)
-- any/exact    host port to container, for every local address or for one; a host port that is taken is a key that exists
+- masq4/6      addresses masqueraded when they leave for anything not in inside4/6 (their own subnet, multicast)
+- any/exact    host port to container, for every local address or for one; a port that is taken is a key that exists
 - hairpin4/6   (client network, container) pairs whose published connections come back through us
 - localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
 - same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
@@ -53,7 +53,10 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
         "ip6 daddr ::1 return",
         "fib daddr type local jump publish",
     )),
-    "output": ("type nat hook output priority -100;", ("fib daddr type local jump publish",)),
+    "output": ("type nat hook output priority -100;", (
+        "ip6 daddr ::1 return",  # no route_localnet in IPv6: the kernel would drop the answers, so refuse at once
+        "fib daddr type local jump publish",
+    )),
     "postrouting": ("type nat hook postrouting priority srcnat;", (
         "ip saddr @masq4 ip saddr . ip daddr != @inside4 masquerade",
         "ip6 saddr @masq6 ip6 saddr . ip6 daddr != @inside6 masquerade",
@@ -162,7 +165,8 @@ def remove_others(table: str, network: str, valid: Iterable[tuple[str, str]], on
 
 def _remove(table: str, chosen: Callable[[Element], bool]) -> None:
     for last in (False, True):
-        gone = [f"delete element inet {table} {found.where} {{ {found.key} }}" for found in filter(chosen, elements(table))]
+        gone = [f"delete element inet {table} {found.where} {{ {found.key} }}"
+                for found in filter(chosen, elements(table))]
         if not gone:
             return
         code, _, err = _nft(["-f", "-"], "\n".join(gone))

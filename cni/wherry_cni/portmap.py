@@ -17,18 +17,20 @@ from typing import IO, Any
 
 from wherry_cni import netlink, nft, skel
 from wherry_cni.config import boolean, refuse, table_name, text
-from wherry_cni.errors import BAD_CONFIG, IO as IO_ERROR, PORT_TAKEN, UNSUPPORTED, CniError
+from wherry_cni.errors import BAD_CONFIG, PORT_TAKEN, UNSUPPORTED, CniError
+from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
 
 __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "status"]
 
-_UNSUPPORTED = {key: "iptables only; this plugin speaks nftables" for key in (
-    "markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6")}
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+_UNSUPPORTED = dict.fromkeys(("markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6"),
+                             "iptables only; this plugin speaks nftables")
 _SETS = ("any4", "any6", "exact4", "exact6", "hairpin4", "hairpin6", "localnet")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _EVERYBODY = {"4": "0.0.0.0/0", "6": "::/0"}
-_LOCAL = {"4": "127.0.0.0/8", "6": "::1/128"}
+_LOCAL = {"4": ("127.0.0.0/8",), "6": ()}  # IPv6 has no route_localnet: ::1 cannot speak to another link
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ def _mapping(part: Any) -> _Mapping:
         raise CniError(BAD_CONFIG, f"port mapping {part!r}: {problem}") from None
     if made.protocol not in _PROTOCOLS:
         raise CniError(BAD_CONFIG, f"port mapping {part!r}: unknown protocol")
+    if made.host_ip == "::1":
+        raise CniError(UNSUPPORTED, "a port cannot be published on ::1", "the kernel has no route_localnet for IPv6")
     if not (0 < made.host_port < 65536 and 0 < made.container_port < 65536):
         raise CniError(BAD_CONFIG, f"port mapping {part!r}: ports are 1 to 65535")
     return made
@@ -120,7 +124,7 @@ def _elements(call: Call, mappings: Sequence[_Mapping], previous: Json) -> list[
     return found
 
 
-def _translation(mapping: _Mapping, address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, name: str) -> nft.Element:
+def _translation(mapping: _Mapping, address: Interface, name: str) -> nft.Element:
     suffix = str(address.version)
     value = f"{address.ip} . {mapping.container_port}"
     key = f"{mapping.protocol} . {mapping.host_port}"
@@ -129,9 +133,9 @@ def _translation(mapping: _Mapping, address: ipaddress.IPv4Interface | ipaddress
     return nft.Element(f"exact{suffix}", f"{mapping.host_ip} . {key}", name, value)
 
 
-def _way_back(call: Call, suffix: str, address: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> list[nft.Element]:
+def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     """Who must be masqueraded to be answered: a neighbour on the bridge, and the host speaking from its loopback."""
-    clients = [_EVERYBODY[suffix]] if boolean(call.config, "masqAll") else [str(address.network), _LOCAL[suffix]]
+    clients = [_EVERYBODY[suffix]] if boolean(call.config, "masqAll") else [str(address.network), *_LOCAL[suffix]]
     found = [nft.Element(f"hairpin{suffix}", f"{client} . {address.ip}", _owner(call)) for client in clients]
     if suffix == "4":
         bridge = _way_to(address.ip)
@@ -142,7 +146,7 @@ def _way_back(call: Call, suffix: str, address: ipaddress.IPv4Interface | ipaddr
 
 
 def _replace_own(call: Call, wanted: Sequence[nft.Element]) -> None:
-    """A key is taken: by ourselves (an ADD that was killed), then it is replaced; by somebody else, then he is named."""
+    """A key is taken: by ourselves (an ADD that was killed): replaced; by somebody else: he is named."""
     table, mine = table_name(call.config), _owner(call)
     keys = {(element.where, element.key) for element in wanted if element.value}
     for found in nft.elements(table):
@@ -154,10 +158,10 @@ def _replace_own(call: Call, wanted: Sequence[nft.Element]) -> None:
     nft.add(table, wanted)
 
 
-def _container_addresses(previous: Json) -> dict[str, ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+def _container_addresses(previous: Json) -> dict[str, Interface]:
     """The container's first address of each family."""
     interfaces = previous.get("interfaces") or []
-    found: dict[str, ipaddress.IPv4Interface | ipaddress.IPv6Interface] = {}
+    found: dict[str, Interface] = {}
     for part in previous.get("ips") or []:
         index = part.get("interface")
         inside = index is None or (0 <= index < len(interfaces) and interfaces[index].get("sandbox"))

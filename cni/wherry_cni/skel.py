@@ -101,7 +101,8 @@ def process_main(verbs: Mapping[str, Verb]) -> int:
     return main(verbs, sys.argv, os.environ, sys.stdin.buffer, sys.stdout.buffer)
 
 
-def _serve(verbs: Mapping[str, Verb], verb: str, argv: Sequence[str], env: Mapping[str, str], config: Json) -> Json | None:
+def _serve(verbs: Mapping[str, Verb], verb: str, argv: Sequence[str], env: Mapping[str, str],
+           config: Json) -> Json | None:
     version = version_of(config)
     if version < _SINCE.get(verb, ""):
         raise CniError(INCOMPATIBLE, f"{verb} is not part of CNI {version}", f"it came with {_SINCE[verb]}")

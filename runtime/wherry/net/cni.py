@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Place
@@ -63,9 +64,9 @@ class Cni:
         self._timeout = timeout
         self._results = os.path.join(place.state, "cni", "results")
 
-    def add(self, conflist: Json, container_id: str, netns_path: str, ifname: str = "eth0",
+    def add(self, conflist: Json, container_id: str, netns_path: str, ifname: str = "eth0", *,
             args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
-        """Attach. When a plugin refuses, the whole list is undone (DEL), and the first error is the one that is told."""
+        """Attach. When a plugin refuses, the whole list is undone (DEL), and its error is the one that is told."""
         wish = Joined(conflist, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
         self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
         result: Json = {}
@@ -243,8 +244,8 @@ class _Misbehaved(Exception):
 
 def _exchange(child: subprocess.Popen[bytes], config: bytes, deadline: float) -> tuple[bytes, bytes]:
     """Write the configuration and read both streams to their ends, within the deadline and the byte cap."""
-    assert child.stdin and child.stdout and child.stderr
-    texts = {child.stdout: bytearray(), child.stderr: bytearray()}
+    assert child.stdin is not None
+    texts: dict[Any, bytearray] = {child.stdout: bytearray(), child.stderr: bytearray()}
     with selectors.DefaultSelector() as selector:
         for stream in texts:
             selector.register(stream, selectors.EVENT_READ)
@@ -258,7 +259,7 @@ def _exchange(child: subprocess.Popen[bytes], config: bytes, deadline: float) ->
                     config = _feed(key.fd, config)
                     done = not config
                 else:
-                    done = _drain(key.fd, texts[key.fileobj])  # type: ignore[index]
+                    done = _drain(key.fd, texts[key.fileobj])
                 if done:
                     selector.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
@@ -304,7 +305,7 @@ def _answer(what: str, out: bytes, err: bytes) -> Json:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise WherryError(Kind.UNAVAILABLE, f"{what} printed something that is not a CNI result", hint=_tail(err or out))
+        raise WherryError(Kind.UNAVAILABLE, f"{what} printed no CNI result", hint=_tail(err or out))
     return answer
 
 
@@ -314,7 +315,7 @@ def _checked_result(result: Json, conflist: Json) -> None:
     good = isinstance(interfaces, list) and isinstance(ips, list) and all(
         isinstance(item, dict) and isinstance(item.get("address"), str) for item in ips)
     if not result or not good:
-        raise WherryError(Kind.UNAVAILABLE, f'the plugins of network "{conflist.get("name", "")}" gave no usable result')
+        raise WherryError(Kind.UNAVAILABLE, f'network "{conflist.get("name", "")}": its plugins gave no usable result')
 
 
 def _tail(data: bytes) -> str:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "parse_add_host", "read_bytes", "resolv_conf",
-           "update_peers", "with_peers"]
+__all__ = [
+    "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "parse_add_host", "read_bytes", "resolv_conf",
+    "update_peers", "with_peers",
+]
 
 _LOCAL = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback

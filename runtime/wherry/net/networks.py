@@ -27,6 +27,11 @@ from wherry.net.ports import PortBook
 
 __all__ = ["DEFAULT", "RESERVED", "Networks", "Subnet"]
 
+Rows = list[Json]  # inside the class, `list` is a verb
+Parts = list[dict[str, str]]
+Joins = list[Joined]
+Names = list[str]
+
 DEFAULT = "bridge"
 RESERVED = ("none", "host", "container", "default")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
@@ -67,11 +72,11 @@ class Networks:
         _checked_name(name)
         if driver != "bridge":
             raise WherryError(Kind.UNSUPPORTED, f'network driver "{driver}" is not built in',
-                              hint=f"write a CNI list for it into {self._place.cni_conf} and use that network by its name")
+                              hint=f"write a CNI list for it into {self._place.cni_conf} and use it by its name")
         with self._locked():
             if self._find(name) is not None or name == DEFAULT:
                 raise WherryError(Kind.EXISTS, f"network {name} exists already")
-            self._write(self._conflist(name, subnets, options or {}, labels or {}, internal, ipv6))
+            self._write(self._conflist(name, subnets, options or {}, labels or {}, internal=internal, ipv6=ipv6))
         return self.inspect(name)
 
     def inspect(self, name: str) -> Json:
@@ -80,7 +85,7 @@ class Networks:
             return _synthetic(name)
         return self._shown(self._get(name))
 
-    def list(self) -> list[Json]:
+    def list(self) -> Rows:
         """All networks, wherry's own, the host's CNI lists, and docker's two synthetic ones."""
         self._default()
         return [self._shown(conflist) for conflist in self._all()] + [_synthetic("host"), _synthetic("none")]
@@ -119,7 +124,8 @@ class Networks:
         granted = self._ports.claim(container_id, ports)
         try:
             raw = self.cni.add(conflist, container_id, netns_path, attachment.interface,
-                               _args(attachment, args or {}), _capabilities(conflist, attachment, granted))
+                               args=_args(attachment, args or {}),
+                               capabilities=_capabilities(conflist, attachment, granted))
         except BaseException:
             if ports:
                 self._ports.release(container_id)
@@ -142,11 +148,11 @@ class Networks:
         """Raise when the attachment is no longer as it was made."""
         self.cni.check(network, container_id, interface)
 
-    def attached(self, network: str = "") -> list[Joined]:
+    def attached(self, network: str = "") -> Joins:
         """What is attached now, as remembered below STATE."""
         return [joined for joined in self.cni.remembered() if network in ("", joined.network)]
 
-    def sweep(self, living: Iterable[str]) -> list[str]:
+    def sweep(self, living: Iterable[str]) -> Names:
         """Detach what a crash left: every attachment and port of ids that are not `living`. Returns those ids."""
         alive = set(living)
         dead = set()
@@ -175,7 +181,7 @@ class Networks:
         with self._locked():
             found = self._own(DEFAULT)
             if found is None:
-                self._write(self._conflist(DEFAULT, (), {}, {}, False, False))
+                self._write(self._conflist(DEFAULT, (), {}, {}))
         return self._own(DEFAULT) or found or {}
 
     def _get(self, name: str) -> Json:
@@ -196,24 +202,24 @@ class Networks:
         exact = [conflist for conflist in matching if conflist["name"] == name]
         if not exact and len(matching) > 1:
             raise WherryError(Kind.INVALID, f"network id prefix {name} is ambiguous")
-        return (exact or matching or [None])[0]
+        return next(iter(exact or matching), None)
 
     def _own(self, name: str) -> Json | None:
         if not _NAME.fullmatch(name):
             return None
         return _load(os.path.join(self._directory, f"{name}.conflist"))
 
-    def _all(self) -> list[Json]:
+    def _all(self) -> Rows:
         own = [_load(path) for path in _conflists(self._directory, (".conflist",))]
         host = [_load(path) for path in _conflists(self._place.cni_conf, (".conflist", ".conf", ".json"))]
         found: dict[str, Json] = {}
         for conflist in own + host:
             if conflist is not None:
                 found.setdefault(str(conflist["name"]), conflist)
-        return list(found.values())
+        return [*found.values()]
 
     def _conflist(self, name: str, wishes: Sequence[Subnet], options: Mapping[str, str], labels: Mapping[str, str],
-                  internal: bool, ipv6: bool) -> Json:
+                  *, internal: bool = False, ipv6: bool = False) -> Json:
         settings = _settings(options)
         chosen = self._subnets(name, wishes, ipv6)
         ranges = [[{key: value for key, value in part.items() if key != "ip_range"}] for part in chosen]
@@ -234,7 +240,7 @@ class Networks:
                 "wherry": {"id": identity, "created": created, "driver": "bridge", "labels": dict(labels),
                            "options": dict(options), "internal": internal, "subnets": chosen}}
 
-    def _subnets(self, name: str, wishes: Sequence[Subnet], ipv6: bool) -> list[dict[str, str]]:
+    def _subnets(self, name: str, wishes: Sequence[Subnet], ipv6: bool) -> Parts:
         taken = plan.host_networks() + [net for conflist in self._all() for net in plan.conflist_networks(conflist)]
         asked = [plan.checked(wish.subnet, wish.gateway, wish.ip_range, taken) for wish in wishes]
         families = {ipaddress.ip_network(part["subnet"]).version for part in asked}
@@ -366,10 +372,12 @@ def _network_result(network: str, raw: Json, ports: tuple[PortMapping, ...]) -> 
     ips = raw.get("ips", [])
     interfaces = tuple(
         Interface(str(part.get("name", "")), str(part.get("mac", "")),
-                  tuple(Address(ip["address"], ip.get("gateway", "")) for ip in ips if ip.get("interface") in (index, None)))
+                  tuple(Address(ip["address"], ip.get("gateway", "")) for ip in ips
+                        if ip.get("interface") in (index, None)))
         for index, part in inside)
-    dns = raw.get("dns", {}) or {}
-    return NetworkResult(network, interfaces, tuple(dns.get("nameservers", ())), tuple(dns.get("search", ())), raw, ports)
+    dns = raw.get("dns") or {}
+    servers, search = tuple(dns.get("nameservers") or ()), tuple(dns.get("search") or ())
+    return NetworkResult(network, interfaces, servers, search, raw, ports)
 
 
 def _matches(conflist: Json, name: str) -> bool:
@@ -397,10 +405,11 @@ def _endpoint(joined: Joined) -> Json:
 
 def _synthetic(name: str) -> Json:
     driver = {"none": "null", "host": "host"}[name]
-    return {"Name": name, "Id": hashlib.sha256(f"wherry\0{name}".encode()).hexdigest(), "Created": "", "Scope": "local",
-            "Driver": driver, "EnableIPv6": False, "IPAM": {"Driver": "default", "Options": {}, "Config": []},
-            "Internal": False, "Attachable": False, "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
-            "Containers": {}, "Options": {}, "Labels": {}}
+    return {"Name": name, "Id": hashlib.sha256(f"wherry\0{name}".encode()).hexdigest(), "Created": "",
+            "Scope": "local", "Driver": driver, "EnableIPv6": False,
+            "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": False, "Attachable": False,
+            "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False, "Containers": {}, "Options": {},
+            "Labels": {}}
 
 
 def _conflists(directory: str, endings: tuple[str, ...]) -> list[str]:
@@ -412,7 +421,7 @@ def _conflists(directory: str, endings: tuple[str, ...]) -> list[str]:
 
 
 def _load(path: str) -> Json | None:
-    """A list from its file; a single plugin's .conf becomes a list of one. A broken file of the host is not ours to fix."""
+    """A list from its file; a single plugin's .conf becomes a list of one. A broken file is nobody's network."""
     try:
         with open(path, encoding="utf-8") as stream:
             conflist = json.load(stream)

@@ -38,7 +38,8 @@ class _Claim:
     def clashes(self, wish: PortMapping, port: int) -> bool:
         if (self.protocol, self.port) != (wish.protocol, port):
             return False
-        return self.host_ip == wish.host_ip or _covers(self.host_ip, wish.host_ip) or _covers(wish.host_ip, self.host_ip)
+        one, two = self.host_ip, wish.host_ip
+        return one == two or _covers(one, two) or _covers(two, one)
 
 
 class PortBook:
@@ -111,7 +112,8 @@ class PortBook:
         for claim in mine + others:
             if claim.clashes(wish, wish.host_port):
                 holder = f"container {claim.holder[:12]} publishes it" if claim.holder else "it is published twice here"
-                raise WherryError(Kind.CONFLICT, f"port {_name(wish)} is in use: {holder}", hint="choose another host port")
+                raise WherryError(Kind.CONFLICT, f"port {_name(wish)} is in use: {holder}",
+                                  hint="choose another host port")
 
     def _write(self, container_id: str, mapping: PortMapping) -> None:
         path = os.path.join(self._directory, f"{mapping.protocol},{mapping.host_ip},{mapping.host_port}")
@@ -141,7 +143,7 @@ class PortBook:
 
 
 def hold(mappings: Iterable[PortMapping]) -> list[socket.socket]:
-    """Bind every port on the host and give the sockets, not listening: while they are open nobody else gets the port."""
+    """Bind every port on the host, not listening: while the sockets are open nobody else gets the port."""
     held: list[socket.socket] = []
     try:
         for mapping in mappings:
@@ -165,7 +167,8 @@ def parse_publish(text: str) -> tuple[PortMapping, ...]:
     low, high = _range(host, text) if host else (0, 0)
     protocol = (protocol or "tcp").lower()
     if not host or (high - low) == (last - first):
-        pairs = [PortMapping(port, low + port - first if host else 0, protocol, address) for port in range(first, last + 1)]
+        pairs = [PortMapping(port, low + port - first if host else 0, protocol, address)
+                 for port in range(first, last + 1)]
     elif first == last:
         pairs = [PortMapping(first, low, protocol, address, high)]
     else:
@@ -176,7 +179,8 @@ def parse_publish(text: str) -> tuple[PortMapping, ...]:
 def _range(text: str, whole: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
     if not (low.isascii() and low.isdigit() and (not high or (high.isascii() and high.isdigit()))):
-        raise WherryError(Kind.INVALID, f'bad port mapping "{whole}"', hint="write [ADDRESS:][HOST:]CONTAINER[/tcp|udp|sctp]")
+        raise WherryError(Kind.INVALID, f'bad port mapping "{whole}"',
+                          hint="write [ADDRESS:][HOST:]CONTAINER[/tcp|udp|sctp]")
     first, last = int(low), int(high or low)
     if not 0 < first <= last < 65536:
         raise WherryError(Kind.INVALID, f'bad port mapping "{whole}": ports are 1 to 65535, the lower one first')
@@ -189,12 +193,19 @@ def _checked(wish: PortMapping) -> PortMapping:
                           hint="tcp, udp or sctp")
     if not (0 < wish.container_port < 65536 and 0 <= wish.host_port < 65536 and 0 <= wish.host_port_end < 65536):
         raise WherryError(Kind.INVALID, f"port {_name(wish)}: ports are 1 to 65535")
-    if wish.host_ip:
-        try:
-            return replace(wish, host_ip=str(ipaddress.ip_address(wish.host_ip)))
-        except ValueError:
-            raise WherryError(Kind.INVALID, f'port {wish.container_port}: "{wish.host_ip}" is not an IP address') from None
-    return wish
+    return replace(wish, host_ip=_checked_address(wish)) if wish.host_ip else wish
+
+
+def _checked_address(wish: PortMapping) -> str:
+    try:
+        address = str(ipaddress.ip_address(wish.host_ip))
+    except ValueError:
+        problem = f'port {wish.container_port}: "{wish.host_ip}" is not an IP address'
+        raise WherryError(Kind.INVALID, problem) from None
+    if address == "::1":
+        raise WherryError(Kind.UNSUPPORTED, f"port {wish.container_port} cannot be published on ::1",
+                          hint="the kernel has no route_localnet for IPv6; publish on 127.0.0.1")
+    return address
 
 
 def _bound(mapping: PortMapping, family: socket.AddressFamily) -> list[socket.socket]:
