@@ -153,7 +153,7 @@ class Surroundings:
 
 # Values that go to the field of the same name as they are.
 PLAIN = frozenset({
-    "add_host", "attach", "cap_add", "cap_drop", "cgroup_parent", "cgroupns", "cidfile", "detach", "dns",
+    "add_host", "attach", "cap_add", "cap_drop", "cgroup_parent", "cgroupns", "detach", "dns",
     "dns_option", "dns_search", "domainname", "group_add", "hostname", "init", "interactive", "ipc", "name",
     "no_healthcheck", "oom_score_adj", "pid", "platform", "privileged", "profile", "publish_all", "pull",
     "read_only", "restart", "shm_size", "stop_signal", "stop_timeout", "tty", "user", "userns", "uts",
@@ -175,6 +175,7 @@ def build(image: str, command: Sequence[str], values: Values, around: Surroundin
     fields: dict[str, Any] = {k: _frozen(v) for k, v in given.items() if k in PLAIN}
     fields |= {field: _frozen(given[key]) for key, field in RENAMED.items() if key in given}
     fields |= {
+        "cidfile": absolute(given["cidfile"], around.cwd) if "cidfile" in given else "",
         "entrypoint": (given["entrypoint"],) if "entrypoint" in given else None,
         "env": tuple(environment(given, around)),
         "labels": labels(given, around),
