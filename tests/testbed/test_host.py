@@ -1,0 +1,41 @@
+"""The main job on this other kernel: a network, a published port, a crash; systemd's tree left in order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers.wherry import Wherry, until
+
+
+def test_a_published_port_answers(wherry: Wherry, busybox: str) -> None:
+    name = wherry.name("web")
+    wherry("run", "-d", "--name", name, "-p", "18080:80", busybox, "httpd", "-f", "-p", "80", "-h", "/etc")
+
+    def fetch() -> str:
+        words = ["busybox", "wget", "-q", "-T", "2", "-O", "-", "http://127.0.0.1:18080/passwd"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+    assert "root" in until(fetch)
+
+
+def test_a_killed_monitor_takes_its_container_along(wherry: Wherry, busybox: str) -> None:
+    name = wherry.name("victim")
+    wherry("run", "-d", "--network", "none", "--name", name, busybox, "sleep", "1000")
+    pid = wherry.pid(name)
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    os.kill(parent, 9)
+    until(lambda: not Path(f"/proc/{pid}").exists(), message="the container outlived its monitor")
+    state = wherry.inspect(name)["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 137)
+
+
+@pytest.mark.skipif(not Path("/run/systemd/system").exists(), reason="no systemd in this boot")
+def test_systemd_is_still_in_charge_of_its_tree(wherry: Wherry, busybox: str) -> None:
+    wherry("run", "--rm", "--network", "none", "-m", "64m", busybox, "true")
+    state = subprocess.run(["systemctl", "is-active", "vm-run.service"], capture_output=True, text=True, check=False)
+    assert state.stdout.strip() in ("active", "activating")
+    assert Path("/sys/fs/cgroup/init.scope/cgroup.procs").read_text().split() == ["1"]
