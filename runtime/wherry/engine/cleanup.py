@@ -120,14 +120,14 @@ def _tried(step: Callable[[], object]) -> Exception | None:
 
 def remove_cgroup(house: House, cid: str) -> None:
     """Kill what is left in the container's cgroup and remove it."""
-    from wherry.kernel import cgroup
+    from wherry.container import lifecycle
 
     try:
         path = folder(house, cid).load().cgroup
     except WherryError:
         path = _cgroup_note(house, cid)
     if path:
-        cgroup.remove(path)
+        lifecycle.remove_cgroup(path)
 
 
 def _cgroup_note(house: House, cid: str) -> str:

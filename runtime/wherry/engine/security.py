@@ -12,16 +12,12 @@ from dataclasses import dataclass, replace
 
 from wherry.errors import Kind, WherryError
 from wherry.model import RunOptions
+from wherry.oci import defaults
 from wherry.oci.facts import CAPABILITIES
 
 __all__ = ["PROFILES", "Security", "capabilities", "parse"]
 
 PROFILES = ("default", "docker", "strict")
-_DOCKER = (
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
-    "AUDIT_WRITE"
-)
-_STRICT = "CHOWN DAC_OVERRIDE FSETID FOWNER SETGID SETUID SETPCAP NET_BIND_SERVICE KILL"  # CRI-O's nine
 _TRUE = {"", "true", "1"}
 
 
@@ -123,7 +119,7 @@ def capabilities(options: RunOptions, available: int) -> tuple[str, ...]:
     """The container's capabilities by docker's rules, of those in the mask `available`; in the kernel's order."""
     everything = {name for bit, name in enumerate(CAPABILITIES) if available >> bit & 1}
     added, dropped = _names(options.cap_add), _names(options.cap_drop)
-    base = everything if options.privileged or "ALL" in added else set(_names(_base(options).split()))
+    base = everything if options.privileged or "ALL" in added else set(_base(options))
     if "ALL" in dropped:
         base = everything if "ALL" in added else set()
     explicit = {name for name in added if name != "ALL"}
@@ -135,5 +131,5 @@ def capabilities(options: RunOptions, available: int) -> tuple[str, ...]:
     return tuple(name for name in CAPABILITIES if name in wanted and name in everything)
 
 
-def _base(options: RunOptions) -> str:
-    return _STRICT if options.profile == "strict" else _DOCKER
+def _base(options: RunOptions) -> tuple[str, ...]:
+    return defaults.STRICT_CAPABILITIES if options.profile == "strict" else defaults.CAPABILITIES

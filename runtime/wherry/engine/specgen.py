@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageConfig, Json, RunOptions
+from wherry.oci import defaults
 from wherry.oci.facts import HostFacts
 
 from . import devices as device_rules
@@ -31,10 +32,6 @@ _RLIMITS = {
 _DEFAULT_RLIMITS = {"nofile": (1 << 20, 1 << 20), "core": (0, 0)}
 _SYSCTL_IPC = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
                "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
-MASKED = ("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-          "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
-          "/sys/firmware")  # fmt: skip
-READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +171,17 @@ def capability_sets(options: RunOptions, facts: HostFacts) -> Json:
 
 
 def _base_mounts(inputs: Inputs) -> list[Json]:
-    options, privileged = inputs.options, inputs.security.privileged
+    options = inputs.options
     size = options.shm_size if options.shm_size is not None else _SHM
-    ro = [] if privileged else ["ro"]
-    strict = ["nosuid", "noexec", "nodev"]
-    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-    found = [
-        ("/proc", "proc", "proc", strict),
-        ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        ("/dev/pts", "devpts", "devpts", pts),
-        ("/sys", "sysfs", "sysfs", [*strict, *ro]),
-        ("/sys/fs/cgroup", "cgroup", "cgroup", [*strict, *ro]),
-        ("/dev/mqueue", "mqueue", "mqueue", strict),
-    ]
-    mounts = [{"destination": d, "type": t, "source": s, "options": o} for d, t, s, o in found]
+    found = defaults.mounts(size, private_cgroup="cgroup" in inputs.namespaces)
+    if inputs.security.privileged:
+        for mount in found:
+            mount["options"] = [option for option in mount["options"] if option != "ro"]
+    if inputs.shm or options.ipc == "none":
+        found = [mount for mount in found if mount["destination"] != "/dev/shm"]  # noqa: S108  # inside
     if inputs.shm:
-        mounts.append(_bind("/dev/shm", inputs.shm, [*strict, "rw"]))  # noqa: S108  # inside
-    elif options.ipc != "none":
-        data = [*strict, "mode=1777", f"size={size}"]
-        mounts.append({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": data})  # noqa: S108
-    return mounts
+        found.append(_bind("/dev/shm", inputs.shm, ["nosuid", "noexec", "nodev", "rw"]))  # noqa: S108  # inside
+    return found
 
 
 def _bind(target: str, source: str, options: list[str]) -> Json:
@@ -234,8 +222,8 @@ def _check_sysctl(key: str, inputs: Inputs) -> None:
 
 def _paths(inputs: Inputs) -> tuple[list[str], list[str]]:
     security = inputs.security
-    masked = [] if security.open_paths else list(MASKED)
-    readonly = [] if security.open_paths else list(READONLY)
+    masked = [] if security.open_paths else list(defaults.MASKED_PATHS)
+    readonly = [] if security.open_paths else list(defaults.READONLY_PATHS)
     opened = set(security.unmask)
     masked = [path for path in masked if path not in opened] + list(security.mask)
     return masked, [path for path in readonly if path not in opened]
@@ -246,7 +234,7 @@ def _linux(inputs: Inputs) -> Json:
     rules = inputs.devices.rules
     linux: Json = {
         "namespaces": _namespaces(inputs),
-        "resources": {**inputs.resources, "devices": [{"allow": False, "access": "rwm"}, *_DEVICE_RULES, *rules]},
+        "resources": {**inputs.resources, "devices": [*defaults.device_rules(), *rules]},
         "devices": inputs.devices.nodes,
         "cgroupsPath": inputs.cgroup,
         "sysctl": _sysctls(inputs),
@@ -262,19 +250,6 @@ def _linux(inputs: Inputs) -> Json:
     if size:
         linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": start, "size": size}]
     return linux
-
-
-def _rule(kind: str, major: int | None, minor: int | None, access: str) -> Json:
-    numbers = {key: value for key, value in (("major", major), ("minor", minor)) if value is not None}
-    return {"allow": True, "type": kind, **numbers, "access": access}
-
-
-# docker's: mknod of anything, use of the harmless ones
-_DEVICE_RULES = [
-    _rule("c", None, None, "m"), _rule("b", None, None, "m"), _rule("c", 1, 3, "rwm"), _rule("c", 1, 5, "rwm"),
-    _rule("c", 1, 7, "rwm"), _rule("c", 1, 8, "rwm"), _rule("c", 1, 9, "rwm"), _rule("c", 5, 0, "rwm"),
-    _rule("c", 5, 2, "rwm"), _rule("c", 136, None, "rwm"),
-]  # fmt: skip
 
 
 def generate(inputs: Inputs) -> Json:

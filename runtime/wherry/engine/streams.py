@@ -101,7 +101,8 @@ class Stream:
 
     def _unknown(self) -> ExitStatus:
         if self._lost is None:
-            raise WherryError(Kind.UNAVAILABLE, f"the monitor of {self.id[:12]} went away", hint="wherry inspect tells more")
+            hint = "wherry inspect tells more"
+            raise WherryError(Kind.UNAVAILABLE, f"the monitor of {self.id[:12]} went away", hint=hint)
         return self._lost()
 
     def close(self) -> None:

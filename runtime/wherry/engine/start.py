@@ -1,0 +1,231 @@
+"""`run`, `start`, `attach`: from a container at rest to a running one, and back if any step fails.
+
+Decides the order of a start and its undo. The steps themselves are the other modules'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wherry.errors import Kind, WherryError
+from wherry.model import ExitStatus, Json, ProgressEvent, RunOptions
+
+from . import cleanup, codec, events, health, joining, preparing, records
+from .house import House
+from .status import folder, look
+from .streams import Stream
+from .undo import Undo, container_lock
+
+if TYPE_CHECKING:
+    from wherry.container.attach import AttachStream
+    from wherry.container.launch import Launched
+    from wherry.container.state import ContainerDir
+
+    from .db import Container
+
+__all__ = ["attach", "by_policy", "run", "start"]
+
+Progress = Callable[[ProgressEvent], None]
+
+
+def run(house: House, options: RunOptions, progress: Progress | None) -> Stream:
+    """Create and start."""
+    from . import create, gc
+
+    gc.sweep(house, thorough=False)
+    row = create.commit(house, create.draft(house, options, progress))
+    try:
+        return _start(house, row, attach=not options.detach)
+    except BaseException:
+        if options.remove:
+            _discard(house, row)
+        raise
+
+
+def _discard(house: House, row: Container) -> None:
+    from . import remove
+
+    with contextlib.suppress(WherryError, OSError):
+        remove.discard(house, row, volumes=True)
+    if options := row.config["options"].get("cidfile"):
+        with contextlib.suppress(OSError):
+            os.unlink(options)
+
+
+def start(house: House, ref: str, *, attach: bool, interactive: bool) -> Stream:
+    """Start one that is at rest. A running one is joined (attach) or left alone."""
+    del interactive  # the face decides what it sends
+    row = house.db.find(ref)
+    if look(house, row.id).running:
+        return _join(house, row) if attach else _detached(house, row)
+    cleanup.settle(house, row)
+    return _start(house, row, attach=attach)
+
+
+def by_policy(house: House, cid: str) -> None:
+    """The restart policy's start, after its back-off: only if the wish is still ours."""
+    with contextlib.suppress(WherryError):
+        row = house.db.find(cid)
+        note = records.load(house.container_dir(row.id)).restarting
+        if note is not None and note.pid == os.getpid():
+            _start(house, row, attach=False, policy=True)
+
+
+def attach(house: House, ref: str, *, stdin: bool) -> Stream:
+    """Join a running container."""
+    del stdin
+    from .status import running
+
+    row = house.db.find(ref)
+    running(house, row)
+    return _join(house, row)
+
+
+def _join(house: House, row: Container) -> Stream:
+    from wherry.container import attach as client
+
+    stream = client.connect(folder(house, row.id).attach_path)
+    tty = bool(row.config["options"].get("tty"))
+    return Stream(house, row.id, stream, tty=tty, lost=lambda: _last(house, row))
+
+
+def _detached(house: House, row: Container) -> Stream:
+    from . import stop
+
+    def gone() -> ExitStatus:
+        return ExitStatus(stop.wait(house, row.id, "not-running"))
+
+    return Stream(house, row.id, None, tty=bool(row.config["options"].get("tty")), lost=gone)
+
+
+def _last(house: House, row: Container) -> ExitStatus:
+    life = records.load(house.container_dir(row.id))
+    return ExitStatus(life.code, life.oom, life.finished, life.error)
+
+
+# ---- the start ----
+
+
+def _start(house: House, row: Container, *, attach: bool, policy: bool = False) -> Stream:
+    options = codec.decode_options(row.config["options"])
+    with container_lock(house, row.id):
+        row = house.db.find(row.id)
+        before = records.load(house.container_dir(row.id))
+        if look(house, row.id).running:
+            return _join(house, row) if attach else _detached(house, row)
+        if policy and before.restarting is None:
+            return _detached(house, row)  # a stop came in between
+        try:
+            stream = _launch(house, row, options, before, attach=attach, policy=policy)
+        except WherryError as error:
+            _failed(house, row, before, error)
+            raise
+    joining.refresh_peers(house, options)
+    return _attached(house, row, options, stream) if stream else _detached(house, row)
+
+
+def _failed(house: House, row: Container, before: records.Life, error: WherryError) -> None:
+    code = error.code if error.code is not None else 128
+    life = replace(before, error=error.message, code=code, finished=before.finished, restarting=None, settled=True)
+    with contextlib.suppress(OSError):
+        records.store(house.container_dir(row.id), life)
+
+
+def _attached(house: House, row: Container, options: RunOptions, stream: AttachStream) -> Stream:
+    def settle() -> None:
+        from . import restart
+
+        life = cleanup.settle(house, row)
+        if life is not None and restart.wanted(options.restart, life):
+            cleanup.in_background(house, row.id)
+
+    return Stream(house, row.id, stream, tty=options.tty, settle=settle, lost=lambda: _last(house, row))
+
+
+def _launch(
+    house: House, row: Container, options: RunOptions, before: records.Life, *, attach: bool, policy: bool
+) -> AttachStream | None:
+    place = folder(house, row.id)
+    place.remove()
+    with Undo() as undo, contextlib.ExitStack() as held:
+        place.make()
+        undo.add(place.remove)
+        joined = joining.join(house, row, options, undo)
+        ready = preparing.prepare(house, row, options, joined, undo, held)
+        stream, launched = _spawn(house, row, options, place, ready, attach=attach, held=held)
+        undo.add(_kill, house, row, launched)
+        _write_state(house, row, place, ready, launched, joined.facts)
+        _write_life(house, row, before, policy=policy)
+        if stream is not None:
+            stream.claim()
+    events.container(house, row, "start")
+    return stream
+
+
+def _spawn(
+    house: House,
+    row: Container,
+    options: RunOptions,
+    place: ContainerDir,
+    ready: preparing.Ready,
+    *,
+    attach: bool,
+    held: contextlib.ExitStack,
+) -> tuple[AttachStream | None, Launched]:
+    from wherry.container import attach as client
+    from wherry.container import launch
+    from wherry.oci import compile as planner
+
+    how = replace(ready.how, monitor=replace(ready.monitor, client=attach))
+    plan = planner.compile_create(ready.config, house.container_dir(row.id), house.facts, how)
+    fds = dict(ready.fds)
+    mine: dict[str, int] = launch.stdio_pipes(how.stdio, ready.host_uid)
+    held.callback(launch.close_all, mine)
+    mine["attach"] = launch.listen(place.attach_path)
+    stream = None
+    if attach:
+        stream, mine["client"] = client.pair()
+    try:
+        return stream, launch.start(place.path, plan, "monitor", {**fds, **mine}, name=row.name)
+    except BaseException:
+        if stream is not None:
+            stream.close()
+        raise
+
+
+def _kill(house: House, row: Container, launched: Launched) -> None:
+    """Undo of a launch: the monitor first, so that no cleanup command races with us."""
+    from wherry.kernel import process
+
+    for one in (launched.monitor, launched.init):
+        if one is not None:
+            process.signal(one, 9)
+            process.wait_gone(one, 5)
+    cleanup.remove_cgroup(house, row.id)
+
+
+def _write_state(
+    house: House, row: Container, place: ContainerDir, ready: preparing.Ready, launched: Launched, facts: Json
+) -> None:
+    from wherry.container.state import State
+
+    now = time.time()
+    extra = {"net": facts, "user": ready.user_text}
+    place.save(
+        State(row.id, house.container_dir(row.id), ready.how.cgroup, launched.init, launched.monitor, row.created, now,
+              ready.degraded, extra)
+    )  # fmt: skip
+    if row.config.get("health"):
+        health.initial(place.file("health.json"), now)
+
+
+def _write_life(house: House, row: Container, before: records.Life, *, policy: bool) -> None:
+    count = before.restarts + 1 if policy else 0
+    pause = before.delay if policy else 0.0
+    life = records.Life(started=time.time(), finished=before.finished, restarts=count, delay=pause, settled=False)
+    records.store(house.container_dir(row.id), life)
