@@ -53,11 +53,10 @@ class Boot:
         command = [
             str(VM_RUN), *MODES[mode], "--timeout", str(BOOT_SECONDS), "--rw", str(results),
             "--env", f"PATH={path}", "--env", "WHERRY_TESTBED=1", "--",
-            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=/scratch/t", f"--junitxml={xml}", str(INNER),
+            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=/scratch/t",
+            f"--junitxml={xml}", str(INNER),
         ]  # fmt: skip
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=TOP
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOP)
         self.output = done.stdout[-6000:] + done.stderr[-6000:]
         self.cases = list(ET.parse(xml).getroot().iter("testcase")) if xml.exists() else []
 
