@@ -22,7 +22,7 @@ __all__ = [
     "CONFIG_MAX", "INDEX_TYPES", "LAYER_TYPES", "MANIFEST_MAX", "MANIFEST_TYPES", "OCI_CONFIG", "OCI_INDEX",
     "OCI_MANIFEST", "OCI_TAR", "OCI_TAR_GZIP", "OCI_TAR_ZSTD", "Manifest", "choose", "created_time",
     "descriptor_from", "descriptor_json", "host_platform", "parse_config", "parse_document", "parse_index",
-    "parse_manifest", "parse_platform",
+    "parse_manifest", "parse_platform", "platform_text",
 ]
 
 MANIFEST_MAX = 4 << 20  # distribution-spec: a registry must take 4 MiB; nothing larger is read
@@ -242,15 +242,16 @@ def choose(candidates: Sequence[Descriptor], wanted: Platform, what: str) -> Des
     if len(usable) == 1 and usable[0].platform is None:
         return usable[0]
     raise WherryError(
-        Kind.NOT_FOUND, f"{what} has no image for {_text(wanted)}", hint=f"it has: {_offers(usable)}; choose with --platform"
+        Kind.NOT_FOUND, f"{what} has no image for {platform_text(wanted)}", hint=f"it has: {_offers(usable)}; choose with --platform"
     )
 
 
 def _offers(candidates: Sequence[Descriptor]) -> str:
-    return ", ".join(sorted({_text(d.platform) for d in candidates if d.platform})[:20]) or "nothing"
+    return ", ".join(sorted({platform_text(d.platform) for d in candidates if d.platform})[:20]) or "nothing"
 
 
-def _text(platform: Platform) -> str:
+def platform_text(platform: Platform) -> str:
+    """os/arch[/variant]."""
     return "/".join(part for part in (platform.os, platform.architecture, platform.variant) if part)
 
 

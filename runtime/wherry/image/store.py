@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -21,17 +22,23 @@ from wherry.image.manifest import (
     agreed_type,
     created_time,
     host_platform,
-    matches,
     parse_config,
     parse_document,
     parse_manifest,
 )
-from wherry.image.reference import DIGEST, Reference, is_source
-from wherry.image.snapshot import Snapshotter, check_place, layer_path
+from wherry.image.reference import Reference, is_source
+from wherry.image.snapshot import check_place, layer_path
 from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 
 __all__ = ["ImageStore", "Progress"]
 
+if TYPE_CHECKING:
+    from wherry.image.pull import Puller, Source
+    from wherry.image.unpack import LayerLimits
+
+Lines = list[str]  # ImageStore.list hides the builtin inside the class
+Records = list[ImageRecord]
+Names = Sequence[str]
 Progress = Callable[[ProgressEvent], None]
 _ID = re.compile(r"(?:sha256:)?([a-f0-9]{1,64})")
 
@@ -55,12 +62,14 @@ class ImageStore:
         insecure: Collection[str] = (),
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
+        limits: LayerLimits | None = None,
     ) -> None:
         self.root = check_place(root)
         self.blobs = Blobs(self.root)
         self._insecure = frozenset(insecure)
         self._userxattr = userxattr
         self._helper = helper
+        self._limits = limits
 
     # ---- getting images
 
@@ -79,7 +88,7 @@ class ImageStore:
 
     def load_all(
         self, source: str, progress: Progress = _silent, platform: Platform | None = None, *, only_one: bool = False
-    ) -> list[ImageRecord]:
+    ) -> Records:
         """Like load, but of a source that holds several images takes all when no tag is given (docker load)."""
         from wherry.image.archive import open_sources
 
@@ -93,10 +102,8 @@ class ImageStore:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
-            from wherry.image.pull import Puller
-
             with self.blobs.lease():
-                Puller(self, progress).unpack_all(record.layers, record.config.diff_ids)
+                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
 
     # ---- looking
 
@@ -110,7 +117,7 @@ class ImageStore:
                 return self._record(descriptor, names)
         return self._by_id(name_or_id, images)
 
-    def list(self) -> list[ImageRecord]:
+    def list(self) -> Records:
         """All images, newest first. One that cannot be read is left out: `gc` and `rmi` deal with it."""
         records = []
         for descriptor, names in self._grouped().values():
@@ -133,7 +140,7 @@ class ImageStore:
         self.blobs.name(self._descriptor(record.manifest), [str(target)])
         return str(target)
 
-    def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> list[str]:
+    def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
         """Untag, and delete the image with its last name. What was done, in docker's words ("Untagged: ...").
 
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
@@ -164,14 +171,19 @@ class ImageStore:
 
     # ---- inside
 
-    def _take(self, source: object, names: list[str], platform: Platform | None, progress: Progress) -> ImageRecord:
-        from wherry.image.pull import Puller, Source
+    def _puller(self, progress: Progress) -> Puller:
+        from wherry.image.pull import Puller
+        from wherry.image.unpack import Unpacker
 
-        assert isinstance(source, Source)
+        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits)
+        return Puller(self.blobs, unpacker, progress)
+
+    def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         try:
             self.blobs.ensure()
             with self.blobs.lease():
-                descriptor = Puller(self, progress).take(source, platform or host_platform(), strict=platform is not None)
+                wanted = platform or host_platform()
+                descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
                 self.blobs.name(descriptor, names)
                 return self._record(descriptor, self._names_of(descriptor.digest))
         except OSError as error:
@@ -226,7 +238,7 @@ class ImageStore:
         manifest = self.manifest(descriptor)
         what = f"config {manifest.config.digest}"
         config = parse_config(parse_document(self._stored(manifest.config.digest, CONFIG_MAX), CONFIG_MAX, what), what)
-        size = sum(self._layer_size(diff_id) for diff_id in dict.fromkeys(config.diff_ids))
+        size = sum(_layer_bytes(layer_path(self.root, diff_id)) for diff_id in dict.fromkeys(config.diff_ids))
         return ImageRecord(
             manifest.config.digest, descriptor.digest, names, config, manifest.layers, size, created_time(config.created)
         )
@@ -244,10 +256,11 @@ class ImageStore:
             raise WherryError(Kind.NOT_FOUND, f"blob {digest} of a stored image is missing",
                               hint="remove the image and pull it again") from None  # fmt: skip
 
-    def _layer_size(self, diff_id: str) -> int:
-        with contextlib.suppress(OSError, WherryError, KeyError, TypeError, ValueError):
-            return int(disk.load_json(os.path.join(layer_path(self.root, diff_id), "size.json"))["bytes"])
-        return 0
+
+def _layer_bytes(path: str) -> int:
+    from wherry.image.sweep import layer_bytes
+
+    return layer_bytes(path)
 
 
 def _dropped(entries: list[Descriptor], digest: str, names: list[str], *, whole: bool) -> list[Descriptor]:
