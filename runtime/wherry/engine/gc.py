@@ -1,0 +1,177 @@
+"""What crashes left: containers that ended without a witness, files without a row, networks of the dead.
+
+Decides what is garbage. The quick sweep runs before every create and run and only looks at STATE/c and a few names; the
+thorough one (`wherry gc`) looks everywhere. Files without a row are swept only while nothing is being made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from wherry.errors import WherryError
+from wherry.kernel import process
+from wherry.model import Json
+
+from . import cleanup, codec, records, restart
+from .house import House
+from .status import look
+from .undo import sweeping
+
+if TYPE_CHECKING:
+    from .db import Container
+
+__all__ = ["sweep"]
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def sweep(house: House, *, thorough: bool) -> Json:
+    """Sweep; returns what was swept. The quick sweep never fails: what it cannot do now, the next one does."""
+    found: Json = {"containers": [], "orphans": [], "netns": [], "networks": [], "volumes": [], "snapshots": []}
+    if not os.path.isdir(house.place.root) and not thorough:
+        return found
+    if thorough:
+        _everything(house, found)
+    else:
+        with contextlib.suppress(WherryError, OSError):
+            _quick(house, found)
+    return {key: value for key, value in found.items() if value}
+
+
+def _quick(house: House, found: Json) -> None:
+    present = _names(f"{house.place.state}/c")
+    if not present and len(_names(f"{house.place.root}/containers")) == 0:
+        return
+    rows = house.db.container_ids()
+    _settle(house, [cid for cid in present if cid in rows], found)
+    if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
+        _orphans(house, found, wait=False)
+
+
+def _everything(house: House, found: Json) -> None:
+    house.prepare()
+    rows = house.db.container_ids()
+    _settle(house, rows, found, all_of_them=True)
+    _orphans(house, found, wait=True)
+    _volumes(house, found)
+    _network(house, found)
+    house.snapshots.sweep()
+
+
+def _settle(house: House, ids: Iterable[str], found: Json, *, all_of_them: bool = False) -> None:
+    for cid in ids:
+        if not all_of_them and _monitored(house, cid):
+            continue
+        row = house.db.container(cid)
+        if row is not None:
+            with contextlib.suppress(WherryError):
+                _settle_one(house, row, found)
+
+
+def _monitored(house: House, cid: str) -> bool:
+    """Cheap: a living monitor takes care of its container by itself."""
+    from .status import folder
+
+    try:
+        state = folder(house, cid).load()
+    except WherryError:
+        return False
+    return process.alive(state.monitor)
+
+
+def _settle_one(house: House, row: Container, found: Json) -> None:
+    seen = look(house, row.id)
+    if seen.running:
+        if seen.state is not None and not process.alive(seen.state.monitor):
+            _end(house, row, found)  # init outlived its monitor: decision 2
+        return
+    if seen.unsettled:
+        _end(house, row, found)
+    elif seen.status != "restarting" and seen.life.restarting is not None:
+        _restart(house, row, seen.life)
+    elif seen.status == "created" and os.path.isdir(house.state_dir(row.id)):
+        _unmake(house, row)
+
+
+def _end(house: House, row: Container, found: Json) -> None:
+    from .status import folder
+
+    folder(house, row.id).settle()
+    life = cleanup.settle(house, row)
+    found["containers"].append(row.id)
+    if life is not None:
+        _restart(house, row, life)
+
+
+def _restart(house: House, row: Container, life: records.Life) -> None:
+    """The process that should have started it again is gone: another one takes over."""
+    if restart.wanted(codec.decode_options(row.config["options"]).restart, life):
+        cleanup.in_background(house, row.id)
+
+
+def _unmake(house: House, row: Container) -> None:
+    """A start that was killed before it wrote down anything but its run directory."""
+    from .undo import container_lock
+
+    with container_lock(house, row.id, 0):
+        if look(house, row.id).status == "created":
+            cleanup.teardown(house, row)
+
+
+def _orphans(house: House, found: Json, *, wait: bool) -> None:
+    from . import joining, remove
+
+    with sweeping(house, wait) as alone:
+        if not alone:
+            return
+        rows = house.db.container_ids()
+        everywhere = {
+            *_names(f"{house.place.state}/c"),
+            *_names(f"{house.place.root}/containers"),
+            *house.snapshots.keys(),
+            *_names(f"{house.place.state}/netns"),
+        }
+        for cid in sorted(everywhere - rows):
+            with contextlib.suppress(WherryError, OSError):
+                cleanup.remove_cgroup(house, cid)
+                _release(house, joining.netns_path(house, cid))
+                remove.files_of(house, cid)
+                found["orphans"].append(cid)
+
+
+def _release(house: House, path: str) -> None:
+    if os.path.lexists(path):
+        from wherry.net import netns
+
+        cid = os.path.basename(path)
+        house.networks.sweep(_living(house) - {cid})
+        netns.remove(path)
+
+
+def _living(house: House) -> set[str]:
+    """Containers with a run directory that was not taken down."""
+    return set(_names(f"{house.place.state}/c")) & house.db.container_ids()
+
+
+def _volumes(house: House, found: Json) -> None:
+    with sweeping(house, True):
+        known = {row.dir for row in house.db.volumes()}
+        for vid in house.volumes.ids():
+            if vid not in known:
+                house.volumes.remove(vid)
+                found["volumes"].append(vid)
+
+
+def _network(house: House, found: Json) -> None:
+    if not os.path.isdir(f"{house.place.root}/networks"):
+        return
+    with sweeping(house, True):
+        found["networks"] = house.networks.sweep(_living(house))

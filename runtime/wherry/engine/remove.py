@@ -1,0 +1,91 @@
+"""`rm`: row first, then files; a crash in between leaves garbage that a sweep finds, never a row without files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from wherry.errors import Kind, WherryError
+
+from . import cleanup, events
+from .house import House
+from .status import folder, look
+from .undo import container_lock
+
+if TYPE_CHECKING:
+    from .db import Container, Volume
+
+__all__ = ["discard", "files_of", "remove"]
+
+
+def remove(house: House, ref: str, *, force: bool, volumes: bool) -> None:
+    """`rm`."""
+    row = house.db.find(ref)
+    seen = look(house, row.id)
+    if seen.running and not force:
+        state = "paused" if seen.status == "paused" else "running"
+        hint = "stop it first, or use --force"
+        message = f"cannot remove container {row.name} ({row.id[:12]}): container is {state}"
+        raise WherryError(Kind.CONFLICT, message, hint=hint)
+    try:
+        _end(house, row, force=seen.running)
+        with container_lock(house, row.id):
+            if look(house, row.id).running:
+                raise WherryError(Kind.CONFLICT, f"container {row.name} was started meanwhile", hint="try again")
+            cleanup.settle_locked(house, row)
+            discard(house, row, volumes=volumes or bool(row.config["options"].get("remove")))
+    except WherryError as error:
+        if error.kind is not Kind.NOT_FOUND:  # --rm, or another rm, was faster
+            raise
+
+
+def _end(house: House, row: Container, *, force: bool) -> None:
+    from . import stop
+
+    if force:
+        stop.stop_row(house, row, 0, "KILL")
+
+
+def discard(house: House, row: Container, *, volumes: bool) -> None:
+    """Row, files, volumes. The caller holds the lock, or knows that nobody else can see the container."""
+    if house.db.container(row.id) is None:
+        return
+    orphans = house.db.remove_container(row.id)
+    events.container(house, row, "destroy")
+    files_of(house, row.id)
+    if volumes:
+        _drop(house, orphans)
+
+
+def _drop(house: House, orphans: Sequence[Volume]) -> None:
+    from . import volumes
+
+    for orphan in orphans:
+        try:
+            volumes.discard(house, orphan)
+        except WherryError as error:
+            if error.kind is not Kind.CONFLICT:  # another container took it meanwhile
+                raise
+
+
+def files_of(house: House, cid: str) -> None:
+    """Everything on disk of a container that has no row any more; all of it is tried."""
+    from wherry.kernel import files
+
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: cleanup.unmount_shm(house, cid),
+        lambda: folder(house, cid).remove(),
+        lambda: house.snapshots.remove(cid),
+        lambda: files.remove_tree(house.container_dir(cid)),
+    )
+    failed = [error for step in steps if (error := _tried(step)) is not None]
+    if failed:
+        raise failed[0]
+
+
+def _tried(step: Callable[[], object]) -> Exception | None:
+    try:
+        step()
+    except (WherryError, OSError) as error:
+        return error
+    return None
