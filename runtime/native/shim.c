@@ -1,0 +1,99 @@
+/* Host-side system calls for Python (cffi, API mode). One function a call; -1 and errno as in libc. No state, no policy.
+ * Numbers of operations, flags and sides are exported from the same headers that the helper is built from. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "plan.h"
+
+static int sh_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
+    struct open_how how = {.flags = flags, .mode = mode, .resolve = resolve};
+    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+}
+
+static int sh_open_tree(int dir, const char *path, unsigned flags) {
+    return (int)syscall(SYS_open_tree, dir, path, flags);
+}
+
+static int sh_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags) {
+    return (int)syscall(SYS_move_mount, from, from_path, to, to_path, flags);
+}
+
+static int sh_mount_setattr(int dir, const char *path, unsigned flags, uint64_t set, uint64_t clr, uint64_t propagation,
+                            uint64_t userns) {
+    struct mount_attr attr = {.attr_set = set, .attr_clr = clr, .propagation = propagation, .userns_fd = userns};
+    return (int)syscall(SYS_mount_setattr, dir, path, flags, &attr, sizeof attr);
+}
+
+static int sh_fsopen(const char *type) { return (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC); }
+
+static int sh_fsconfig(int context, unsigned command, const char *key, const char *value) {
+    return (int)syscall(SYS_fsconfig, context, command, key, value, 0);
+}
+
+static int sh_fsmount(int context, unsigned attributes) {
+    return (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes);
+}
+
+static int sh_umount(const char *path, int flags) { return (int)syscall(SYS_umount2, path, flags); }
+
+static int sh_setns(int fd, int kind) { return (int)syscall(SYS_setns, fd, kind); }
+
+static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
+
+static int sh_pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }
+
+/* A cgroup device program: load with its log for errors, attach with BPF_F_ALLOW_MULTI; the link lives with the cgroup. */
+static int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size) {
+    union bpf_attr load, attach;
+    int fd, ret;
+    memset(&load, 0, sizeof load);
+    load.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
+    load.insns = (uint64_t)(uintptr_t)code;
+    load.insn_cnt = count;
+    load.license = (uint64_t)(uintptr_t) "GPL";
+    load.log_buf = (uint64_t)(uintptr_t)log;
+    load.log_size = log_size;
+    load.log_level = log_size ? 1 : 0;
+    if ((fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load)) < 0) return -1;
+    memset(&attach, 0, sizeof attach);
+    attach.target_fd = (uint32_t)cgroup;
+    attach.attach_bpf_fd = (uint32_t)fd;
+    attach.attach_type = BPF_CGROUP_DEVICE;
+    attach.attach_flags = BPF_F_ALLOW_MULTI;
+    ret = (int)syscall(SYS_bpf, BPF_PROG_ATTACH, &attach, sizeof attach);
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return ret;
+}
+
+#ifndef AT_RECURSIVE /* linux/fcntl.h has it, but cannot stand beside fcntl.h */
+#define AT_RECURSIVE 0x8000
+#endif
+#define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+/* `executable`: vm.memfd_noexec may forbid it unless asked for (Linux 6.3); older kernels refuse the flag. */
+static int sh_memfd(const char *name, int executable) {
+    int fd = -1;
+    if (executable) fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
+    if (fd < 0) fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    return fd;
+}
+
+static int sh_seal(int fd) { return fcntl(fd, F_ADD_SEALS, ALL_SEALS); }

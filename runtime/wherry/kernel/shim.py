@@ -1,0 +1,183 @@
+"""Kernel calls that Python's `os` lacks, one typed function each, and the numbers of the helper's vocabulary.
+
+Errors are OSError with the path. Decides nothing. The cffi module `_shim` (native/shim.c) is imported with this module, so
+import this lazily. Man pages: openat2(2), open_tree(2), move_mount(2), mount_setattr(2), fsopen(2), memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Final
+
+from wherry.kernel import _shim
+
+__all__ = [
+    "FLAGS", "LOGS", "OPS", "SIDES", "attach_device_program", "fsconfig_create", "fsconfig_flag", "fsconfig_string", "fsmount",
+    "fsopen", "helper_memfd", "mount_setattr", "move_mount", "open_tree", "openat2", "pidfd_getfd", "sealed_memfd", "setns",
+    "umount", "unshare",
+]
+
+_lib, _ffi = _shim.lib, _shim.ffi
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final[int] = _lib.AT_EMPTY_PATH
+AT_RECURSIVE: Final[int] = _lib.AT_RECURSIVE
+AT_SYMLINK_NOFOLLOW: Final[int] = _lib.AT_SYMLINK_NOFOLLOW
+OPEN_TREE_CLONE: Final[int] = _lib.OPEN_TREE_CLONE
+MOVE_MOUNT_F_EMPTY_PATH: Final[int] = _lib.MOVE_MOUNT_F_EMPTY_PATH
+MOVE_MOUNT_T_EMPTY_PATH: Final[int] = _lib.MOVE_MOUNT_T_EMPTY_PATH
+MOUNT_ATTR_RDONLY: Final[int] = _lib.MOUNT_ATTR_RDONLY
+MOUNT_ATTR_NOSUID: Final[int] = _lib.MOUNT_ATTR_NOSUID
+MOUNT_ATTR_NODEV: Final[int] = _lib.MOUNT_ATTR_NODEV
+MOUNT_ATTR_NOEXEC: Final[int] = _lib.MOUNT_ATTR_NOEXEC
+MOUNT_ATTR_IDMAP: Final[int] = _lib.MOUNT_ATTR_IDMAP
+RESOLVE_IN_ROOT: Final[int] = _lib.RESOLVE_IN_ROOT
+RESOLVE_BENEATH: Final[int] = _lib.RESOLVE_BENEATH
+RESOLVE_NO_MAGICLINKS: Final[int] = _lib.RESOLVE_NO_MAGICLINKS
+RESOLVE_NO_SYMLINKS: Final[int] = _lib.RESOLVE_NO_SYMLINKS
+RESOLVE_NO_XDEV: Final[int] = _lib.RESOLVE_NO_XDEV
+CLONE_NEWNS: Final[int] = _lib.CLONE_NEWNS
+CLONE_NEWNET: Final[int] = _lib.CLONE_NEWNET
+CLONE_NEWUSER: Final[int] = _lib.CLONE_NEWUSER
+
+WH_MAGIC: Final[int] = _lib.WH_MAGIC
+WH_VERSION: Final[int] = _lib.WH_VERSION
+CREATED: Final[int] = _lib.WH_CREATED
+STARTED: Final[int] = _lib.WH_STARTED
+FAILED: Final[int] = _lib.WH_FAILED
+
+#: numbers of the plan's vocabulary, from the compiler that built the helper
+OPS: Final[dict[str, int]] = {name[6:]: getattr(_lib, name) for name in dir(_lib) if name.startswith("WH_OP_")}
+FLAGS: Final[dict[str, int]] = {name[5:]: getattr(_lib, name) for name in dir(_lib) if name.startswith("WH_F_")}
+SIDES: Final[dict[str, int]] = {"H": _lib.WH_SIDE_H, "C": _lib.WH_SIDE_C, "M": _lib.WH_SIDE_M}
+LOGS: Final[dict[str, int]] = {"none": _lib.WH_LOG_NONE, "cri": _lib.WH_LOG_CRI, "json": _lib.WH_LOG_JSON,
+                               "journald": _lib.WH_LOG_JOURNALD}
+
+
+def _checked(ret: int, path: str = "") -> int:
+    if ret < 0:
+        number = _ffi.errno
+        raise OSError(number, os.strerror(number), *([path] if path else []))
+    return ret
+
+
+def openat2(root: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """Open `path` from the descriptor `root` under RESOLVE_* rules; mode only counts with O_CREAT or O_TMPFILE."""
+    mode = mode if flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY) else 0
+    return _checked(_lib.sh_openat2(root, os.fsencode(path), flags, mode, resolve), path)
+
+
+def open_tree(root: int, path: str, flags: int) -> int:
+    """A mount as a descriptor; with OPEN_TREE_CLONE a detached copy."""
+    return _checked(_lib.sh_open_tree(root, os.fsencode(path), flags), path)
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    """Attach or move a mount."""
+    _checked(_lib.sh_move_mount(from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags), to_path)
+
+
+def mount_setattr(root: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0,
+                  userns_fd: int = 0) -> None:
+    """Change a mount's attributes (MOUNT_ATTR_*), its propagation or its id mapping."""
+    _checked(_lib.sh_mount_setattr(root, os.fsencode(path), flags, attr_set, attr_clr, propagation, userns_fd), path)
+
+
+def fsopen(kind: str) -> int:
+    """A context for a new filesystem of type `kind`."""
+    return _checked(_lib.sh_fsopen(os.fsencode(kind)), kind)
+
+
+def fsconfig_string(context: int, key: str, value: str) -> None:
+    """One option with a value; the kernel takes fewer than 256 bytes."""
+    text = os.fsencode(value)
+    _explained(context, _lib.sh_fsconfig(context, _lib.FSCONFIG_SET_STRING, os.fsencode(key), text), f"{key}={value}")
+
+
+def fsconfig_flag(context: int, key: str) -> None:
+    """One option without a value."""
+    _explained(context, _lib.sh_fsconfig(context, _lib.FSCONFIG_SET_FLAG, os.fsencode(key), _ffi.NULL), key)
+
+
+def fsconfig_create(context: int) -> None:
+    """Make the superblock that the options describe."""
+    _explained(context, _lib.sh_fsconfig(context, _lib.FSCONFIG_CMD_CREATE, _ffi.NULL, _ffi.NULL), "create")
+
+
+def _explained(context: int, ret: int, what: str) -> None:
+    """The filesystem's own words, where it left any in its context, make the error."""
+    if ret >= 0:
+        return
+    number = _ffi.errno
+    try:
+        words = os.read(context, 1024).decode(errors="replace").strip()
+    except OSError:
+        words = ""
+    raise OSError(number, words or os.strerror(number), what)
+
+
+def fsmount(context: int, attributes: int = 0) -> int:
+    """The context's filesystem as a detached mount."""
+    return _checked(_lib.sh_fsmount(context, attributes))
+
+
+def umount(path: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_lib.sh_umount(os.fsencode(path), flags), path)
+
+
+def setns(fd: int, kind: int) -> None:
+    """Join a namespace: the calling thread only."""
+    _checked(_lib.sh_setns(fd, kind))
+
+
+def unshare(kinds: int) -> None:
+    """Leave for new namespaces: the calling thread only."""
+    _checked(_lib.sh_unshare(kinds))
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A copy of another process's descriptor."""
+    return _checked(_lib.sh_pidfd_getfd(pidfd, fd))
+
+
+def attach_device_program(cgroup: int, code: bytes) -> None:
+    """Load `code` (struct bpf_insn[]) and attach it to the cgroup's descriptor; the verifier's last words on refusal."""
+    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, _ffi.NULL, 0) == 0:
+        return
+    number = _ffi.errno
+    log = _ffi.new("char[]", 65536)
+    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, log, len(log)) == 0:
+        return
+    words = _ffi.string(log).decode(errors="replace").strip().splitlines()
+    raise OSError(number, "; ".join(words[-3:]) or os.strerror(number), "device program")
+
+
+def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
+    """An anonymous file holding `data` that nobody can change any more, at its start."""
+    fd = _checked(_lib.sh_memfd(os.fsencode(name), int(executable)))
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view):]
+        _checked(_lib.sh_seal(fd))
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+HELPER: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_native", "wherry-helper")
+
+
+@lru_cache(maxsize=1)
+def _helper_image() -> bytes:
+    with open(HELPER, "rb") as file:
+        return file.read()
+
+
+def helper_memfd() -> int:
+    """The helper in a sealed memfd, the caller's to close: what enters a container cannot be written (CVE-2019-5736)."""
+    return sealed_memfd("wherry-helper", _helper_image(), executable=True)
