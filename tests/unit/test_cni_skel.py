@@ -1,0 +1,114 @@
+"""The skeleton: environments, versions, results and errors, without a kernel."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from wherry_cni import bridge, host_local, loopback, nft, portmap, skel
+from wherry_cni.results import VERSIONS, to_version
+
+ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/none", "CNI_IFNAME": "eth0", "CNI_PATH": "/none"}
+RESULT = {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n", "mtu": 1500}],
+          "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64"}],
+          "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}], "dns": {}}
+PLUGINS = {"bridge": bridge, "host-local": host_local, "loopback": loopback, "portmap": portmap}
+
+
+def serve(config: Any, env: dict[str, str] | None = None, verbs: Any = None) -> tuple[int, Any]:
+    out = io.BytesIO()
+    text = config if isinstance(config, bytes) else json.dumps(config).encode()
+    code = skel.main({"ADD": lambda _: RESULT} if verbs is None else verbs, ["x"], {**ENV, **(env or {})},
+                     io.BytesIO(text), out)
+    return code, json.loads(out.getvalue()) if out.getvalue() else None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_result_has_the_shape_of_the_callers_version(version: str) -> None:
+    code, answer = serve({"cniVersion": version, "name": "n"})
+    assert code == 0
+    assert answer["cniVersion"] == version
+    assert [part.get("version") for part in answer["ips"]] == (["4", "6"] if version < "1.0.0" else [None, None])
+    assert ("mtu" in answer["interfaces"][0]) == (version >= "1.1.0")
+    assert ("mtu" in answer["routes"][0]) == (version >= "1.1.0")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_previous_result_survives_a_round_trip(version: str) -> None:
+    told = to_version(RESULT, version)
+    _, answer = serve({"cniVersion": version, "name": "n", "prevResult": told}, verbs={"ADD": lambda call: call.previous})
+    assert answer == told
+
+
+@pytest.mark.parametrize(("config", "env", "code"), [
+    ({"cniVersion": "9.9.9", "name": "n"}, {}, 1),
+    ({"cniVersion": "0.2.0", "name": "n"}, {}, 1),
+    ({"name": "n"}, {}, 1),
+    ({"cniVersion": "0.3.1", "name": "n"}, {"CNI_COMMAND": "CHECK"}, 1),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_COMMAND": "GC"}, 1),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_COMMAND": ""}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_COMMAND": "add"}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_CONTAINERID": "../x"}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": "sixteen-letters0"}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": ".."}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_NETNS": ""}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_ARGS": "nonsense"}, 4),
+    ({"cniVersion": "1.0.0", "name": "../n"}, {}, 7),
+    ({"cniVersion": "1.0.0"}, {}, 7),
+    (b"{", {}, 6),
+    (b"[]", {}, 6),
+])
+def test_bad_calls_get_the_specifications_codes(config: Any, env: dict[str, str], code: int) -> None:
+    exit_code, answer = serve(config, env)
+    assert (exit_code, answer["code"]) == (1, code)
+    assert answer["msg"]
+
+
+def test_an_unexpected_failure_is_an_error_object_too() -> None:
+    def broken(_: Any) -> None:
+        raise KeyError("x")
+
+    code, answer = serve({"cniVersion": "1.0.0", "name": "n"}, verbs={"ADD": broken})
+    assert (code, answer["code"]) == (1, 199)
+    assert "test_cni_skel.py" in answer["details"]
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_every_plugin_tells_its_versions_without_heavy_imports(name: str) -> None:
+    script = (f"import sys, wherry_cni.{name.replace('-', '_')} as plugin\n"
+              "code = plugin.entry()\n"
+              "heavy = [m for m in ('pyroute2.iproute', 'asyncio', 'requests') if m in sys.modules]\n"
+              "sys.stderr.write(' '.join(heavy))\nsys.exit(code)")
+    done = subprocess.run([sys.executable, "-c", script], input=b'{"cniVersion":"0.4.0"}', capture_output=True,
+                          env={"CNI_COMMAND": "VERSION", "PYTHONPATH": ":".join(sys.path)}, check=True)
+    assert json.loads(done.stdout) == {"cniVersion": "0.4.0", "supportedVersions": list(VERSIONS)}
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("plugin", "config", "field"), [
+    (bridge, {"vlan": 5}, "vlan"), (bridge, {"macspoofchk": True}, "macspoofchk"),
+    (bridge, {"ipMasqBackend": "iptables"}, "ipMasqBackend"),
+    (portmap, {"conditionsV4": ["!", "-d", "1.2.3.4"]}, "conditionsV4"),
+    (portmap, {"backend": "iptables"}, "backend"), (portmap, {"markMasqBit": 5}, "markMasqBit"),
+])
+def test_what_is_not_built_is_refused_by_name(plugin: Any, config: dict[str, Any], field: str) -> None:
+    previous = {"ips": [{"address": "10.0.0.2/24"}]}
+    asked = {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1}]}} if plugin is portmap else {}
+    code, answer = serve({"cniVersion": "1.0.0", "name": "n", "prevResult": previous, **asked, **config},
+                         verbs=plugin.VERBS)
+    assert (code, answer["code"]) == (1, 2)
+    assert field in answer["msg"]
+
+
+def test_owner_names_fit_into_a_comment_and_stay_distinct() -> None:
+    names = {nft.owner(network, container, "eth0123456789ab") for network in ("n", "n" * 128, "m" * 128)
+             for container in ("c", "c" * 64, "c" * 200, "d" * 200)}
+    assert len(names) == 12
+    assert max(map(len, names)) <= 127
+    assert all(name.endswith(nft.owner_of_network("m" * 128)) for name in
+               [nft.owner("m" * 128, "c", "e")])

@@ -1,0 +1,134 @@
+"""The CNI runtime against small real plugins (scripts): chains, memory, deadlines, bad answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Place
+from wherry.net.cni import Cni
+
+RESULT = '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'
+LOG = 'printf "%s %s %s %s\\n" "$CNI_COMMAND" "$0" "$CNI_CONTAINERID" "$CNI_ARGS" >> {log}; cat > {log}.$(basename $0)\n'
+
+
+class Bench:
+    def __init__(self, path: Path, timeout: float = 20) -> None:
+        self.path, self.log = path, path / "log"
+        (path / "bin").mkdir()
+        self.cni = Cni(Place(root=str(path / "root"), state=str(path / "state"), cni_bin=(str(path / "bin"),)), timeout)
+
+    def plugin(self, name: str, body: str) -> None:
+        script = self.path / "bin" / name
+        script.write_text("#!/bin/sh\n" + LOG.format(log=self.log) + body)
+        script.chmod(0o755)
+
+    def lines(self) -> list[str]:
+        return [" ".join([words[0], Path(words[1]).name]) for line in self.log.read_text().splitlines()
+                if (words := line.split())]
+
+    def config(self, name: str) -> Any:
+        return json.loads(Path(f"{self.log}.{name}").read_text())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def chain(*types: str, **more: Any) -> dict[str, Any]:
+    return {"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": name, **more} for name in types]}
+
+
+def test_add_goes_forward_with_results_and_del_backward(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.plugin("two", f"echo '{RESULT}'\n")
+    conflist = chain("one", "two", capabilities={"portMappings": True, "ips": False})
+    result = bench.cni.add(conflist, "c1", "/none", "eth0", args={"K": "V"},
+                           capabilities={"portMappings": [1], "ips": ["x"]})
+    assert result == json.loads(RESULT)
+    assert "prevResult" not in bench.config("one")
+    assert bench.config("two")["prevResult"] == result
+    assert bench.config("two")["runtimeConfig"] == {"portMappings": [1]}
+    assert "capabilities" not in bench.config("two")
+    bench.cni.check("net", "c1")
+    bench.cni.delete(None, "c1", network="net")
+    assert bench.config("one")["prevResult"] == result
+    bench.cni.delete(None, "c1", network="net")  # nothing is remembered: nothing is called
+    assert bench.lines() == ["ADD one", "ADD two", "CHECK one", "CHECK two", "DEL two", "DEL one"]
+    assert "K=V" in bench.log.read_text()
+
+
+def test_a_refusal_undoes_the_whole_list_and_keeps_its_words(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.plugin("two", '[ $CNI_COMMAND = DEL ] && exit 0\necho \'{"code":51,"msg":"pool is full","details":"d"}\'; exit 1\n')
+    with pytest.raises(WherryError, match='"two", ADD: pool is full') as caught:
+        bench.cni.add(chain("one", "two"), "c1", "/none")
+    assert caught.value.kind is Kind.EXHAUSTED
+    assert caught.value.hint == "d"
+    assert bench.lines() == ["ADD one", "ADD two", "DEL two", "DEL one"]
+    assert bench.cni.remembered() == []
+
+
+def test_a_failed_undo_is_noted_and_remembered_for_a_later_del(bench: Bench) -> None:
+    bench.plugin("one", "echo broken >&2; exit 3\n")
+    with pytest.raises(WherryError, match="exit code 3") as caught:
+        bench.cni.add(chain("one"), "c1", "/none")
+    assert "broken" in caught.value.hint
+    assert caught.value.__notes__
+    assert [joined.container_id for joined in bench.cni.remembered()] == ["c1"]
+    bench.plugin("one", "exit 0\n")
+    bench.cni.delete(None, "c1", network="net")
+    assert bench.cni.remembered() == []
+
+
+@pytest.mark.parametrize(("body", "word"), [
+    ("echo hello\n", "printed no CNI result"), ("echo '[]'\n", "printed no CNI result"), ("", "no usable result"),
+    ("echo '{\"ips\": 5}'\n", "no usable result"), ("kill -9 $$\n", "signal 9"),
+    ("[ $CNI_COMMAND = DEL ] || head -c 3000000 /dev/zero\n", "more than"),
+])
+def test_bad_answers_name_the_plugin(bench: Bench, body: str, word: str) -> None:
+    bench.plugin("odd", body)
+    with pytest.raises(WherryError, match=word) as caught:
+        bench.cni.add(chain("odd"), "c1", "/none")
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_a_plugin_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, timeout=0.6)
+    bench.plugin("slow", f"[ $CNI_COMMAND = DEL ] && exit 0\nsleep 30 & echo $! > {tmp_path}/pid; wait\n")
+    start = time.monotonic()
+    with pytest.raises(WherryError, match="in time"):
+        bench.cni.add(chain("slow"), "c1", "/none")
+    assert time.monotonic() - start < 10
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the plugin's child lives on")
+
+
+def test_unknown_plugins_and_names_are_refused(bench: Bench) -> None:
+    with pytest.raises(WherryError, match='"absent" is not installed') as caught:
+        bench.cni.add(chain("absent"), "c1", "/none")
+    assert caught.value.kind is Kind.PRECONDITION
+    for bad in ("../one", "", "a/b"):
+        with pytest.raises(WherryError):
+            bench.cni.find(bad)
+        with pytest.raises(WherryError):
+            bench.cni.add(chain("absent"), bad, "/none")
+
+
+def test_our_own_plugins_come_first_and_speak_for_themselves(bench: Bench) -> None:
+    bench.plugin("bridge", "exit 9\n")
+    path, search = bench.cni.find("bridge")
+    assert path == str(bench.path / "root" / "cni-bin" / "bridge")
+    assert search.split(":") == [str(bench.path / "root" / "cni-bin"), str(bench.path / "bin")]
+    assert bench.cni.version("bridge")["supportedVersions"][-1] == "1.1.0"
+    assert bench.cni.version("host-local")["cniVersion"] == "1.1.0"
