@@ -24,7 +24,7 @@ from pathlib import Path
 TAG = "busybox:latest"
 EPOCH = "1970-01-01T00:00:00Z"
 MACHINES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "i686": ("386", "")}
-PASSWD = """root:x:0:0:root:/root:/bin/sh
+USERS = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 www-data:x:33:33:www-data:/var/www:/bin/false
 nobody:x:65534:65534:nobody:/:/bin/false
@@ -59,7 +59,7 @@ def applets(program: Path) -> list[str]:
     return sorted({line.strip().lstrip("/") for line in result.stdout.splitlines() if line.strip()} - {"bin/busybox"})
 
 
-def add(archive: tarfile.TarFile, name: str, kind: bytes, mode: int, data: bytes = b"", link: str = "") -> None:
+def add(archive: tarfile.TarFile, name: str, kind: bytes, mode: int, *, data: bytes = b"", link: str = "") -> None:
     """One entry owned by root, at time 0."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.mode, entry.size, entry.linkname = kind, mode, len(data), link
@@ -74,11 +74,11 @@ def layer(busybox: bytes, names: list[str]) -> bytes:
         made.update({parent: 0o755 for name in names for parent in parents(name) if parent not in made})
         for name, mode in sorted(made.items()):
             add(archive, name, tarfile.DIRTYPE, mode)
-        add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox)
+        add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, data=busybox)
         for name in names:
             add(archive, name, tarfile.SYMTYPE, 0o777, link="/bin/busybox")
-        add(archive, "etc/passwd", tarfile.REGTYPE, 0o644, PASSWD.encode())
-        add(archive, "etc/group", tarfile.REGTYPE, 0o644, GROUP.encode())
+        add(archive, "etc/passwd", tarfile.REGTYPE, 0o644, data=USERS.encode())
+        add(archive, "etc/group", tarfile.REGTYPE, 0o644, data=GROUP.encode())
     return out.getvalue()
 
 
