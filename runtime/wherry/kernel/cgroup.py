@@ -1,6 +1,8 @@
-"""Cgroups of the v2 hierarchy: make the way there, read limits back, freeze, kill, measure, remove. v1 is never touched.
+"""Cgroups of the v2 hierarchy: make the way there, read limits back, freeze, kill, measure, remove. v1 is never
+touched.
 
-Paths are absolute directories below HostFacts.cgroup_mount. Decides how to do without a controller or an old kernel's missing
+Paths are absolute directories below HostFacts.cgroup_mount. Decides how to do without a controller or an old kernel's
+missing
 file; refuses to know containers and what the limits should be (oci/cgroup2.py).
 """
 
@@ -18,8 +20,24 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel.facts import read
 from wherry.oci.facts import HostFacts
 
-__all__ = ["Stats", "events", "freeze", "frozen", "kill", "limits", "locate", "mismatches", "oom_kills", "prepare", "processes",
-           "remove", "stats", "thaw", "update", "wait_empty"]
+__all__ = [
+    "Stats",
+    "events",
+    "freeze",
+    "frozen",
+    "kill",
+    "limits",
+    "locate",
+    "mismatches",
+    "oom_kills",
+    "prepare",
+    "processes",
+    "remove",
+    "stats",
+    "thaw",
+    "update",
+    "wait_empty",
+]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -27,7 +45,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """One reading. `limited` fields are -1 where nothing limits; `estimated` names what was summed over the processes because
+    """One reading. `limited` fields are -1 where nothing limits; `estimated` names what was summed over the processes
+    because
     the controller is missing (it forgets processes that have ended)."""
 
     cpu_usec: int = 0
@@ -50,8 +69,11 @@ class Stats:
 def locate(facts: HostFacts, *parts: str) -> str:
     """The absolute path of a cgroup given below the mount; PRECONDITION where no cgroup2 is mounted."""
     if not facts.cgroup_mount:
-        raise WherryError(Kind.PRECONDITION, "no cgroup v2 hierarchy is mounted on this host",
-                          hint="mount -t cgroup2 none /sys/fs/cgroup")
+        raise WherryError(
+            Kind.PRECONDITION,
+            "no cgroup v2 hierarchy is mounted on this host",
+            hint="mount -t cgroup2 none /sys/fs/cgroup",
+        )
     words = [word for part in parts for word in part.split("/") if word]
     if ".." in words or "." in words:
         raise WherryError(Kind.INVALID, f'"{"/".join(parts)}" is not the path of a cgroup')
@@ -62,13 +84,15 @@ def locate(facts: HostFacts, *parts: str) -> str:
 
 
 def prepare(facts: HostFacts, path: str, wanted: tuple[str, ...] = ()) -> frozenset[str]:
-    """Make the parents of `path` and hand down controllers to it (`wanted`; none given: all there are). Returns those that a
-    cgroup made at `path` will have. The last directory is left to the plan, which makes it and removes it on failure."""
+    """Make the parents of `path` and hand down controllers to it (`wanted`; none given: all there are). Returns those
+    that a
+    cgroup made at `path` will have. The last directory is left to the plan, which makes it and removes it on
+    failure."""
     mount = facts.cgroup_mount.rstrip("/")
     if not path.startswith(mount + "/"):
         raise WherryError(Kind.INVALID, f"{path} is not below {mount}")
     here, have = mount, frozenset(facts.cgroup_available)
-    for part in [*path[len(mount) + 1:].split("/")[:-1], ""]:
+    for part in [*path[len(mount) + 1 :].split("/")[:-1], ""]:
         have = _hand_down(here, frozenset(wanted) & have if wanted else have)
         if part:
             here = f"{here}/{part}"
@@ -122,19 +146,29 @@ def update(path: str, writes: list[tuple[str, str]]) -> None:
         except OSError as error:
             for old_file, old_value in reversed(undo):
                 _try(lambda f=old_file, v=old_value: _write(path, f, v))  # type: ignore[misc]
-            raise WherryError(_update_kind(error), f"cannot set {file} = {value} on {path}: {error.strerror}",
-                              hint=_update_hint(file, error)) from error
+            raise WherryError(
+                _update_kind(error),
+                f"cannot set {file} = {value} on {path}: {error.strerror}",
+                hint=_update_hint(file, error),
+            ) from error
         if before and "\n" not in before:
             undo.append((file, before))
 
 
 def _update_kind(error: OSError) -> Kind:
-    kinds = {errno.EINVAL: Kind.INVALID, errno.ERANGE: Kind.INVALID, errno.EBUSY: Kind.CONFLICT, errno.ENOENT: Kind.PRECONDITION}
+    kinds = {
+        errno.EINVAL: Kind.INVALID,
+        errno.ERANGE: Kind.INVALID,
+        errno.EBUSY: Kind.CONFLICT,
+        errno.ENOENT: Kind.PRECONDITION,
+    }
     return kinds.get(error.errno or 0, _kind(error))
 
 
 def _update_hint(file: str, error: OSError) -> str:
-    return f"the controller {file.partition('.')[0]} is not enabled for this cgroup" if error.errno == errno.ENOENT else ""
+    return (
+        f"the controller {file.partition('.')[0]} is not enabled for this cgroup" if error.errno == errno.ENOENT else ""
+    )
 
 
 def _try(action: Callable[[], None]) -> None:
@@ -151,11 +185,15 @@ def limits(path: str, files: tuple[str, ...]) -> dict[str, str]:
 
 
 def mismatches(path: str, writes: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """(file, wanted, found) where a limit read back is not what was asked (invariant 9). The last write to a file counts."""
+    """(file, wanted, found) where a limit read back is not what was asked (invariant 9). The last write to a file
+    counts."""
     found = limits(path, tuple(dict.fromkeys(file for file, _ in writes)))
     last = {(file, value.split()[0] if _keyed(file) else ""): value for file, value in writes}
-    return [(file, value, found.get(file, "")) for (file, _), value in last.items()
-            if not _agrees(file, value, found.get(file, ""))]
+    return [
+        (file, value, found.get(file, ""))
+        for (file, _), value in last.items()
+        if not _agrees(file, value, found.get(file, ""))
+    ]
 
 
 def _keyed(file: str) -> bool:
@@ -276,7 +314,8 @@ def thaw(path: str, timeout: float = 10.0) -> None:
 
 
 def kill(path: str) -> None:
-    """SIGKILL to everything in the cgroup and below, also to what it is forking now. A cgroup that is gone is no error."""
+    """SIGKILL to everything in the cgroup and below, also to what it is forking now. A cgroup that is gone is no
+    error."""
     try:
         _write(path, "cgroup.kill", "1")  # 5.14
     except FileNotFoundError:
@@ -311,8 +350,11 @@ def remove(path: str, timeout: float = 2.0) -> None:
             return
         if time.monotonic() >= deadline:
             reason = busy[-1].strerror if busy else "it came back"
-            raise WherryError(Kind.CONFLICT, f"cannot remove the cgroup {path}: {reason}",
-                              hint=f"processes in it: {' '.join(map(str, processes(path))) or 'none that are visible here'}")
+            raise WherryError(
+                Kind.CONFLICT,
+                f"cannot remove the cgroup {path}: {reason}",
+                hint=f"processes in it: {' '.join(map(str, processes(path))) or 'none that are visible here'}",
+            )
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
 
@@ -334,11 +376,20 @@ def stats(path: str) -> Stats:
     """One reading of everything; sums over the processes stand in for a missing controller."""
     cpu = _flat(read(f"{path}/cpu.stat"))
     pids = processes(path)
-    values = {"cpu_usec": cpu.get("usage_usec", 0), "cpu_user_usec": cpu.get("user_usec", 0),
-              "cpu_system_usec": cpu.get("system_usec", 0), "throttled_usec": cpu.get("throttled_usec", 0),
-              "throttled_periods": cpu.get("nr_throttled", 0), "periods": cpu.get("nr_periods", 0)}
+    values = {
+        "cpu_usec": cpu.get("usage_usec", 0),
+        "cpu_user_usec": cpu.get("user_usec", 0),
+        "cpu_system_usec": cpu.get("system_usec", 0),
+        "throttled_usec": cpu.get("throttled_usec", 0),
+        "throttled_periods": cpu.get("nr_throttled", 0),
+        "periods": cpu.get("nr_periods", 0),
+    }
     estimated = []
-    for name, by_cgroup, by_process in (("memory", _memory, _memory_sum), ("pids", _pids, _pids_sum), ("io", _io, _io_sum)):
+    for name, by_cgroup, by_process in (
+        ("memory", _memory, _memory_sum),
+        ("pids", _pids, _pids_sum),
+        ("io", _io, _io_sum),
+    ):
         found = by_cgroup(path)
         if found is None:
             found = by_process(pids)
@@ -358,8 +409,12 @@ def _memory(path: str) -> dict[str, int] | None:
     detail = _flat(read(f"{path}/memory.stat"))
     cache = detail.get("file", 0)
     used = max(0, int(current) - detail.get("inactive_file", 0))
-    return {"memory": used, "memory_cache": cache, "memory_limit": _number(read(f"{path}/memory.max")),
-            "swap": max(0, _number(read(f"{path}/memory.swap.current")))}
+    return {
+        "memory": used,
+        "memory_cache": cache,
+        "memory_limit": _number(read(f"{path}/memory.max")),
+        "swap": max(0, _number(read(f"{path}/memory.swap.current"))),
+    }
 
 
 def _memory_sum(pids: list[int]) -> dict[str, int]:
@@ -400,10 +455,12 @@ def _io(path: str) -> dict[str, int] | None:
 
 
 def _summed(words: list[str], prefix: str) -> int:
-    return sum(int(word[len(prefix):]) for word in words if word.startswith(prefix))
+    return sum(int(word[len(prefix) :]) for word in words if word.startswith(prefix))
 
 
 def _io_sum(pids: list[int]) -> dict[str, int]:
     pairs = [dict(line.split(": ") for line in read(f"/proc/{pid}/io").splitlines()) for pid in pids]
-    return {"io_read": sum(int(pair.get("read_bytes", 0)) for pair in pairs),
-            "io_write": sum(int(pair.get("write_bytes", 0)) for pair in pairs)}
+    return {
+        "io_read": sum(int(pair.get("read_bytes", 0)) for pair in pairs),
+        "io_write": sum(int(pair.get("write_bytes", 0)) for pair in pairs),
+    }

@@ -1,4 +1,5 @@
-"""Measures HostFacts. What holds for a whole boot is cached below STATE under the boot's id; what belongs to this process
+"""Measures HostFacts. What holds for a whole boot is cached below STATE under the boot's id; what belongs to this
+process
 (capabilities, limits, cgroup) and what a mount can change is read anew, from /proc alone.
 
 Decides nothing from the facts; asks no question that it could answer by being root.
@@ -6,6 +7,7 @@ Decides nothing from the facts; asks no question that it could answer by being r
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
@@ -19,22 +21,35 @@ _V1_NAMES = {"blkio": "io"}
 _CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")
 #: column of /proc/self/limits -> constant
 _LIMITS = {
-    "Max cpu time": "RLIMIT_CPU", "Max file size": "RLIMIT_FSIZE", "Max data size": "RLIMIT_DATA",
-    "Max stack size": "RLIMIT_STACK", "Max core file size": "RLIMIT_CORE", "Max resident set": "RLIMIT_RSS",
-    "Max processes": "RLIMIT_NPROC", "Max open files": "RLIMIT_NOFILE", "Max locked memory": "RLIMIT_MEMLOCK",
-    "Max address space": "RLIMIT_AS", "Max file locks": "RLIMIT_LOCKS", "Max pending signals": "RLIMIT_SIGPENDING",
-    "Max msgqueue size": "RLIMIT_MSGQUEUE", "Max nice priority": "RLIMIT_NICE", "Max realtime priority": "RLIMIT_RTPRIO",
+    "Max cpu time": "RLIMIT_CPU",
+    "Max file size": "RLIMIT_FSIZE",
+    "Max data size": "RLIMIT_DATA",
+    "Max stack size": "RLIMIT_STACK",
+    "Max core file size": "RLIMIT_CORE",
+    "Max resident set": "RLIMIT_RSS",
+    "Max processes": "RLIMIT_NPROC",
+    "Max open files": "RLIMIT_NOFILE",
+    "Max locked memory": "RLIMIT_MEMLOCK",
+    "Max address space": "RLIMIT_AS",
+    "Max file locks": "RLIMIT_LOCKS",
+    "Max pending signals": "RLIMIT_SIGPENDING",
+    "Max msgqueue size": "RLIMIT_MSGQUEUE",
+    "Max nice priority": "RLIMIT_NICE",
+    "Max realtime priority": "RLIMIT_RTPRIO",
     "Max realtime timeout": "RLIMIT_RTTIME",
 }
 _CACHE = "facts.json"
 _CACHE_VERSION = 1
 
 
-def measure(place: Place = Place()) -> HostFacts:  # noqa: B008: a frozen value
+def measure(place: Place | None = None) -> HostFacts:
     """The facts of this host, as this process sees them."""
+    place = place or Place()
     boot = read("/proc/sys/kernel/random/boot_id").strip()
     lasting = _cached(place, boot) or _lasting(place, boot)
-    return HostFacts(**_tuples(lasting), **_own(), **cgroup_facts(read("/proc/self/mountinfo"), read("/proc/self/cgroup")))
+    return HostFacts(
+        **_tuples(lasting), **_own(), **cgroup_facts(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+    )
 
 
 def read(path: str, default: str = "") -> str:
@@ -87,7 +102,9 @@ def _measure_boot(boot: str) -> Json:
     kernel = _version(name.release)
     filesystems = read("/proc/filesystems").split()
     return {
-        "boot_id": boot, "kernel": kernel, "machine": name.machine,
+        "boot_id": boot,
+        "kernel": kernel,
+        "machine": name.machine,
         "cap_last": int(read("/proc/sys/kernel/cap_last_cap", "40")),
         "lsms": [word for word in read("/sys/kernel/security/lsm").strip().split(",") if word],
         "apparmor": read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
@@ -95,17 +112,39 @@ def _measure_boot(boot: str) -> Json:
         "seccomp": os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
         "seccomp_actions": read("/proc/sys/kernel/seccomp/actions_avail").split(),
         "overlay": "overlay" in filesystems or _module("overlay", name.release),
-        "overlay_lowerdir_add": kernel >= (6, 5), "overlay_userxattr": kernel >= (5, 11), "idmap": kernel >= (5, 12),
-        "user_namespaces": os.path.exists("/proc/self/ns/user"), "time_namespaces": os.path.exists("/proc/self/ns/time"),
-        "newuidmap": _program("newuidmap"), "newgidmap": _program("newgidmap"), "hugepages": _hugepages(),
+        "overlay_lowerdir_add": kernel >= (6, 5),
+        "overlay_userxattr": kernel >= (5, 11),
+        "idmap": kernel >= (5, 12),
+        "user_namespaces": os.path.exists("/proc/self/ns/user"),
+        "time_namespaces": os.path.exists("/proc/self/ns/time"),
+        "newuidmap": _program("newuidmap"),
+        "newgidmap": _program("newgidmap"),
+        "hugepages": _hugepages(),
     }
 
 
-_LASTING = frozenset({
-    "boot_id", "kernel", "machine", "cap_last", "lsms", "apparmor", "selinux", "seccomp", "seccomp_actions", "overlay",
-    "overlay_lowerdir_add", "overlay_userxattr", "idmap", "user_namespaces", "time_namespaces", "newuidmap", "newgidmap",
-    "hugepages",
-})
+_LASTING = frozenset(
+    {
+        "boot_id",
+        "kernel",
+        "machine",
+        "cap_last",
+        "lsms",
+        "apparmor",
+        "selinux",
+        "seccomp",
+        "seccomp_actions",
+        "overlay",
+        "overlay_lowerdir_add",
+        "overlay_userxattr",
+        "idmap",
+        "user_namespaces",
+        "time_namespaces",
+        "newuidmap",
+        "newgidmap",
+        "hugepages",
+    }
+)
 
 
 def _tuples(facts: Json) -> Json:
@@ -114,8 +153,10 @@ def _tuples(facts: Json) -> Json:
 
 
 def _version(release: str) -> tuple[int, int]:
-    parts = [("".join(char for char in part if char.isdigit()) or "0") for part in release.split("-")[0].split(".")]
-    return int(parts[0]), int(parts[1]) if len(parts) > 1 else 0
+    """ "6.18.44-x" to (6, 18)."""
+    major, _, rest = release.partition(".")
+    minor = "".join(itertools.takewhile(str.isdigit, rest))
+    return int(major), int(minor or 0)
 
 
 def _module(name: str, release: str) -> bool:
@@ -153,14 +194,25 @@ def _size(kib: int) -> str:
 
 def _own() -> Json:
     status = dict(line.partition(":")[::2] for line in read("/proc/self/status").splitlines())
-    caps = {field: int(status.get(key, "0").strip() or "0", 16) for field, key in (
-        ("cap_effective", "CapEff"), ("cap_permitted", "CapPrm"), ("cap_inheritable", "CapInh"),
-        ("cap_bounding", "CapBnd"), ("cap_ambient", "CapAmb"))}
+    caps = {
+        field: int(status.get(key, "0").strip() or "0", 16)
+        for field, key in (
+            ("cap_effective", "CapEff"),
+            ("cap_permitted", "CapPrm"),
+            ("cap_inheritable", "CapInh"),
+            ("cap_bounding", "CapBnd"),
+            ("cap_ambient", "CapAmb"),
+        )
+    }
     return {
-        **caps, "euid": os.geteuid(), "egid": os.getegid(), "rlimits": _rlimits(read("/proc/self/limits")),
+        **caps,
+        "euid": os.geteuid(),
+        "egid": os.getegid(),
+        "rlimits": _rlimits(read("/proc/self/limits")),
         "no_new_privs": status.get("NoNewPrivs", "0").strip() == "1",
         "oom_score_adj": int(read("/proc/self/oom_score_adj", "0")),
-        "uid_map": _id_map("/proc/self/uid_map"), "gid_map": _id_map("/proc/self/gid_map"),
+        "uid_map": _id_map("/proc/self/uid_map"),
+        "gid_map": _id_map("/proc/self/gid_map"),
     }
 
 
@@ -201,7 +253,8 @@ def _unquote(field: str) -> str:
 
 
 def v2_mount(mountinfo: str) -> tuple[str, str]:
-    """(mount point, root within the hierarchy) of the cgroup2 mount to use; ("", "/") without one. The usual places first."""
+    """(mount point, root within the hierarchy) of the cgroup2 mount to use; ("", "/") without one. The usual places
+    first."""
     found = {point: root for root, point, kind, _ in _mounts(mountinfo) if kind == "cgroup2"}
     for point in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", *found):
         if point in found:
@@ -217,16 +270,26 @@ def cgroup_facts(mountinfo: str, own: str) -> Json:
     enabled = tuple(read(f"{point}/cgroup.subtree_control").split()) if point else ()
     by_v2_name = {_V1_NAMES.get(name, name): where for name, where in held.items()}
     return {
-        "cgroup_mount": point, "cgroup_own": _below(root, _own_path(own)), "cgroup_available": available,
-        "cgroup_enabled": enabled, "cgroup_v1": held,
-        "cgroup_holders": {name: by_v2_name[name] for name in _CONTROLLERS if name in by_v2_name and name not in available},
+        "cgroup_mount": point,
+        "cgroup_own": _below(root, _own_path(own)),
+        "cgroup_available": available,
+        "cgroup_enabled": enabled,
+        "cgroup_v1": held,
+        "cgroup_holders": {
+            name: by_v2_name[name] for name in _CONTROLLERS if name in by_v2_name and name not in available
+        },
     }
 
 
 def _v1_controllers(mountinfo: str) -> dict[str, str]:
     known = {*_CONTROLLERS, "blkio", "cpuacct", "devices", "freezer", "net_cls", "net_prio", "perf_event"}
-    return {word: point for _, point, kind, options in _mounts(mountinfo) if kind == "cgroup"
-            for word in options.split(",") if word in known}
+    return {
+        word: point
+        for _, point, kind, options in _mounts(mountinfo)
+        if kind == "cgroup"
+        for word in options.split(",")
+        if word in known
+    }
 
 
 def _own_path(own: str) -> str:
@@ -238,4 +301,4 @@ def _below(root: str, path: str) -> str:
     """`path` of the hierarchy as seen from a mount of its subtree `root`."""
     if root == "/" or not (path == root or path.startswith(root + "/")):
         return path
-    return path[len(root):] or "/"
+    return path[len(root) :] or "/"

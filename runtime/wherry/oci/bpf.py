@@ -1,7 +1,9 @@
 """linux.resources.devices to an eBPF program of type cgroup/dev, as raw instructions. Pure.
 
-Decides what a rule list means: for every single access (read, write, mknod) the last rule that matches the device and that
-access wins, and without one it is denied (invariant 9). That is what cgroup v1's devices.allow and devices.deny did, without
+Decides what a rule list means: for every single access (read, write, mknod) the last rule that matches the device and
+that
+access wins, and without one it is denied (invariant 9). That is what cgroup v1's devices.allow and devices.deny did,
+without
 their surprises: a request of "rw" needs both, whichever rules grant them.
 """
 
@@ -43,9 +45,12 @@ class Insn:
 
 
 _PROLOGUE: Final = (
-    Insn(LDX_W, R_TYPE, R1, 0), Insn(AND32_K, R_TYPE, imm=0xFFFF),
-    Insn(LDX_W, R_ACCESS, R1, 0), Insn(RSH32_K, R_ACCESS, imm=16),
-    Insn(LDX_W, R_MAJOR, R1, 4), Insn(LDX_W, R_MINOR, R1, 8),
+    Insn(LDX_W, R_TYPE, R1, 0),
+    Insn(AND32_K, R_TYPE, imm=0xFFFF),
+    Insn(LDX_W, R_ACCESS, R1, 0),
+    Insn(RSH32_K, R_ACCESS, imm=16),
+    Insn(LDX_W, R_MAJOR, R1, 4),
+    Insn(LDX_W, R_MINOR, R1, 8),
 )
 
 
@@ -97,7 +102,8 @@ def _deny(access: int) -> tuple[Insn, ...]:
 
 
 def _signed(value: int) -> int:
-    """The immediate is a signed 32-bit field; numbers of devices are below 2^20, so no value is lost to sign extension."""
+    """The immediate is a signed 32-bit field; numbers of devices are below 2^20, so no value is lost to sign
+    extension."""
     return value - 2**32 if value >= 2**31 else value
 
 

@@ -18,12 +18,20 @@ __all__ = ["controller", "ignored", "io_weight", "missing", "swap_max", "weight"
 Writes = list[tuple[str, str]]
 #: fields of linux.resources that cgroup v2 has no file for
 _V1_ONLY: Final[tuple[tuple[str, str], ...]] = (
-    ("memory", "kernel"), ("memory", "kernelTCP"), ("memory", "swappiness"), ("memory", "disableOOMKiller"),
-    ("cpu", "realtimeRuntime"), ("cpu", "realtimePeriod"), ("blockIO", "leafWeight"), ("network", "classID"),
+    ("memory", "kernel"),
+    ("memory", "kernelTCP"),
+    ("memory", "swappiness"),
+    ("memory", "disableOOMKiller"),
+    ("cpu", "realtimeRuntime"),
+    ("cpu", "realtimePeriod"),
+    ("blockIO", "leafWeight"),
+    ("network", "classID"),
     ("network", "priorities"),
 )
 _THROTTLES: Final[tuple[tuple[str, str], ...]] = (
-    ("throttleReadBpsDevice", "rbps"), ("throttleWriteBpsDevice", "wbps"), ("throttleReadIOPSDevice", "riops"),
+    ("throttleReadBpsDevice", "rbps"),
+    ("throttleWriteBpsDevice", "wbps"),
+    ("throttleReadIOPSDevice", "riops"),
     ("throttleWriteIOPSDevice", "wiops"),
 )
 
@@ -85,8 +93,11 @@ def swap_max(limit: int, swap: int) -> int | None:
     if limit <= 0:
         raise WherryError(Kind.INVALID, "linux.resources.memory.swap: needs memory.limit as well")
     if swap < limit:
-        raise WherryError(Kind.INVALID, f"linux.resources.memory.swap: {swap} is memory and swap together and must not be below "
-                          f"memory.limit {limit}")
+        raise WherryError(
+            Kind.INVALID,
+            f"linux.resources.memory.swap: {swap} is memory and swap together and must not be below "
+            f"memory.limit {limit}",
+        )
     return swap - limit
 
 
@@ -94,8 +105,8 @@ def swap_max(limit: int, swap: int) -> int | None:
 
 
 def weight(shares: int) -> int:
-    """cpu.shares (2..262144, default 1024) to cpu.weight (1..10000, default 100), the curve that meets all three points:
-    log10(weight) = (l^2 + 125 l) / 612 - 7/34 with l = log2(shares). runc 1.4, crun 1.24 and Kubernetes 1.35 use it too."""
+    """cpu.shares (2..262144, default 1024) to cpu.weight (1..10000, default 100), the curve that meets all three
+    points: log10(weight) = (l^2 + 125 l) / 612 - 7/34 with l = log2(shares). New runc and crun use it too."""
     if shares <= 2:
         return 1
     if shares >= 262144:
@@ -152,15 +163,19 @@ def _hugepages(limits: list[Json]) -> Writes:
 def _rdma(rdma: Json) -> Writes:
     result: Writes = []
     for device, limits in sorted(rdma.items()):
-        words = [f"{word}={limits[key]}" for key, word in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
-                 if limits.get(key) is not None]
+        words = [
+            f"{word}={limits[key]}"
+            for key, word in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
+            if limits.get(key) is not None
+        ]
         if words:
             result.append(("rdma.max", " ".join([device, *words])))
     return result
 
 
 def _unified(unified: dict[str, str]) -> Writes:
-    """Files by name; a value of several lines is several writes, since the kernel reads one line of a keyed file a write."""
+    """Files by name; a value of several lines is several writes, since the kernel reads one line of a keyed file a
+    write."""
     result: Writes = []
     for file, value in unified.items():
         if "/" in file or "." not in file:
@@ -170,6 +185,11 @@ def _unified(unified: dict[str, str]) -> Writes:
 
 
 _SECTIONS: Final[tuple[tuple[str, Any], ...]] = (
-    ("cpu", _cpu), ("memory", _memory), ("pids", _pids), ("blockIO", _block), ("hugepageLimits", _hugepages), ("rdma", _rdma),
+    ("cpu", _cpu),
+    ("memory", _memory),
+    ("pids", _pids),
+    ("blockIO", _block),
+    ("hugepageLimits", _hugepages),
+    ("rdma", _rdma),
     ("unified", _unified),
 )

@@ -10,12 +10,14 @@ __all__ = ["Builder", "inside"]
 
 
 def inside(path: str) -> str:
-    """A container's path in its plain form: absolute, one slash, no dots. Text only: the helper resolves it in the root."""
+    """A container's path in its plain form: absolute, one slash, no dots. Text only: the helper resolves it in the
+    root."""
     return "/" + posixpath.normpath("/" + path).lstrip("/")
 
 
 class Builder:
-    """A plan in the making. Inherited slots come first (they are the descriptors that the launcher passes), then ours."""
+    """A plan in the making. Inherited slots come first (they are the descriptors that the launcher passes), then
+    ours."""
 
     def __init__(self, inherited: tuple[str, ...]) -> None:
         self.inherited = inherited
@@ -32,18 +34,50 @@ class Builder:
         self._next += 1
         return self._next - 1
 
-    def host(self, name: str, *flags: str, fd0: int = -1, fd1: int = -1, s0: Text = "", s1: Text = "", s2: Text = "",
-             n0: int = 0, n1: int = 0, n2: int = 0) -> None:
+    def host(
+        self,
+        name: str,
+        *flags: str,
+        fd0: int = -1,
+        fd1: int = -1,
+        s0: Text = "",
+        s1: Text = "",
+        s2: Text = "",
+        n0: int = 0,
+        n1: int = 0,
+        n2: int = 0,
+    ) -> None:
         """Append an operation of the helper itself."""
         self._ops.append(Op(name, HOST, flags, fd0, fd1, s0, s1, s2, n0, n1, n2))
 
-    def child(self, name: str, *flags: str, fd0: int = -1, fd1: int = -1, s0: Text = "", s1: Text = "", s2: Text = "",
-              n0: int = 0, n1: int = 0, n2: int = 0) -> None:
+    def child(
+        self,
+        name: str,
+        *flags: str,
+        fd0: int = -1,
+        fd1: int = -1,
+        s0: Text = "",
+        s1: Text = "",
+        s2: Text = "",
+        n0: int = 0,
+        n1: int = 0,
+        n2: int = 0,
+    ) -> None:
         """Append an operation of the container to be."""
         self._ops.append(Op(name, CHILD, flags, fd0, fd1, s0, s1, s2, n0, n1, n2))
 
-    def monitor(self, name: str, *flags: str, fd0: int = -1, s0: Text = "", s1: Text = "", s2: Text = "",
-                n0: int = 0, n1: int = 0, n2: int = 0) -> None:
+    def monitor(
+        self,
+        name: str,
+        *flags: str,
+        fd0: int = -1,
+        s0: Text = "",
+        s1: Text = "",
+        s2: Text = "",
+        n0: int = 0,
+        n1: int = 0,
+        n2: int = 0,
+    ) -> None:
         """Append a declaration for the monitor."""
         self._ops.append(Op(name, MONITOR, flags, fd0, -1, s0, s1, s2, n0, n1, n2))
 

@@ -1,12 +1,14 @@
 """The order of a start, from nothing to exec: one page to read it on.
 
-Host side: monitor's cgroup, the container's cgroup with limits and device rules, clone into it, id maps, oom score, hooks
+Host side: monitor's cgroup, the container's cgroup with limits and device rules, clone into it, id maps, oom score,
+hooks
 at the barrier, report. Child: namespaces, mounts, devices, terminal, barrier, pivot, limits, confinement, wait, exec.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Final
 
 from wherry.errors import Kind, WherryError
@@ -15,6 +17,7 @@ from wherry.oci import compile_namespaces as nss
 from wherry.oci import compile_process as proc
 from wherry.oci.compile_builder import Builder, inside
 from wherry.oci.compile_devices import devices
+from wherry.oci.compile_job import Job
 from wherry.oci.compile_mounts import Mounts, idmap_slots
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
@@ -26,8 +29,12 @@ CREATED, STARTED = 1, 2  # WH_CREATED, WH_STARTED of native/plan.h
 MAX_SLOTS, MAX_OPS = 512, 4096
 #: what the runtime-spec has and no operation carries out: refused, never silently left out
 _UNSUPPORTED: Final[tuple[tuple[str, ...], ...]] = (
-    ("process", "scheduler"), ("process", "ioPriority"), ("process", "execCPUAffinity"), ("linux", "intelRdt"),
-    ("linux", "netDevices"), ("linux", "memoryPolicy"),
+    ("process", "scheduler"),
+    ("process", "ioPriority"),
+    ("process", "execCPUAffinity"),
+    ("linux", "intelRdt"),
+    ("linux", "netDevices"),
+    ("linux", "memoryPolicy"),
 )
 
 
@@ -35,12 +42,18 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     """See compile.compile_create."""
     refuse_unsupported(config)
     process = config["process"]
-    b = Builder((*proc.process_slots(process, config, how), *dict.fromkeys(how.namespace_slots.values()), *idmap_slots(config)))
+    b = Builder(
+        (*proc.process_slots(process, config, how), *dict.fromkeys(how.namespace_slots.values()), *idmap_slots(config))
+    )
     ns = nss.namespaces(config, how, b)
     if not ns.has("mount"):
-        raise WherryError(Kind.UNSUPPORTED, "linux.namespaces: a container without a mount namespace is not supported",
-                          hint='add {"type": "mount"}')
-    mounts = Mounts(config, bundle, facts, how, ns, b)
+        raise WherryError(
+            Kind.UNSUPPORTED,
+            "linux.namespaces: a container without a mount namespace is not supported",
+            hint='add {"type": "mount"}',
+        )
+    job = Job(config, bundle, facts, how, ns, b)
+    mounts = Mounts(job)
     cgroup = cgroups(how, b)
     mounts.idmapped()
     nss.clone(ns, cgroup, b)
@@ -51,9 +64,9 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     nss.enter(ns, b)
     nss.time_namespace(config, ns, b)
     _keyring(how, b)
-    master = _root(config, mounts, facts, how, ns, b) if "mount" in ns.new else _joined_root(process, how, b)
-    _settle(config, facts, how, ns, mounts, b)
-    _finish(config, bundle, facts, how, ns, b)
+    master = _root(job, mounts) if "mount" in ns.new else _joined_root(job)
+    _settle(job, mounts)
+    _finish(job)
     proc.monitor(process, how, master, cgroup, b)
     return finished(b)
 
@@ -69,8 +82,11 @@ def finished(b: Builder) -> Plan:
     """The plan, within the helper's bounds."""
     plan = b.plan()
     if plan.slots > MAX_SLOTS or len(plan.ops) > MAX_OPS:
-        raise WherryError(Kind.INVALID, f"the plan needs {len(plan.ops)} steps and {plan.slots} descriptors; "
-                          f"at most {MAX_OPS} and {MAX_SLOTS} fit", hint="use fewer mounts")
+        raise WherryError(
+            Kind.INVALID,
+            f"the plan needs {len(plan.ops)} steps and {plan.slots} descriptors; at most {MAX_OPS} and {MAX_SLOTS} fit",
+            hint="use fewer mounts",
+        )
     return plan
 
 
@@ -90,61 +106,64 @@ def cgroups(how: LaunchHow, b: Builder) -> int:
 
 
 def _keyring(how: LaunchHow, b: Builder) -> None:
-    """A session keyring of its own, or the process would see the caller's keys. Kernels without keyrings have none to see."""
+    """A session keyring of its own, or the process would see the caller's keys. Kernels without keyrings have none to
+    see."""
     if not how.no_new_keyring:
         b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{how.id}" if how.id else "_ses")
 
 
-def _root(config: Json, mounts: Mounts, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, b: Builder) -> int:
+def _root(job: Job, mounts: Mounts) -> int:
     """Mounts, devices, terminal, working directory: all beneath the root slot. Returns the master's slot."""
     mounts.shared()
     mounts.propagate()
     mounts.root_filesystem()
     mounts.all()
-    devices(config, facts, ns, mounts.root, b)
-    process = config["process"]
-    master = proc.stdio(process, how, mounts.root, b, host_ptmx=not _has_devpts(config))
-    if process["cwd"] != "/":
-        b.child("MAKE_DIR", fd1=mounts.root, s0=inside(process["cwd"]), n0=0o755)  # as docker: a missing workdir is made
+    devices(job.config, job.facts, job.ns, mounts.root, job.b)
+    master = proc.stdio(job.process, job.how, mounts.root, job.b, host_ptmx=not _has_devpts(job.config))
+    if job.process["cwd"] != "/":  # as docker: a missing working directory is made
+        job.b.child("MAKE_DIR", fd1=mounts.root, s0=inside(job.process["cwd"]), n0=0o755)
     return master
 
 
 def _has_devpts(config: Json) -> bool:
-    return any(m.get("type") == "devpts" or m["destination"].rstrip("/") in {"/dev", "/dev/pts"} and _is_host_dev(m)
-               for m in config.get("mounts") or [])
+    return any(
+        m.get("type") == "devpts" or (m["destination"].rstrip("/") in {"/dev", "/dev/pts"} and _is_host_dev(m))
+        for m in config.get("mounts") or []
+    )
 
 
 def _is_host_dev(mount: Json) -> bool:
     return bool({"bind", "rbind"}.intersection([mount.get("type"), *(mount.get("options") or [])]))
 
 
-def _joined_root(process: Json, how: LaunchHow, b: Builder) -> int:
+def _joined_root(job: Job) -> int:
     """A joined mount namespace brings its root along."""
-    root = b.slot()
-    b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
-    return proc.stdio(process, how, root, b)
+    root = job.b.slot()
+    job.b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
+    return proc.stdio(job.process, job.how, root, job.b)
 
 
-def _settle(config: Json, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, mounts: Mounts, b: Builder) -> None:
+def _settle(job: Job, mounts: Mounts) -> None:
     """Names, hooks at the barrier, kernel parameters, hidden paths, pivot."""
-    if config.get("hostname"):
-        b.child("HOSTNAME", s0=config["hostname"])
-    if config.get("domainname"):
-        b.child("DOMAINNAME", s0=config["domainname"])
-    if "network" in ns.new:
+    config, b = job.config, job.b
+    for key, name in (("hostname", "HOSTNAME"), ("domainname", "DOMAINNAME")):
+        if config.get(key):
+            b.child(name, s0=config[key])
+    if "network" in job.ns.new:
         b.child("LOOPBACK")
-    _runtime_hooks(config, mounts, how, b)
-    procfs = _procfs(config, ns, b)
-    for name, value in sorted((config["linux"].get("sysctl") or {}).items()):
-        b.child("SYSCTL", fd0=procfs, s0=sysctl_path(name), s1=value)
-    proc.labels(config["process"], facts, procfs, b)
-    if "mount" in ns.new:
+    _runtime_hooks(job)
+    procfs = _procfs(config, job.ns, b)
+    for key, value in sorted((job.linux.get("sysctl") or {}).items()):
+        b.child("SYSCTL", fd0=procfs, s0=sysctl_path(key), s1=value)
+    proc.labels(job.process, job.facts, procfs, b)
+    if "mount" in job.ns.new:
         mounts.hide()
         mounts.pivot()
 
 
 def _procfs(config: Json, ns: nss.Namespaces, b: Builder) -> int:
-    """Our own procfs, attached nowhere, for sysctls and labels; -1 where nothing needs it. With the host's pid namespace a
+    """Our own procfs, attached nowhere, for sysctls and labels; -1 where nothing needs it. With the host's pid
+    namespace a
     user namespace may not make one: then the host's /proc, before the pivot."""
     if not config["linux"].get("sysctl") and not proc.needs_labels(config["process"]):
         return -1
@@ -167,8 +186,13 @@ def sysctl_path(name: str) -> str:
 
 def hook_state(config: Json, bundle: str, how: LaunchHow, status: str) -> str:
     """The state JSON; pid comes first, so that "%p" is found before any text of the config."""
-    state = {"ociVersion": config["ociVersion"], "id": how.id, "status": status, "bundle": bundle,
-             "annotations": config.get("annotations") or {}}
+    state = {
+        "ociVersion": config["ociVersion"],
+        "id": how.id,
+        "status": status,
+        "bundle": bundle,
+        "annotations": config.get("annotations") or {},
+    }
     return '{"pid":%p,' + json.dumps(state, separators=(",", ":"))[1:]
 
 
@@ -176,63 +200,64 @@ def _hooks(config: Json, *kinds: str) -> list[Json]:
     return [hook for kind in kinds for hook in (config.get("hooks") or {}).get(kind) or []]
 
 
-def _hook(add: object, hook: Json) -> None:
-    args = tuple(hook.get("args") or (hook["path"],))
-    env = tuple(hook.get("env") or ())
-    add("HOOK", s0=hook["path"], s1=args, n0=len(args), s2=env, n1=len(env), n2=1000 * (hook.get("timeout") or 0))  # type: ignore[operator]
+def _run_hooks(job: Job, add: Callable[..., None], status: str, hooks: list[Json]) -> None:
+    """The hooks on one side, after the state that they read from standard input."""
+    if hooks:
+        add("HOOK_STATE", s0=hook_state(job.config, job.bundle, job.how, status))
+    for hook in hooks:
+        args, env = tuple(hook.get("args") or (hook["path"],)), tuple(hook.get("env") or ())
+        timeout = 1000 * (hook.get("timeout") or 0)
+        add("HOOK", s0=hook["path"], s1=args, n0=len(args), s2=env, n1=len(env), n2=timeout)
 
 
-def _runtime_hooks(config: Json, mounts: Mounts, how: LaunchHow, b: Builder) -> None:
+def _runtime_hooks(job: Job) -> None:
     """prestart and createRuntime on the host between two barriers, createContainer in the child before the pivot."""
-    bundle = mounts.bundle
-    on_host, in_child = _hooks(config, "prestart", "createRuntime"), _hooks(config, "createContainer")
+    on_host = _hooks(job.config, "prestart", "createRuntime")
     if on_host:
-        b.sync("hooks")
-        b.host("HOOK_STATE", s0=hook_state(config, bundle, how, "creating"))
-        for hook in on_host:
-            _hook(b.host, hook)
-        b.sync("hooked")
-    if in_child:
-        b.child("HOOK_STATE", s0=hook_state(config, bundle, how, "creating"))
-        for hook in in_child:
-            _hook(b.child, hook)
+        job.b.sync("hooks")
+        _run_hooks(job, job.b.host, "creating", on_host)
+        job.b.sync("hooked")
+    _run_hooks(job, job.b.child, "creating", _hooks(job.config, "createContainer"))
 
 
 # ---- the process
 
 
-def _finish(config: Json, bundle: str, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, b: Builder) -> None:
+def _finish(job: Job) -> None:
     """Limits, confinement, the barrier "created", the wait for start, exec; and the host's reports."""
-    process = config["process"]
+    confine(job)
+    created(job)
+    _run_hooks(job, job.b.child, "created", _hooks(job.config, "startContainer"))
+    proc.late_seccomp(job.process, job.config, job.how, job.b)
+    proc.execute(job.process, job.how, job.b)
+    started(job)
+    if not job.how.wait_start:  # else `start` runs them: the launch role is gone by then
+        _run_hooks(job, job.b.host, "running", _hooks(job.config, "poststart"))
+
+
+def confine(job: Job) -> None:
+    """Limits, working directory, rights."""
+    process, config, b = job.process, job.config, job.b
     proc.personality(config, b)
-    proc.limits(process, facts, how, ns, b)
+    proc.limits(process, job.facts, job.how, job.ns, b)
     proc.umask(process, b)
     b.child("CHDIR", s0=process["cwd"])
-    proc.confine(process, config, how, facts, b, deny_groups=nss.setgroups_denied(config, facts, ns))
-    proc.guard(how, b)
-    b.sync("created")
-    if how.pidfile:
-        b.host("PIDFILE", s0=how.pidfile)
-    b.host("REPORT", n0=CREATED, s0="created")
-    if how.wait_start:
-        b.child("WAIT_START", fd0=b.inherited_slot("fifo"))
-    hooks = _hooks(config, "startContainer")
-    if hooks:
-        b.child("HOOK_STATE", s0=hook_state(config, bundle, how, "created"))
-        for hook in hooks:
-            _hook(b.child, hook)
-    proc.late_seccomp(process, config, how, b)
-    proc.execute(process, how, b)
-    _started(config, bundle, how, b)
+    denied = nss.setgroups_denied(config, job.facts, job.ns)
+    proc.confine(process, config, job.how, job.facts, b, deny_groups=denied)
+    proc.guard(job.how, b)
 
 
-def _started(config: Json, bundle: str, how: LaunchHow, b: Builder) -> None:
-    """After exec. The launch role is gone by then if it left a container waiting: `start` runs the hooks itself."""
-    if how.wait_start:
-        return
-    b.host("REPORT", n0=STARTED, s0="started")
-    hooks = _hooks(config, "poststart")
-    if hooks:
-        b.host("HOOK_STATE", s0=hook_state(config, bundle, how, "running"))
-        for hook in hooks:
-            _hook(b.host, hook)
+def created(job: Job) -> None:
+    """Everything is done but the start: the pid file, the report, the wait."""
+    job.b.sync("created")
+    if job.how.pidfile:
+        job.b.host("PIDFILE", s0=job.how.pidfile)
+    job.b.host("REPORT", n0=CREATED, s0="created")
+    if job.how.wait_start:
+        job.b.child("WAIT_START", fd0=job.b.inherited_slot("fifo"))
+
+
+def started(job: Job) -> None:
+    """The report that the process runs. A child left waiting reports nothing more through this plan."""
+    if not job.how.wait_start:
+        job.b.host("REPORT", n0=STARTED, s0="started")

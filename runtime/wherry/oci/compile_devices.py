@@ -18,13 +18,21 @@ __all__ = ["DEFAULT_DEVICES", "SYMLINKS", "device_numbers", "devices"]
 
 #: runtime-spec, config-linux.md "Default Devices": path -> (major, minor)
 DEFAULT_DEVICES: Final[dict[str, tuple[int, int]]] = {
-    "/dev/null": (1, 3), "/dev/zero": (1, 5), "/dev/full": (1, 7), "/dev/random": (1, 8), "/dev/urandom": (1, 9),
+    "/dev/null": (1, 3),
+    "/dev/zero": (1, 5),
+    "/dev/full": (1, 7),
+    "/dev/random": (1, 8),
+    "/dev/urandom": (1, 9),
     "/dev/tty": (5, 0),
 }
 #: link -> its text ("Dev symbolic links" of runtime-linux.md, and ptmx of the default devices)
 SYMLINKS: Final[dict[str, str]] = {
-    "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
-    "/dev/stderr": "/proc/self/fd/2", "/dev/core": "/proc/kcore", "/dev/ptmx": "pts/ptmx",
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+    "/dev/core": "/proc/kcore",
+    "/dev/ptmx": "pts/ptmx",
 }
 _TYPES: Final[dict[str, int]] = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
@@ -74,9 +82,14 @@ def _node(device: Json, config: Json, root: int, b: Builder) -> None:
     if device["type"] == "p" and not (mapped(config, uid) and mapped(config, gid, "gidMappings")):
         uid = gid = 0
     mode = device.get("fileMode")
-    b.child("NODE", fd1=root, s0=inside(device["path"]),
-            n0=_TYPES[device["type"]] | ((0o666 if mode is None else mode) & 0o7777),
-            n1=0 if device["type"] == "p" else device_numbers(device["major"], device["minor"]), n2=uid << 32 | gid)
+    b.child(
+        "NODE",
+        fd1=root,
+        s0=inside(device["path"]),
+        n0=_TYPES[device["type"]] | ((0o666 if mode is None else mode) & 0o7777),
+        n1=0 if device["type"] == "p" else device_numbers(device["major"], device["minor"]),
+        n2=uid << 32 | gid,
+    )
 
 
 def _bind(device: Json, root: int, b: Builder) -> None:

@@ -6,7 +6,8 @@ from wherry.model import Json
 from wherry.oci import compile_namespaces as nss
 from wherry.oci import compile_process as proc
 from wherry.oci.compile_builder import Builder
-from wherry.oci.compile_create import CREATED, STARTED, cgroups, finished, refuse_unsupported
+from wherry.oci.compile_create import cgroups, confine, created, finished, refuse_unsupported, started
+from wherry.oci.compile_job import Job
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow, Target
 from wherry.oci.plan import Plan
@@ -36,7 +37,13 @@ def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> 
     root = b.slot()
     b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
     master = proc.stdio(process, how, root, b)
-    _finish(process, config, facts, how, ns, procfs, b)
+    proc.labels(process, facts, procfs, b)
+    job = Job(config, "", facts, how, ns, b)
+    confine(job)
+    created(job)
+    proc.late_seccomp(process, config, how, b)
+    proc.execute(process, how, b)
+    started(job)
     proc.monitor(process, how, master, cgroup, b)
     return finished(b)
 
@@ -61,24 +68,3 @@ def _enter(config: Json, ns: nss.Namespaces, pidfd: int, b: Builder) -> None:
     if kinds:
         b.child("SETNS", fd0=pidfd, n0=sum(nss.CLONE_BITS[kind][0] for kind in kinds), s0=" ".join(kinds))
     nss.become_root(config, ns, b)
-
-
-def _finish(process: Json, config: Json, facts: HostFacts, how: LaunchHow, ns: nss.Namespaces, procfs: int,
-            b: Builder) -> None:
-    proc.labels(process, facts, procfs, b)
-    proc.personality(config, b)
-    proc.limits(process, facts, how, ns, b)
-    proc.umask(process, b)
-    b.child("CHDIR", s0=process["cwd"])
-    proc.confine(process, config, how, facts, b, deny_groups=nss.setgroups_denied(config, facts, ns))
-    proc.guard(how, b)
-    b.sync("created")
-    if how.pidfile:
-        b.host("PIDFILE", s0=how.pidfile)
-    b.host("REPORT", n0=CREATED, s0="created")
-    if how.wait_start:
-        b.child("WAIT_START", fd0=b.inherited_slot("fifo"))
-    proc.late_seccomp(process, config, how, b)
-    proc.execute(process, how, b)
-    if not how.wait_start:
-        b.host("REPORT", n0=STARTED, s0="started")

@@ -1,6 +1,7 @@
 """The root filesystem, every mount of the config, masked and read-only paths, in the config's order.
 
-Decides what each mount is made of (a new filesystem, or a clone of a host tree) and with which attributes. Refuses to look at
+Decides what each mount is made of (a new filesystem, or a clone of a host tree) and with which attributes. Refuses to
+look at
 the host: whether a source exists or is a directory is found out by the helper, at execution.
 """
 
@@ -12,20 +13,40 @@ from typing import Final
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Mount
 from wherry.oci import options as opt
-from wherry.oci.compile_builder import Builder, inside
-from wherry.oci.compile_namespaces import Namespaces, mapped
+from wherry.oci.compile_builder import inside
+from wherry.oci.compile_job import Job
+from wherry.oci.compile_namespaces import mapped
 from wherry.oci.facts import HostFacts
-from wherry.oci.how import LaunchHow
 from wherry.oci.options import MountOptions
 
 __all__ = ["Mounts", "idmap_slots", "root_directory"]
 
 #: filesystems whose superblock is shared or made of nothing: "ro" is only a mount attribute of theirs
-_VIRTUAL: Final[frozenset[str]] = frozenset({
-    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "debugfs", "tracefs", "securityfs",
-    "bpf", "ramfs", "efivarfs", "fusectl", "configfs", "pstore", "hugetlbfs", "binfmt_misc",
-})
-#: must lie on real directories: a symlink there would move the kernel's files elsewhere (CVE-2023-27561, CVE-2019-19921)
+_VIRTUAL: Final[frozenset[str]] = frozenset(
+    {
+        "proc",
+        "sysfs",
+        "tmpfs",
+        "devpts",
+        "mqueue",
+        "cgroup",
+        "cgroup2",
+        "overlay",
+        "debugfs",
+        "tracefs",
+        "securityfs",
+        "bpf",
+        "ramfs",
+        "efivarfs",
+        "fusectl",
+        "configfs",
+        "pstore",
+        "hugetlbfs",
+        "binfmt_misc",
+    }
+)
+#: must lie on real directories: a symlink there would move the kernel's files elsewhere (CVE-2023-27561,
+#: CVE-2019-19921)
 _REAL_DIR: Final[frozenset[str]] = frozenset({"proc", "sysfs"})
 _MASK_OPTIONS = ("mode=555", "size=4k", "nr_inodes=2")
 _MASK_ATTRS = opt.RDONLY | opt.NOSUID | opt.NODEV | opt.NOEXEC
@@ -33,7 +54,7 @@ _MASK_ATTRS = opt.RDONLY | opt.NOSUID | opt.NODEV | opt.NOEXEC
 _FSCONFIG_VALUE = 256
 
 
-def root_directory(config: Json, bundle: str, how: LaunchHow) -> str:
+def root_directory(config: Json, bundle: str) -> str:
     """The host path of root.path; the bundle's rootfs where the config has none."""
     return posixpath.normpath(posixpath.join(bundle, config.get("root", {}).get("path") or "rootfs"))
 
@@ -41,16 +62,20 @@ def root_directory(config: Json, bundle: str, how: LaunchHow) -> str:
 def _mappings(mount: Json, config: Json) -> tuple[list[Json], list[Json]]:
     """uid and gid mappings of an idmapped mount: its own, else the container's (runtime-spec 1.3, idmap)."""
     linux = config.get("linux", {})
-    return (mount.get("uidMappings") or linux.get("uidMappings") or [],
-            mount.get("gidMappings") or linux.get("gidMappings") or [])
+    return (
+        mount.get("uidMappings") or linux.get("uidMappings") or [],
+        mount.get("gidMappings") or linux.get("gidMappings") or [],
+    )
 
 
 def _idmap_name(mount: Json, config: Json) -> str:
     uids, gids = _mappings(mount, config)
     if not uids or not gids:
         raise WherryError(Kind.INVALID, f"mount {mount['destination']}: idmap needs uidMappings and gidMappings")
+
     def text(entries: list[Json]) -> str:
         return "/".join(f"{e['containerID']}:{e['hostID']}:{e['size']}" for e in entries)
+
     return f"idmap={text(uids)},{text(gids)}"
 
 
@@ -59,7 +84,8 @@ def _wants_idmap(mount: Json) -> bool:
 
 
 def idmap_slots(config: Json) -> tuple[str, ...]:
-    """Names of the inherited slots with user namespaces for idmapped mounts: "idmap=C:H:N[/...],C:H:N[/...]" (uids, gids)."""
+    """Names of the inherited slots with user namespaces for idmapped mounts: "idmap=C:H:N[/...],C:H:N[/...]" (uids,
+    gids)."""
     names = [_idmap_name(mount, config) for mount in config.get("mounts") or [] if _wants_idmap(mount)]
     return tuple(dict.fromkeys(names))
 
@@ -67,11 +93,12 @@ def idmap_slots(config: Json) -> tuple[str, ...]:
 class Mounts:
     """Compiles one container's mounts. Create one per plan; call the steps in the order of compile_create."""
 
-    def __init__(self, config: Json, bundle: str, facts: HostFacts, how: LaunchHow, ns: Namespaces, b: Builder) -> None:
-        self.config, self.bundle, self.facts, self.how, self.ns, self.b = config, bundle, facts, how, ns, b
+    def __init__(self, job: Job) -> None:
+        self.config, self.bundle, self.facts, self.how = job.config, job.bundle, job.facts, job.how
+        self.ns, self.b = job.ns, job.b
         self.root = -1
         self._entries: list[tuple[Json, MountOptions]] = [
-            (m, opt.parse(m.get("options") or [], f"mount {m['destination']}")) for m in config.get("mounts") or []
+            (m, opt.parse(m.get("options") or [], f"mount {m['destination']}")) for m in job.config.get("mounts") or []
         ]
         self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
 
@@ -82,14 +109,22 @@ class Mounts:
         for index, (mount, options) in enumerate(self._entries):
             if _wants_idmap(mount):
                 if not self.facts.idmap:
-                    raise WherryError(Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel cannot map ids of mounts")
+                    raise WherryError(
+                        Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel cannot map ids of mounts"
+                    )
                 slot = self._cloned[index] = self.b.slot()
                 self.b.host("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
-                self.b.host("ATTR", *(("RECURSIVE",) if options.ridmap else ()), fd0=slot, n0=opt.IDMAP,
-                            fd1=self.b.inherited_slot(_idmap_name(mount, self.config)))
+                self.b.host(
+                    "ATTR",
+                    *(("RECURSIVE",) if options.ridmap else ()),
+                    fd0=slot,
+                    n0=opt.IDMAP,
+                    fd1=self.b.inherited_slot(_idmap_name(mount, self.config)),
+                )
 
     def shared(self) -> None:
-        """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is shared."""
+        """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is
+        shared."""
         for index, (mount, options) in enumerate(self._entries):
             if _is_bind(mount, options) and options.shared and index not in self._cloned:
                 self._cloned[index] = self._tree(mount, options)
@@ -104,7 +139,7 @@ class Mounts:
 
     def root_filesystem(self) -> None:
         """The snapshotter's mount, or root.path itself, attached where root.path is (how.root_dir if given)."""
-        path = root_directory(self.config, self.bundle, self.how)
+        path = root_directory(self.config, self.bundle)
         detached = self._detached_root(path)
         self.root = self.b.slot()
         self.b.child("ROOT", fd0=detached, fd1=self.root, s0=self.how.root_dir or path)
@@ -151,8 +186,15 @@ class Mounts:
         data = self._data(kind, options)
         slot = self.b.slot()
         late = opt.RDONLY if options.copy_up else 0  # filled first, read-only afterwards
-        self.b.child("FS_NEW", fd0=slot, s0=kind, s1=data, n0=len(data), n1=options.attr_set & ~late,
-                     s2=self._fs_source(mount, kind))
+        self.b.child(
+            "FS_NEW",
+            fd0=slot,
+            s0=kind,
+            s1=data,
+            n0=len(data),
+            n1=options.attr_set & ~late,
+            s2=self._fs_source(mount, kind),
+        )
         if options.copy_up:
             self.b.child("COPY_UP", fd0=slot, fd1=self.root, s0=target)
         self._attributes(slot, options.attr_set & late, 0, options)
@@ -229,7 +271,9 @@ class Mounts:
             return
         null, empty = self.b.slot(), self.b.slot()
         self.b.child("TREE", fd0=null, s0="/dev/null")
-        self.b.child("FS_NEW", fd0=empty, s0="tmpfs", s1=_MASK_OPTIONS, n0=len(_MASK_OPTIONS), n1=_MASK_ATTRS, s2="tmpfs")
+        self.b.child(
+            "FS_NEW", fd0=empty, s0="tmpfs", s1=_MASK_OPTIONS, n0=len(_MASK_OPTIONS), n1=_MASK_ATTRS, s2="tmpfs"
+        )
         for path in masked:
             self.b.child("MASK", "MAY_BE_ABSENT", fd0=null, fd1=self.root, s0=inside(path), n0=empty)
 

@@ -1,6 +1,7 @@
 """Namespaces, id maps and the clone: which namespace is new, joined or kept, and on which side it is entered.
 
-Who joins where: the pid namespace on the host side (it only takes effect for children) and left again after the clone; with
+Who joins where: the pid namespace on the host side (it only takes effect for children) and left again after the
+clone; with
 a new user namespace also every other joined one (the child would lack the rights over them); all others in the child.
 """
 
@@ -28,7 +29,8 @@ CLONE_BITS: Final[dict[str, tuple[int, str]]] = {
     "pid": (0x20000000, "pid"),
     "mount": (0x00020000, "mnt"),
 }
-#: made by the child after the clone: the cgroup namespace takes its root from the cgroup that its maker is in, and the time
+#: made by the child after the clone: the cgroup namespace takes its root from the cgroup that its maker is in, and
+#: the time
 #: namespace needs its offsets before anyone is in it (time_namespaces(7))
 _LATE = ("cgroup", "time")
 O_PATH_DIRECTORY = 0o10000000 | 0o200000 | 0o2000000  # O_PATH | O_DIRECTORY | O_CLOEXEC
@@ -75,7 +77,8 @@ def _check(ns: Namespaces) -> None:
         raise WherryError(Kind.UNSUPPORTED, "linux.namespaces: a new user namespace cannot join a mount namespace")
     if "user" in ns.joined and "pid" in ns.new:
         raise WherryError(
-            Kind.UNSUPPORTED, "linux.namespaces: a joined user namespace with a new pid namespace is not supported",
+            Kind.UNSUPPORTED,
+            "linux.namespaces: a joined user namespace with a new pid namespace is not supported",
             hint="join the pid namespace too, or give the container a user namespace of its own",
         )
 
@@ -92,7 +95,8 @@ def _host_joins(ns: Namespaces) -> list[str]:
 
 
 def _clone_kinds(ns: Namespaces) -> list[str]:
-    """Namespaces made by the clone itself. Below a joined user namespace only the child, once inside, can own new ones."""
+    """Namespaces made by the clone itself. Below a joined user namespace only the child, once inside, can own new
+    ones."""
     if "user" in ns.joined:
         return []
     return [kind for kind in CLONE_BITS if kind in ns.new and kind not in _LATE]
@@ -122,8 +126,11 @@ def enter(ns: Namespaces, b: Builder) -> None:
     for kind, slot in ns.joined.items():
         if kind not in on_host:
             b.child("SETNS", fd0=slot, n0=CLONE_BITS[kind][0], s0=kind)
-    late = [kind for kind in CLONE_BITS
-            if kind in ns.new and kind != "time" and (kind == "cgroup" or kind not in _clone_kinds(ns))]
+    late = [
+        kind
+        for kind in CLONE_BITS
+        if kind in ns.new and kind != "time" and (kind == "cgroup" or kind not in _clone_kinds(ns))
+    ]
     if late:
         b.child("UNSHARE", n0=_mask(late), s0=" ".join(late))
 
@@ -136,7 +143,9 @@ def time_namespace(config: Json, ns: Namespaces, b: Builder) -> None:
     offsets = config["linux"].get("timeOffsets") or {}
     if offsets:
         b.sync("time")
-        lines = [f"{clock} {value.get('secs', 0)} {value.get('nanosecs', 0)}" for clock, value in sorted(offsets.items())]
+        lines = [
+            f"{clock} {value.get('secs', 0)} {value.get('nanosecs', 0)}" for clock, value in sorted(offsets.items())
+        ]
         b.host("PROC_WRITE", s0="timens_offsets", s1="\n".join(lines) + "\n")
         b.sync("timed")
     slot = b.slot()
@@ -155,7 +164,8 @@ def write_maps(config: Json, facts: HostFacts, ns: Namespaces, b: Builder) -> No
         return
     linux = config["linux"]
     for name, tool, cap, own_id in (
-        ("gid_map", facts.newgidmap, "CAP_SETGID", facts.egid), ("uid_map", facts.newuidmap, "CAP_SETUID", facts.euid),
+        ("gid_map", facts.newgidmap, "CAP_SETGID", facts.egid),
+        ("uid_map", facts.newuidmap, "CAP_SETUID", facts.euid),
     ):
         entries = linux.get("uidMappings" if name == "uid_map" else "gidMappings") or []
         if facts.has_cap(cap):
@@ -168,8 +178,11 @@ def write_maps(config: Json, facts: HostFacts, ns: Namespaces, b: Builder) -> No
             args = tuple(str(e[key]) for e in entries for key in ("containerID", "hostID", "size"))
             b.host("RUN_MAP", s0=tool, s1=args, n0=len(args))
         else:
-            raise WherryError(Kind.PRECONDITION, f"{name}: mapping several ids without {cap} needs new{name[:3]}map",
-                              hint="install the package uidmap")
+            raise WherryError(
+                Kind.PRECONDITION,
+                f"{name}: mapping several ids without {cap} needs new{name[:3]}map",
+                hint="install the package uidmap",
+            )
     b.sync("maps")
 
 
@@ -184,7 +197,8 @@ def setgroups_denied(config: Json, facts: HostFacts, ns: Namespaces) -> bool:
 
 
 def mapped(config: Json, number: int, key: str = "uidMappings") -> bool:
-    """Whether the container's id `number` has a host id. Without mappings (a joined namespace) it is taken to have one."""
+    """Whether the container's id `number` has a host id. Without mappings (a joined namespace) it is taken to have
+    one."""
     entries = config.get("linux", {}).get(key) or []
     return not entries or any(0 <= number - e["containerID"] < e["size"] for e in entries)
 

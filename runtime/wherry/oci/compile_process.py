@@ -1,4 +1,5 @@
-"""The process side of a plan: stdio, terminal, limits, labels, ids, capabilities, seccomp, exec. Shared by create and exec.
+"""The process side of a plan: stdio, terminal, limits, labels, ids, capabilities, seccomp, exec. Shared by create and
+exec.
 
 The one order that works is in `confine`: what needs rights comes before they go; the filter goes in last where
 no_new_privs allows it, else while CAP_SYS_ADMIN is still there (seccomp(2)).
@@ -14,14 +15,15 @@ from wherry.model import Json
 from wherry.oci.compile_builder import Builder
 from wherry.oci.compile_namespaces import Namespaces
 from wherry.oci.facts import HostFacts, cap_mask, cap_names
-from wherry.oci.how import LaunchHow
+from wherry.oci.how import LaunchHow, MonitorHow
 
 __all__ = ["RLIMITS", "confine", "execute", "labels", "limits", "oom_score", "process_slots", "seccomp", "stdio"]
 
-#: asm-generic/resource.h
-RLIMITS: Final[tuple[str, ...]] = tuple(f"RLIMIT_{name}" for name in (
-    "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
-).split())
+_RLIMITS = """
+CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME
+"""
+#: by their number (asm-generic/resource.h)
+RLIMITS: Final[tuple[str, ...]] = tuple(f"RLIMIT_{name}" for name in _RLIMITS.split())
 RLIM_INFINITY: Final = (1 << 64) - 1
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _MONITOR_END: Final = {"stdin": "stdin_w", "stdout": "stdout_r", "stderr": "stderr_r"}
@@ -84,53 +86,64 @@ def _terminal(process: Json, how: LaunchHow, root: int, b: Builder, host_ptmx: b
 
 def monitor(process: Json, how: LaunchHow, master: int, cgroup: int, b: Builder) -> None:
     """The monitor's declarations. `master`: slot of the pty, -1 without a terminal."""
-    mon = how.monitor
-    if mon is None:
+    if how.monitor is None:
         return
+    _monitor_stdio(process, how, master, b)
+    _monitor_log(how.monitor, b)
+    for wanted, name, slot in (("attach", "MON_ATTACH", "attach"), ("client", "MON_CLIENT", "client")):
+        if getattr(how.monitor, wanted):
+            b.monitor(name, fd0=b.inherited_slot(slot))
+    _monitor_end(how.monitor, cgroup, b)
+
+
+def _monitor_stdio(process: Json, how: LaunchHow, master: int, b: Builder) -> None:
     if process.get("terminal"):
         b.monitor("MON_STDIO", "TTY", fd0=master, n0=1)
-    else:
-        for number, stream in enumerate(_STREAMS):
-            if stream in how.stdio:
-                b.monitor("MON_STDIO", fd0=b.inherited_slot(_MONITOR_END[stream]), n0=number)
+        return
+    for number, stream in enumerate(_STREAMS):
+        if stream in how.stdio:
+            b.monitor("MON_STDIO", fd0=b.inherited_slot(_MONITOR_END[stream]), n0=number)
+
+
+def _monitor_log(mon: MonitorHow, b: Builder) -> None:
+    """MON_LOG's n1: bytes a file, for journald the number of fields."""
     if mon.log_driver != "none":
-        b.monitor("MON_LOG", s0=mon.log_path, s1=mon.log_fields, n0=_LOG[mon.log_driver], n1=_log_size(mon.log_driver, how),
-                  n2=max(1, mon.log_files))
-    if mon.attach:
-        b.monitor("MON_ATTACH", fd0=b.inherited_slot("attach"))
-    if mon.client:
-        b.monitor("MON_CLIENT", fd0=b.inherited_slot("client"))
+        size = len(mon.log_fields) if mon.log_driver == "journald" else mon.log_bytes
+        b.monitor(
+            "MON_LOG", s0=mon.log_path, s1=mon.log_fields, n0=_LOG[mon.log_driver], n1=size, n2=max(1, mon.log_files)
+        )
+
+
+def _monitor_end(mon: MonitorHow, cgroup: int, b: Builder) -> None:
+    """What happens at the exit, and the timers until then."""
     if mon.exit_dir:
         b.monitor("MON_EXIT", s0=mon.exit_dir)
-    if mon.cleanup:
+    if mon.cleanup or mon.timers:
         b.monitor("MON_CLEANUP", s0=mon.cleanup, s1=mon.cleanup_env, n0=len(mon.cleanup), n1=len(mon.cleanup_env))
     for timer in mon.timers:
         b.monitor("MON_TIMER", s0=timer.argv, n0=timer.interval_ms, n1=timer.first_ms, n2=len(timer.argv))
-    if cgroup >= 0 and mon.oom:
-        b.monitor("MON_OOM", fd0=cgroup)
-    if cgroup >= 0 and mon.kill:
-        b.monitor("MON_KILL", fd0=cgroup)
+    for wanted, name in ((mon.oom, "MON_OOM"), (mon.kill, "MON_KILL")):
+        if wanted and cgroup >= 0:
+            b.monitor(name, fd0=cgroup)
 
 
 #: WH_LOG_* of native/plan.h
 _LOG: Final[dict[str, int]] = {"none": 0, "cri": 1, "json": 2, "journald": 3}
 
 
-def _log_size(driver: str, how: LaunchHow) -> int:
-    """MON_LOG's n1: bytes a file, for journald the number of fields."""
-    assert how.monitor is not None
-    return len(how.monitor.log_fields) if driver == "journald" else how.monitor.log_bytes
-
-
 def oom_score(process: Json, facts: HostFacts, how: LaunchHow, b: Builder) -> None:
-    """oom_score_adj by the host side. Lowering it below our own needs CAP_SYS_RESOURCE: clamped unless asked by name."""
+    """oom_score_adj by the host side. Lowering it below our own needs CAP_SYS_RESOURCE: clamped unless asked by
+    name."""
     wanted = process.get("oomScoreAdj")
     if wanted is None:
         return
     value = wanted if facts.has_cap("CAP_SYS_RESOURCE") else max(wanted, facts.oom_score_adj)
     if value != wanted and "oom_score_adj" in how.asked:
-        raise WherryError(Kind.PRECONDITION, f"oom_score_adj {wanted} is below the caller's {facts.oom_score_adj} and "
-                          "CAP_SYS_RESOURCE is missing", hint=f"ask for {facts.oom_score_adj} or more")
+        raise WherryError(
+            Kind.PRECONDITION,
+            f"oom_score_adj {wanted} is below the caller's {facts.oom_score_adj} and CAP_SYS_RESOURCE is missing",
+            hint=f"ask for {facts.oom_score_adj} or more",
+        )
     b.host("PROC_WRITE", s0="oom_score_adj", s1=str(value))
 
 
@@ -142,8 +155,11 @@ def limits(process: Json, facts: HostFacts, how: LaunchHow, ns: Namespaces, b: B
         ceiling = _ceiling(facts, name)
         if hard > ceiling and not raise_allowed:
             if name in how.asked:
-                raise WherryError(Kind.PRECONDITION, f"{name}: hard limit {hard} is above the caller's {ceiling} and "
-                                  "CAP_SYS_RESOURCE is missing", hint=f"ask for {ceiling} or less")
+                raise WherryError(
+                    Kind.PRECONDITION,
+                    f"{name}: hard limit {hard} is above the caller's {ceiling} and CAP_SYS_RESOURCE is missing",
+                    hint=f"ask for {ceiling} or less",
+                )
             soft, hard = min(soft, ceiling), ceiling
         b.child("RLIMIT", s0=name, n0=RLIMITS.index(name), n1=soft, n2=hard)
 
@@ -167,11 +183,17 @@ def labels(process: Json, facts: HostFacts, procfs: int, b: Builder) -> None:
     """The label that takes effect at exec, written through our own procfs (CVE-2019-16884)."""
     profile, label = _apparmor(process), process.get("selinuxLabel") or ""
     if profile and not facts.apparmor:
-        raise WherryError(Kind.PRECONDITION, f'AppArmor profile "{profile}" is asked for and AppArmor is not enabled on this host',
-                          hint="leave out process.apparmorProfile, or boot with apparmor=1")
+        raise WherryError(
+            Kind.PRECONDITION,
+            f'AppArmor profile "{profile}" is asked for and AppArmor is not enabled on this host',
+            hint="leave out process.apparmorProfile, or boot with apparmor=1",
+        )
     if label and not facts.selinux:
-        raise WherryError(Kind.PRECONDITION, f'SELinux label "{label}" is asked for and SELinux is not enabled on this host',
-                          hint="leave out process.selinuxLabel")
+        raise WherryError(
+            Kind.PRECONDITION,
+            f'SELinux label "{label}" is asked for and SELinux is not enabled on this host',
+            hint="leave out process.selinuxLabel",
+        )
     if profile:
         b.child("LSM_EXEC", fd0=procfs, s0="attr/apparmor/exec", s1=f"exec {profile}")
     if label:
@@ -183,14 +205,18 @@ def seccomp(how: LaunchHow, config: Json, b: Builder) -> None:
     if not how.seccomp:
         return
     listener = bool(listener_path(config))
-    b.child("SECCOMP", s0=how.seccomp, n0=len(how.seccomp) // 8, n1=how.seccomp_flags | (NEW_LISTENER if listener else 0))
+    b.child(
+        "SECCOMP", s0=how.seccomp, n0=len(how.seccomp) // 8, n1=how.seccomp_flags | (NEW_LISTENER if listener else 0)
+    )
     if listener:
         slot = b.slot()
         b.host("RECV_FD", fd0=slot)
         b.host("SEND_FD", fd0=slot, fd1=b.inherited_slot("seccomp_listener"), s0=how.listener_payload or "{}")
 
 
-def confine(process: Json, config: Json, how: LaunchHow, facts: HostFacts, b: Builder, *, deny_groups: bool = False) -> None:
+def confine(
+    process: Json, config: Json, how: LaunchHow, facts: HostFacts, b: Builder, *, deny_groups: bool = False
+) -> None:
     """From root with all capabilities to what the process may be. Everything after this runs with its rights."""
     caps = _capabilities(process, facts)
     user = process.get("user", {})
@@ -201,8 +227,13 @@ def confine(process: Json, config: Json, how: LaunchHow, facts: HostFacts, b: Bu
     if early:
         seccomp(how, config, b)
     gids = tuple(user.get("additionalGids") or ())
-    b.child("GROUPS", *(("MAY_FAIL",) if deny_groups else ()), s0=struct.pack(f"={len(gids)}I", *gids), n0=len(gids),
-            s1=" ".join(map(str, gids)) or "none")
+    b.child(
+        "GROUPS",
+        *(("MAY_FAIL",) if deny_groups else ()),
+        s0=struct.pack(f"={len(gids)}I", *gids),
+        n0=len(gids),
+        s1=" ".join(map(str, gids)) or "none",
+    )
     b.child("GID", n0=user.get("gid", 0))
     b.child("UID", n0=user.get("uid", 0))
     b.child("CAPS", s0=_cap_text(caps["permitted"]), n0=caps["effective"], n1=caps["permitted"], n2=caps["inheritable"])
@@ -219,8 +250,10 @@ def _capabilities(process: Json, facts: HostFacts) -> dict[str, int]:
     """The five sets as masks. Names that this kernel lacks are left out; ambient needs permitted and inheritable."""
     known = (1 << (facts.cap_last + 1)) - 1
     given = process.get("capabilities") or {}
-    sets = {name: cap_mask(tuple(given.get(name) or ())) & known & facts.cap_bounding
-            for name in ("bounding", "effective", "permitted", "inheritable", "ambient")}
+    sets = {
+        name: cap_mask(tuple(given.get(name) or ())) & known & facts.cap_bounding
+        for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
+    }
     sets["effective"] &= sets["permitted"]  # capset(2) refuses more
     sets["ambient"] &= sets["permitted"] & sets["inheritable"]  # capabilities(7)
     return sets
@@ -248,7 +281,8 @@ def umask(process: Json, b: Builder) -> None:
 
 
 def guard(how: LaunchHow, b: Builder) -> None:
-    """A container must not outlive its monitor (docs/decisions/0002). Cleared by each change of ids: hence set twice."""
+    """A container must not outlive its monitor (docs/decisions/0002). Cleared by each change of ids: hence set
+    twice."""
     if how.monitor is not None:
         b.child("PDEATHSIG", n0=_SIGKILL)
 

@@ -9,30 +9,69 @@ from typing import Final
 
 from wherry.model import Json
 
-__all__ = ["CAPABILITIES", "MASKED_PATHS", "READONLY_PATHS", "STRICT_CAPABILITIES", "capabilities", "device_rules", "masked_paths", "mounts",
-           "namespaces"]
+__all__ = [
+    "CAPABILITIES",
+    "MASKED_PATHS",
+    "READONLY_PATHS",
+    "STRICT_CAPABILITIES",
+    "capabilities",
+    "device_rules",
+    "masked_paths",
+    "mounts",
+    "namespaces",
+]
 
 #: docker's 14
 CAPABILITIES: Final[tuple[str, ...]] = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 )
 #: CRI-O's 9, for the profile "strict"
 STRICT_CAPABILITIES: Final[tuple[str, ...]] = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE", "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_KILL",
 )
 
 #: moby's list (oci/defaults.go), with what later advisories added
 MASKED_PATHS: Final[tuple[str, ...]] = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 )
 READONLY_PATHS: Final[tuple[str, ...]] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def masked_paths(cpus: int = 0) -> list[str]:
-    """The masked paths of a host with so many CPUs: per CPU the thermal counters too (a side channel: GHSA-6fw5-f8r9-fgfm)."""
+    """The masked paths of a host with so many CPUs: per CPU the thermal counters too (a side channel:
+    GHSA-6fw5-f8r9-fgfm)."""
     return [*MASKED_PATHS, *(f"/sys/devices/system/cpu/cpu{cpu}/thermal_throttle" for cpu in range(cpus))]
 
 
@@ -46,14 +85,27 @@ def mounts(shm_size: int = 64 << 20) -> list[Json]:
     quiet = ["nosuid", "noexec", "nodev"]
     return [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": list(quiet)},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, "ro"]},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-         "options": [*quiet, "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "ro"]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": list(quiet)},
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", f"size={shm_size}"]},
+        {
+            "destination": "/dev/shm",  # noqa: S108: of the container
+            "type": "tmpfs",
+            "source": "shm",
+            "options": [*quiet, "mode=1777", f"size={shm_size}"],
+        },
     ]
 
 
@@ -71,7 +123,8 @@ def device_rules() -> list[Json]:
     """linux.resources.devices: deny all; any node may be made, these may be used."""
     return [
         {"allow": False, "access": "rwm"},
-        _rule("c", None, None, "m"), _rule("b", None, None, "m"),
+        _rule("c", None, None, "m"),
+        _rule("b", None, None, "m"),
         _rule("c", 1, 5, "rwm"),  # zero
         _rule("c", 1, 3, "rwm"),  # null
         _rule("c", 1, 7, "rwm"),  # full

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping
 
 __all__ = ["CAPABILITIES", "HostFacts", "cap_mask", "cap_names"]
 
+_NAMES = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST
+NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE
+SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
+WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+"""
 #: capability names by their number (linux/capability.h, up to 6.18)
-CAPABILITIES: tuple[str, ...] = tuple(
-    f"CAP_{name}" for name in (
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
-        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
-        "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-    ).split()
-)
+CAPABILITIES: tuple[str, ...] = tuple(f"CAP_{name}" for name in _NAMES.split())
 
 
 def cap_mask(names: tuple[str, ...] | list[str] | frozenset[str]) -> int:
@@ -40,9 +39,18 @@ class HostFacts:
 
     cgroup_mount: str = "/sys/fs/cgroup"  # the cgroup2 mount; "" where none is mounted
     cgroup_own: str = "/"  # our own cgroup below that mount (/proc/self/cgroup, "0::")
-    cgroup_available: tuple[str, ...] = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")  # cgroup.controllers of the root
+    cgroup_available: tuple[str, ...] = (
+        "cpuset",
+        "cpu",
+        "io",
+        "memory",
+        "hugetlb",
+        "pids",
+    )  # cgroup.controllers of the root
     cgroup_enabled: tuple[str, ...] = ()  # cgroup.subtree_control of the root
-    cgroup_holders: Mapping[str, str] = field(default_factory=dict)  # missing controller -> who holds it, "" nobody knows
+    cgroup_holders: Mapping[str, str] = field(
+        default_factory=dict
+    )  # missing controller -> who holds it, "" nobody knows
     cgroup_v1: Mapping[str, str] = field(default_factory=dict)  # v1 controller -> its mount point
 
     cap_effective: int = (1 << 41) - 1
@@ -51,7 +59,9 @@ class HostFacts:
     cap_bounding: int = (1 << 41) - 1
     cap_ambient: int = 0
     cap_last: int = 40
-    rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # "RLIMIT_NOFILE" -> own (soft, hard), -1 unlimited
+    rlimits: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # "RLIMIT_NOFILE" -> own (soft, hard), -1 unlimited
     oom_score_adj: int = 0  # our own
     no_new_privs: bool = False
 

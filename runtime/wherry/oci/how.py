@@ -1,4 +1,5 @@
-"""How a plan is to be carried out: what the bundle's config does not say. Plain values made by the engine or the OCI face.
+"""How a plan is to be carried out: what the bundle's config does not say. Plain values made by the engine or the OCI
+face.
 
 Slots that the launcher fills are named; which of them a plan wants is in `Plan.inherited`:
 stdin stdout stderr (the process's ends), stdin_w stdout_r stderr_r (the monitor's ends), attach (listening socket),
@@ -8,8 +9,8 @@ named by `LaunchHow.namespace_slots`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping
 
 from wherry.model import Json, Mount
 

@@ -10,7 +10,18 @@ from typing import Final
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["IDMAP", "MS_REC", "NODEV", "NOEXEC", "NOSUID", "NOSYMFOLLOW", "PROPAGATION", "RDONLY", "MountOptions", "parse"]
+__all__ = [
+    "IDMAP",
+    "MS_REC",
+    "NODEV",
+    "NOEXEC",
+    "NOSUID",
+    "NOSYMFOLLOW",
+    "PROPAGATION",
+    "RDONLY",
+    "MountOptions",
+    "parse",
+]
 
 # MOUNT_ATTR_* (linux/mount.h)
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -21,36 +32,62 @@ NODIRATIME, IDMAP, NOSYMFOLLOW = 0x80, 0x100000, 0x200000
 MS_REC, MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x4000, 1 << 17, 1 << 18, 1 << 19, 1 << 20
 
 PROPAGATION: Final[dict[str, int]] = {
-    "unbindable": MS_UNBINDABLE, "private": MS_PRIVATE, "slave": MS_SLAVE, "shared": MS_SHARED,
-    "runbindable": MS_UNBINDABLE | MS_REC, "rprivate": MS_PRIVATE | MS_REC, "rslave": MS_SLAVE | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "private": MS_PRIVATE,
+    "slave": MS_SLAVE,
+    "shared": MS_SHARED,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "rslave": MS_SLAVE | MS_REC,
     "rshared": MS_SHARED | MS_REC,
 }
 
 #: word -> (attributes to set, attributes to clear). Setting an atime mode must clear the whole field first
 ATTRIBUTES: Final[dict[str, tuple[int, int]]] = {
-    "ro": (RDONLY, 0), "rw": (0, RDONLY),
-    "nosuid": (NOSUID, 0), "suid": (0, NOSUID),
-    "nodev": (NODEV, 0), "dev": (0, NODEV),
-    "noexec": (NOEXEC, 0), "exec": (0, NOEXEC),
-    "nodiratime": (NODIRATIME, 0), "diratime": (0, NODIRATIME),
-    "relatime": (RELATIME, ATIME_MASK), "norelatime": (RELATIME, ATIME_MASK),
-    "noatime": (NOATIME, ATIME_MASK), "atime": (RELATIME, ATIME_MASK),
-    "strictatime": (STRICTATIME, ATIME_MASK), "nostrictatime": (RELATIME, ATIME_MASK),
-    "nosymfollow": (NOSYMFOLLOW, 0), "symfollow": (0, NOSYMFOLLOW),
+    "ro": (RDONLY, 0),
+    "rw": (0, RDONLY),
+    "nosuid": (NOSUID, 0),
+    "suid": (0, NOSUID),
+    "nodev": (NODEV, 0),
+    "dev": (0, NODEV),
+    "noexec": (NOEXEC, 0),
+    "exec": (0, NOEXEC),
+    "nodiratime": (NODIRATIME, 0),
+    "diratime": (0, NODIRATIME),
+    "relatime": (RELATIME, ATIME_MASK),
+    "norelatime": (RELATIME, ATIME_MASK),
+    "noatime": (NOATIME, ATIME_MASK),
+    "atime": (RELATIME, ATIME_MASK),
+    "strictatime": (STRICTATIME, ATIME_MASK),
+    "nostrictatime": (RELATIME, ATIME_MASK),
+    "nosymfollow": (NOSYMFOLLOW, 0),
+    "symfollow": (0, NOSYMFOLLOW),
 }
 
 #: the same with "r" in front, for the whole tree (runtime-spec: rro, rnosuid ...)
 RECURSIVE: Final[dict[str, tuple[int, int]]] = {f"r{word}": bits for word, bits in ATTRIBUTES.items()}
 
 #: superblock flags: words that fsconfig takes for any filesystem; on a bind mount they mean nothing
-SUPERBLOCK: Final[frozenset[str]] = frozenset({
-    "sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime", "iversion", "noiversion", "silent", "loud",
-    "acl", "noacl",
-})
-#: of those, the ones that the kernel's new mount API knows as parameters (fs/fs_context.c); the rest have no effect there
-PARAMETERS: Final[frozenset[str]] = frozenset({
-    "sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime",
-})
+SUPERBLOCK: Final[frozenset[str]] = frozenset(
+    {
+        "sync",
+        "async",
+        "dirsync",
+        "mand",
+        "nomand",
+        "lazytime",
+        "nolazytime",
+        "iversion",
+        "noiversion",
+        "silent",
+        "loud",
+        "acl",
+        "noacl",
+    }
+)
+#: of those, the ones that the kernel's new mount API knows as parameters (fs/fs_context.c); the rest have no effect
+#: there
+PARAMETERS: Final[frozenset[str]] = frozenset({"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"})
 IGNORED: Final[frozenset[str]] = frozenset({"defaults", "auto", "noauto", "user", "nouser", "nofail", "_netdev"})
 UNSUPPORTED: Final[frozenset[str]] = frozenset({"remount", "copy-symlink", "move"})
 
@@ -89,11 +126,18 @@ def parse(options: list[str] | tuple[str, ...], where: str = "mount") -> MountOp
     tree_set, tree_clr = _bits(words, RECURSIVE)
     given = set(words)
     return MountOptions(
-        bind=bool(given & {"bind", "rbind"}), recursive="rbind" in given,
-        attr_set=attr_set, attr_clr=attr_clr, tree_set=tree_set, tree_clr=tree_clr,
+        bind=bool(given & {"bind", "rbind"}),
+        recursive="rbind" in given,
+        attr_set=attr_set,
+        attr_clr=attr_clr,
+        tree_set=tree_set,
+        tree_clr=tree_clr,
         propagation=tuple(PROPAGATION[word] for word in words if word in PROPAGATION),
-        idmap=bool(given & {"idmap", "ridmap"}), ridmap="ridmap" in given, copy_up="tmpcopyup" in given,
-        source_nofollow="src-nofollow" in given, target_nofollow="dest-nofollow" in given,
+        idmap=bool(given & {"idmap", "ridmap"}),
+        ridmap="ridmap" in given,
+        copy_up="tmpcopyup" in given,
+        source_nofollow="src-nofollow" in given,
+        target_nofollow="dest-nofollow" in given,
         data=tuple(word for word in words if _is_data(word)),
     )
 

@@ -6,16 +6,15 @@ Refuses to know numbers of operations (the C compiler owns them) and the wire fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 from wherry.oci._ops import FLAGS, OPS
 
-__all__ = ["HOST", "CHILD", "MONITOR", "Op", "Plan", "Text", "sentence"]
+__all__ = ["CHILD", "HOST", "MONITOR", "Op", "Plan", "Text", "sentence"]
 
 HOST, CHILD, MONITOR = "H", "C", "M"
 
 #: a string, a blob, or a list of strings (packed NUL-terminated by the wire)
-Text = Union[str, bytes, tuple[str, ...]]
+Text = str | bytes | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,9 @@ class Op:
 
     def __post_init__(self) -> None:
         entry = OPS.get(self.name)
-        assert entry is not None and self.side in entry[0] and len(self.side) == 1, f"no {self.name} on {self.side!r}"
+        assert entry is not None, f"no operation {self.name}"
+        assert len(self.side) == 1, self.side
+        assert self.side in entry[0], f"no {self.name} on {self.side!r}"
         assert FLAGS.issuperset(self.flags), f"{self.name}: unknown flags {self.flags}"
 
 
@@ -57,7 +58,7 @@ class Plan:
 def sentence(op: Op) -> str:
     """What `op` does, by the template of ops.def, with the flags in brackets."""
     text = OPS[op.name][1].format(
-        s0=_words(op.s0), s1=_words(op.s1), s2=_words(op.s2), n0=op.n0, n1=op.n1, n2=op.n2, fd0=op.fd0, fd1=op.fd1,
+        s0=_words(op.s0), s1=_words(op.s1), s2=_words(op.s2), n0=op.n0, n1=op.n1, n2=op.n2, fd0=op.fd0, fd1=op.fd1
     )
     return f"{text} [{' '.join(f.lower().replace('_', ' ') for f in op.flags)}]" if op.flags else text
 

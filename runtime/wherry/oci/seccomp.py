@@ -1,9 +1,11 @@
 """Seccomp profiles: by name or as a document, resolved for one container into the runtime-spec's linux.seccomp. Pure.
 
-Decides which calls are allowed under which capabilities, architecture and kernel. Refuses to know libseccomp: compiling is
+Decides which calls are allowed under which capabilities, architecture and kernel. Refuses to know libseccomp:
+compiling is
 kernel/seccomp.py's, whose cache is keyed by `canonical`.
 
-Profiles: "docker" (docker's own, exactly), "default" (docker's, tighter where no image notices), "strict" (native ABI and four
+Profiles: "docker" (docker's own, exactly), "default" (docker's, tighter where no image notices), "strict" (native ABI
+and four
 socket families), "unconfined" (none).
 """
 
@@ -25,16 +27,25 @@ PROFILES: Final = ("default", "strict", "docker", "unconfined")
 
 #: uname -m -> GOARCH, the names that docker's profile files use
 _MACHINES: Final[dict[str, str]] = {
-    "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i386": "386", "i686": "386", "s390x": "s390x",
-    "ppc64le": "ppc64le", "riscv64": "riscv64", "loongarch64": "loong64", "mips64": "mips64",
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i386": "386",
+    "i686": "386",
+    "s390x": "s390x",
+    "ppc64le": "ppc64le",
+    "riscv64": "riscv64",
+    "loongarch64": "loong64",
+    "mips64": "mips64",
 }
 #: other names of the same in profile files (libseccomp's own)
-_ALIASES: Final[dict[str, tuple[str, ...]]] = {
-    "386": ("x86",), "mips64le": ("mipsel64",), "loong64": ("loongarch64",),
-}
+_ALIASES: Final[dict[str, tuple[str, ...]]] = {"386": ("x86",), "mips64le": ("mipsel64",), "loong64": ("loongarch64",)}
 #: SECCOMP_FILTER_FLAG_* of linux/seccomp.h
 _FLAGS: Final[dict[str, int]] = {
-    "SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+    "SECCOMP_FILTER_FLAG_TSYNC": 1,
+    "SECCOMP_FILTER_FLAG_LOG": 2,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
 #: type characters into the caller's terminal: TIOCSTI, TIOCLINUX (asm-generic/ioctls.h)
@@ -42,10 +53,13 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _U32: Final = 0xFFFFFFFF
 
 
-def resolve(profile: str | Json, caps: Iterable[str], arch: str = "x86_64", kernel: tuple[int, int] = (6, 1)) -> Json | None:
+def resolve(
+    profile: str | Json, caps: Iterable[str], arch: str = "x86_64", kernel: tuple[int, int] = (6, 1)
+) -> Json | None:
     """linux.seccomp for a container with the bounding set `caps`; None where nothing is to be filtered.
 
-    `profile` is a name of PROFILES, or a document in docker's or in the runtime-spec's form. `arch` as uname -m or GOARCH."""
+    `profile` is a name of PROFILES, or a document in docker's or in the runtime-spec's form. `arch` as uname -m or
+    GOARCH."""
     if profile == "unconfined":
         return None
     goarch = _MACHINES.get(arch, arch)
@@ -69,20 +83,35 @@ def filter_flags(seccomp: Json) -> int:
 
 def _named(profile: str, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> Json:
     if profile not in PROFILES:
-        raise WherryError(Kind.INVALID, f'seccomp profile "{profile}" is not known', hint=f"use one of {', '.join(PROFILES)}, or a file")
+        raise WherryError(
+            Kind.INVALID,
+            f'seccomp profile "{profile}" is not known',
+            hint=f"use one of {', '.join(PROFILES)}, or a file",
+        )
     if arch not in data.ARCHITECTURES:
-        raise WherryError(Kind.UNSUPPORTED, f"there is no seccomp profile for the architecture {arch}",
-                          hint="use --security-opt seccomp=unconfined")
+        raise WherryError(
+            Kind.UNSUPPORTED,
+            f"there is no seccomp profile for the architecture {arch}",
+            hint="use --security-opt seccomp=unconfined",
+        )
     architectures = data.ARCHITECTURES[arch]
     rows = [row for row in (*data.DEFAULT_ROWS, *_SPECIAL[profile]()) if _holds(row, caps, arch, kernel)]
-    return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": EPERM,
-            "architectures": list(architectures[:1] if profile == "strict" else architectures),
-            "syscalls": [_syscall(row) for row in rows]}
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": EPERM,
+        "architectures": list(architectures[:1] if profile == "strict" else architectures),
+        "syscalls": [_syscall(row) for row in rows],
+    }
 
 
 def _holds(row: Row, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> bool:
-    return (caps.issuperset(row.caps) and not caps.intersection(row.not_caps) and (not row.arches or arch in row.arches)
-            and arch not in row.not_arches and kernel >= row.kernel)
+    return (
+        caps.issuperset(row.caps)
+        and not caps.intersection(row.not_caps)
+        and (not row.arches or arch in row.arches)
+        and arch not in row.not_arches
+        and kernel >= row.kernel
+    )
 
 
 def _syscall(row: Row) -> Json:
@@ -90,8 +119,10 @@ def _syscall(row: Row) -> Json:
     if row.errno:
         result["errnoRet"] = row.errno
     if row.args:
-        result["args"] = [{"index": index, "value": value, "valueTwo": two, "op": f"SCMP_CMP_{op}"}
-                          for index, value, two, op in row.args]
+        result["args"] = [
+            {"index": index, "value": value, "valueTwo": two, "op": f"SCMP_CMP_{op}"}
+            for index, value, two, op in row.args
+        ]
     return result
 
 
@@ -113,7 +144,8 @@ _SPECIAL: Final[dict[str, Any]] = {"docker": _docker, "default": _default, "stri
 
 
 def _families() -> tuple[Row, ...]:
-    """Allow-lists only: a list of what is denied would fall to a family with high bits set, which the kernel ignores."""
+    """Allow-lists only: a list of what is denied would fall to a family with high bits set, which the kernel
+    ignores."""
     first = Row(("socket",), args=((0, data.FAMILIES_BELOW, 0, "LT"),))
     return (first, *(Row(("socket",), args=((0, family, 0, "EQ"),)) for family in data.FAMILIES))
 
@@ -121,8 +153,10 @@ def _families() -> tuple[Row, ...]:
 def _ioctl_without_typing() -> tuple[Row, ...]:
     """ioctl(2) for every request but TIOCSTI and TIOCLINUX.
 
-    The kernel reads the low 32 bits of the request, a filter sees 64: comparing for inequality could be passed by a high bit
-    (CVE-2019-7303), and C libraries differ in how they extend it. So: "some low bit differs from both", as rules of one bit
+    The kernel reads the low 32 bits of the request, a filter sees 64: comparing for inequality could be passed by a
+    high bit
+    (CVE-2019-7303), and C libraries differ in how they extend it. So: "some low bit differs from both", as rules of
+    one bit
     each, and for the bits in which the two differ from each other, the combinations that neither has.
     """
     common = [1 << bit for bit in range(32) if not (_TIOCSTI ^ _TIOCLINUX) >> bit & 1]
@@ -154,7 +188,9 @@ def _document(profile: Json, caps: frozenset[str], arch: str, kernel: tuple[int,
     return result
 
 
-_KEPT: Final = frozenset({"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata"})
+_KEPT: Final = frozenset(
+    {"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata"}
+)
 
 
 def _arch_map(entries: list[Json], arch: str) -> list[str]:
@@ -196,7 +232,7 @@ def _included(call: Json, caps: frozenset[str], arch: str, kernel: tuple[int, in
 
 
 def _version(text: Any) -> tuple[int, int]:
-    """"4.8" to (4, 8)."""
+    """ "4.8" to (4, 8)."""
     major, _, minor = str(text).partition(".")
     if not (major.isdigit() and minor.isdigit()):
         raise WherryError(Kind.INVALID, f'minKernel "{text}" of the seccomp profile is not MAJOR.MINOR')

@@ -1,7 +1,9 @@
 """Is this config.json one that can be carried out? One sentence with the field's path for the first breach.
 
-Decides by runtime-spec 1.3 (config.md, config-linux.md, the JSON schema) and by what its prose demands beyond types. Refuses to
-know the host: whether a path exists or a capability can be granted is found out later. Unknown fields are ignored, as the
+Decides by runtime-spec 1.3 (config.md, config-linux.md, the JSON schema) and by what its prose demands beyond types.
+Refuses to
+know the host: whether a path exists or a capability can be granted is found out later. Unknown fields are ignored, as
+the
 spec wants ("Extensibility").
 """
 
@@ -57,11 +59,13 @@ def boolean(value: Any, path: str) -> None:
 
 def number(low: int, high: int) -> Check:
     """An integer in range; a bool is none."""
+
     def check(value: Any, path: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise _fail(path, f"must be an integer, not {_kind(value)}")
         if not low <= value <= high:
             raise _fail(path, f"must be between {low} and {high}, not {value}")
+
     return check
 
 
@@ -70,6 +74,7 @@ def one_of(*words: str) -> Check:
         text(value, path)
         if value not in words:
             raise _fail(path, f'"{value}" is not one of {", ".join(w for w in words if w)}')
+
     return check
 
 
@@ -81,6 +86,7 @@ def listing(item: Check, *, least: int = 0) -> Check:
             raise _fail(path, "must not be empty")
         for index, entry in enumerate(value):
             item(entry, f"{path}[{index}]")
+
     return check
 
 
@@ -93,6 +99,7 @@ def mapping(item: Check, keys: tuple[str, ...] = ()) -> Check:
             if keys and key not in keys:
                 raise _fail(f"{path}.{key}", f"is not one of {', '.join(keys)}")
             item(entry, f"{path}.{key}")
+
     return check
 
 
@@ -110,11 +117,19 @@ def obj(fields: dict[str, Check], required: Iterable[str] = ()) -> Check:
         for key, field in fields.items():
             if value.get(key) is not None:
                 field(value[key], prefix + key)
+
     return check
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    names = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), "null")
 
 
@@ -131,82 +146,210 @@ _USER = obj({"uid": _ID, "gid": _ID, "umask": number(0, 0o777), "additionalGids"
 
 _CAPS = obj(dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _TEXTS))
 
-_PROCESS = obj({
-    "terminal": boolean,
-    "consoleSize": obj({"height": number(0, 65535), "width": number(0, 65535)}, ("height", "width")),
-    "cwd": absolute, "env": _TEXTS, "args": listing(text, least=1), "user": _USER, "capabilities": _CAPS,
-    "rlimits": listing(obj({"type": one_of(*RLIMITS), "hard": _U64, "soft": _U64}, ("type", "hard", "soft"))),
-    "apparmorProfile": text, "selinuxLabel": text, "noNewPrivileges": boolean, "oomScoreAdj": number(-1000, 1000),
-}, ("cwd", "args"))
+_PROCESS = obj(
+    {
+        "terminal": boolean,
+        "consoleSize": obj({"height": number(0, 65535), "width": number(0, 65535)}, ("height", "width")),
+        "cwd": absolute,
+        "env": _TEXTS,
+        "args": listing(text, least=1),
+        "user": _USER,
+        "capabilities": _CAPS,
+        "rlimits": listing(obj({"type": one_of(*RLIMITS), "hard": _U64, "soft": _U64}, ("type", "hard", "soft"))),
+        "apparmorProfile": text,
+        "selinuxLabel": text,
+        "noNewPrivileges": boolean,
+        "oomScoreAdj": number(-1000, 1000),
+    },
+    ("cwd", "args"),
+)
 
-_MOUNT = obj({"destination": absolute, "type": text, "source": text, "options": _TEXTS, "uidMappings": _MAPPINGS,
-              "gidMappings": _MAPPINGS}, ("destination",))
+_MOUNT = obj(
+    {
+        "destination": absolute,
+        "type": text,
+        "source": text,
+        "options": _TEXTS,
+        "uidMappings": _MAPPINGS,
+        "gidMappings": _MAPPINGS,
+    },
+    ("destination",),
+)
 
 _HOOK = obj({"path": absolute, "args": _TEXTS, "env": _TEXTS, "timeout": number(1, 2**31 - 1)}, ("path",))
-_HOOKS = obj(dict.fromkeys(
-    ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), listing(_HOOK)))
+_HOOKS = obj(
+    dict.fromkeys(
+        ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), listing(_HOOK)
+    )
+)
 
 _NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 _NAMESPACE = obj({"type": one_of(*_NAMESPACE_TYPES), "path": text}, ("type",))
 
-_DEVICE = obj({"type": one_of("a", "c", "b", "u", "p"), "path": absolute, "major": number(0, 2**32 - 1),
-               "minor": number(0, 2**32 - 1), "fileMode": number(0, U32), "uid": _ID, "gid": _ID}, ("type", "path"))
+_DEVICE = obj(
+    {
+        "type": one_of("a", "c", "b", "u", "p"),
+        "path": absolute,
+        "major": number(0, 2**32 - 1),
+        "minor": number(0, 2**32 - 1),
+        "fileMode": number(0, U32),
+        "uid": _ID,
+        "gid": _ID,
+    },
+    ("type", "path"),
+)
 
-_DEVICE_RULE = obj({"allow": boolean, "type": one_of("", "a", "c", "b"), "major": number(-1, U32), "minor": number(-1, U32),
-                    "access": text}, ("allow",))
+_DEVICE_RULE = obj(
+    {
+        "allow": boolean,
+        "type": one_of("", "a", "c", "b"),
+        "major": number(-1, U32),
+        "minor": number(-1, U32),
+        "access": text,
+    },
+    ("allow",),
+)
 
 _WEIGHT = number(0, 1000)
 _BLOCK_DEVICE = {"major": number(0, U32), "minor": number(0, U32)}
 _THROTTLE = listing(obj({**_BLOCK_DEVICE, "rate": _U64}, ("major", "minor", "rate")))
-_RESOURCES = obj({
-    "devices": listing(_DEVICE_RULE),
-    "memory": obj({"limit": _I64, "reservation": _I64, "swap": _I64, "kernel": _I64, "kernelTCP": _I64,
-                   "swappiness": number(0, 200), "disableOOMKiller": boolean, "useHierarchy": boolean,
-                   "checkBeforeUpdate": boolean}),
-    "cpu": obj({"shares": _U64, "quota": _I64, "burst": _U64, "period": _U64, "realtimeRuntime": _I64,
-                "realtimePeriod": _U64, "cpus": text, "mems": text, "idle": number(0, 1)}),
-    "pids": obj({"limit": _I64}),
-    "blockIO": obj({
-        "weight": _WEIGHT, "leafWeight": _WEIGHT,
-        "weightDevice": listing(obj({**_BLOCK_DEVICE, "weight": _WEIGHT, "leafWeight": _WEIGHT}, ("major", "minor"))),
-        **dict.fromkeys(("throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice",
-                         "throttleWriteIOPSDevice"), _THROTTLE)}),
-    "hugepageLimits": listing(obj({"pageSize": name, "limit": _U64}, ("pageSize", "limit"))),
-    "network": obj({"classID": _U32, "priorities": listing(obj({"name": name, "priority": _U32}, ("name", "priority")))}),
-    "rdma": mapping(obj({"hcaHandles": _U32, "hcaObjects": _U32})),
-    "unified": mapping(text),
-})
+_RESOURCES = obj(
+    {
+        "devices": listing(_DEVICE_RULE),
+        "memory": obj(
+            {
+                "limit": _I64,
+                "reservation": _I64,
+                "swap": _I64,
+                "kernel": _I64,
+                "kernelTCP": _I64,
+                "swappiness": number(0, 200),
+                "disableOOMKiller": boolean,
+                "useHierarchy": boolean,
+                "checkBeforeUpdate": boolean,
+            }
+        ),
+        "cpu": obj(
+            {
+                "shares": _U64,
+                "quota": _I64,
+                "burst": _U64,
+                "period": _U64,
+                "realtimeRuntime": _I64,
+                "realtimePeriod": _U64,
+                "cpus": text,
+                "mems": text,
+                "idle": number(0, 1),
+            }
+        ),
+        "pids": obj({"limit": _I64}),
+        "blockIO": obj(
+            {
+                "weight": _WEIGHT,
+                "leafWeight": _WEIGHT,
+                "weightDevice": listing(
+                    obj({**_BLOCK_DEVICE, "weight": _WEIGHT, "leafWeight": _WEIGHT}, ("major", "minor"))
+                ),
+                **dict.fromkeys(
+                    (
+                        "throttleReadBpsDevice",
+                        "throttleWriteBpsDevice",
+                        "throttleReadIOPSDevice",
+                        "throttleWriteIOPSDevice",
+                    ),
+                    _THROTTLE,
+                ),
+            }
+        ),
+        "hugepageLimits": listing(obj({"pageSize": name, "limit": _U64}, ("pageSize", "limit"))),
+        "network": obj(
+            {"classID": _U32, "priorities": listing(obj({"name": name, "priority": _U32}, ("name", "priority")))}
+        ),
+        "rdma": mapping(obj({"hcaHandles": _U32, "hcaObjects": _U32})),
+        "unified": mapping(text),
+    }
+)
 
-_ACTION = one_of("SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP", "SCMP_ACT_ERRNO",
-                 "SCMP_ACT_TRACE", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY")
-_SECCOMP_ARG = obj({
-    "index": number(0, 5), "value": _U64, "valueTwo": _U64,
-    "op": one_of(*(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))),
-}, ("index", "value", "op"))
-_SECCOMP = obj({
-    "defaultAction": _ACTION, "defaultErrnoRet": _U32, "architectures": _TEXTS,
-    "flags": listing(one_of("SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-                            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")),
-    "listenerPath": text, "listenerMetadata": text,
-    "syscalls": listing(obj({"names": listing(name, least=1), "action": _ACTION, "errnoRet": _U32,
-                             "args": listing(_SECCOMP_ARG)}, ("names", "action"))),
-}, ("defaultAction",))
+_ACTION = one_of(
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_TRAP",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+)
+_SECCOMP_ARG = obj(
+    {
+        "index": number(0, 5),
+        "value": _U64,
+        "valueTwo": _U64,
+        "op": one_of(*(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))),
+    },
+    ("index", "value", "op"),
+)
+_SECCOMP = obj(
+    {
+        "defaultAction": _ACTION,
+        "defaultErrnoRet": _U32,
+        "architectures": _TEXTS,
+        "flags": listing(
+            one_of(
+                "SECCOMP_FILTER_FLAG_TSYNC",
+                "SECCOMP_FILTER_FLAG_LOG",
+                "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+                "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+            )
+        ),
+        "listenerPath": text,
+        "listenerMetadata": text,
+        "syscalls": listing(
+            obj(
+                {"names": listing(name, least=1), "action": _ACTION, "errnoRet": _U32, "args": listing(_SECCOMP_ARG)},
+                ("names", "action"),
+            )
+        ),
+    },
+    ("defaultAction",),
+)
 
 _PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
 _CLOCK = obj({"secs": _I64, "nanosecs": number(0, 999_999_999)})
-_LINUX = obj({
-    "namespaces": listing(_NAMESPACE), "uidMappings": _MAPPINGS, "gidMappings": _MAPPINGS, "devices": listing(_DEVICE),
-    "cgroupsPath": text, "resources": _RESOURCES, "rootfsPropagation": one_of(*_PROPAGATIONS), "seccomp": _SECCOMP,
-    "sysctl": mapping(text), "maskedPaths": _PATHS, "readonlyPaths": _PATHS, "mountLabel": text,
-    "personality": obj({"domain": one_of("LINUX", "LINUX32"), "flags": _TEXTS}, ("domain",)),
-    "timeOffsets": mapping(_CLOCK, ("monotonic", "boottime")),
-})
+_LINUX = obj(
+    {
+        "namespaces": listing(_NAMESPACE),
+        "uidMappings": _MAPPINGS,
+        "gidMappings": _MAPPINGS,
+        "devices": listing(_DEVICE),
+        "cgroupsPath": text,
+        "resources": _RESOURCES,
+        "rootfsPropagation": one_of(*_PROPAGATIONS),
+        "seccomp": _SECCOMP,
+        "sysctl": mapping(text),
+        "maskedPaths": _PATHS,
+        "readonlyPaths": _PATHS,
+        "mountLabel": text,
+        "personality": obj({"domain": one_of("LINUX", "LINUX32"), "flags": _TEXTS}, ("domain",)),
+        "timeOffsets": mapping(_CLOCK, ("monotonic", "boottime")),
+    }
+)
 
-_CONFIG = obj({
-    "ociVersion": name, "root": obj({"path": name, "readonly": boolean}, ("path",)), "process": _PROCESS,
-    "hostname": text, "domainname": text, "mounts": listing(_MOUNT), "hooks": _HOOKS, "annotations": mapping(text),
-    "linux": _LINUX,
-}, ("ociVersion", "root", "process", "linux"))
+_CONFIG = obj(
+    {
+        "ociVersion": name,
+        "root": obj({"path": name, "readonly": boolean}, ("path",)),
+        "process": _PROCESS,
+        "hostname": text,
+        "domainname": text,
+        "mounts": listing(_MOUNT),
+        "hooks": _HOOKS,
+        "annotations": mapping(text),
+        "linux": _LINUX,
+    },
+    ("ociVersion", "root", "process", "linux"),
+)
 
 
 def validate(config: Json) -> None:
@@ -323,13 +466,28 @@ def _device_rules(config: Json) -> None:
             raise _fail(f"{path}.path", f'"{device["path"]}" cannot be a device')
     for index, rule in enumerate((linux.get("resources") or {}).get("devices") or []):
         if not set(rule.get("access") or "") <= set("rwm"):
-            raise _fail(f"linux.resources.devices[{index}].access", f'"{rule["access"]}" has letters other than r, w, m')
+            raise _fail(
+                f"linux.resources.devices[{index}].access", f'"{rule["access"]}" has letters other than r, w, m'
+            )
 
 
 #: sysctls that a namespace owns (namespaces(7), ipc_namespaces(7), user_namespaces(7)); every other one is the host's
-_SYSCTL_IPC = frozenset({"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-                         "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.auto_msgmni", "kernel.msg_next_id",
-                         "kernel.sem_next_id", "kernel.shm_next_id"})
+_SYSCTL_IPC = frozenset(
+    {
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.auto_msgmni",
+        "kernel.msg_next_id",
+        "kernel.sem_next_id",
+        "kernel.shm_next_id",
+    }
+)
 _SYSCTL_PREFIX = (("fs.mqueue.", "ipc"), ("net.", "network"), ("user.", "user"))
 
 
@@ -359,10 +517,12 @@ def _sysctl_rules(config: Json) -> None:
 
 
 def _other_rules(config: Json) -> None:
-    if ((config["linux"].get("personality") or {}).get("flags")):
+    if (config["linux"].get("personality") or {}).get("flags"):
         raise _fail("linux.personality.flags", "no flag is defined")
     if len(config.get("hostname") or "") > 64 or len(config.get("domainname") or "") > 64:
-        raise _fail("hostname" if len(config.get("hostname") or "") > 64 else "domainname", "is longer than 64 characters")
+        raise _fail(
+            "hostname" if len(config.get("hostname") or "") > 64 else "domainname", "is longer than 64 characters"
+        )
 
 
 _RULES: Final = (_version, _process_rules, _mount_rules, _namespace_rules, _device_rules, _sysctl_rules, _other_rules)
