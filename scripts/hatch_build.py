@@ -1,6 +1,6 @@
 """Hatchling's build hook: runs make for the native parts and makes the wheel a wheel of this platform.
 
-Used by `pip install .`, `pip install -e .` and `python -m build`. Needs gcc, make and the headers of libc and libseccomp.
+Used by `pip install .`, `pip install -e .` and `python -m build`. Needs gcc, make, headers of libc and libseccomp.
 """
 
 from __future__ import annotations
@@ -43,4 +43,5 @@ class NativeBuildHook(BuildHookInterface[Any]):
         try:
             subprocess.run(command, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"building wherry's native parts failed ({error}); on Debian: apt install {NEEDS}") from error
+            hint = f"on Debian: apt install {NEEDS}"
+            raise SystemExit(f"building wherry's native parts failed ({error}); {hint}") from error

@@ -58,7 +58,7 @@ def compiled(house: House, config: Json) -> bytes:
         return b""
     from wherry.kernel import seccomp as kernel
 
-    return kernel.compiled(rules, house.place)
+    return kernel.compiled(rules, f"{house.place.root}/cache/seccomp")
 
 
 def apparmor(chosen: Security, house: House) -> str:

@@ -77,7 +77,7 @@ def translate(rules: Json) -> bytes:
     default = _action(lib, rules["defaultAction"], rules.get("defaultErrnoRet"))
     context = lib.seccomp_init(default)
     if context == ffi.NULL:
-        raise WherryError(Kind.INVALID, f"linux.seccomp: libseccomp refuses the default action {rules['defaultAction']}")
+        raise WherryError(Kind.INVALID, f"linux.seccomp: libseccomp refuses to default to {rules['defaultAction']}")
     try:
         _prepare(lib, context, rules)
         for rule in rules.get("syscalls") or ():

@@ -1,7 +1,7 @@
 """Kernel calls that Python's `os` lacks, one typed function each, and the numbers of the helper's vocabulary.
 
-Errors are OSError with the path. Decides nothing. The cffi module `_shim` (native/shim.c) is imported with this module, so
-import this lazily. Man pages: openat2(2), open_tree(2), move_mount(2), mount_setattr(2), fsopen(2), memfd_create(2).
+Errors are OSError with the path. Decides nothing. The cffi module `_shim` (native/shim.c) is imported with this module,
+so import this lazily. Man pages: openat2(2), open_tree(2), move_mount(2), mount_setattr(2), fsopen(2), memfd_create(2).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Final
 from wherry.kernel import _shim
 
 __all__ = [
-    "FLAGS", "LOGS", "OPS", "SIDES", "attach_device_program", "fsconfig_create", "fsconfig_flag", "fsconfig_string", "fsmount",
-    "fsopen", "helper_memfd", "mount_setattr", "move_mount", "open_tree", "openat2", "pidfd_getfd", "sealed_memfd", "setns",
-    "umount", "unshare",
+    "FLAGS", "LOGS", "OPS", "SIDES", "attach_device_program", "fsconfig_create", "fsconfig_flag",
+    "fsconfig_string", "fsmount", "fsopen", "helper_memfd", "mount_setattr", "move_mount", "open_tree",
+    "openat2", "pidfd_getfd", "sealed_memfd", "setns", "umount", "unshare",
 ]
 
 _lib, _ffi = _shim.lib, _shim.ffi
@@ -102,7 +102,8 @@ def fsconfig_flag(context: int, key: str) -> None:
 
 def fsconfig_create(context: int) -> None:
     """Make the superblock that the options describe."""
-    _explained(context, _lib.sh_fsconfig(context, _lib.FSCONFIG_CMD_CREATE, _ffi.NULL, _ffi.NULL), "create")
+    ret = _lib.sh_fsconfig(context, _lib.FSCONFIG_CMD_CREATE, _ffi.NULL, _ffi.NULL)
+    _explained(context, ret, "create")
 
 
 def _explained(context: int, ret: int, what: str) -> None:
@@ -179,5 +180,5 @@ def _helper_image() -> bytes:
 
 
 def helper_memfd() -> int:
-    """The helper in a sealed memfd, the caller's to close: what enters a container cannot be written (CVE-2019-5736)."""
+    """The helper in a sealed memfd, the caller's to close: a container cannot write to its image (CVE-2019-5736)."""
     return sealed_memfd("wherry-helper", _helper_image(), executable=True)
