@@ -15,7 +15,7 @@ from wherry.kernel import _shim
 __all__ = [
     "FLAGS", "LOGS", "OPS", "SIDES", "attach_device_program", "fsconfig_create", "fsconfig_flag",
     "fsconfig_string", "fsmount", "fsopen", "helper_memfd", "mount_setattr", "move_mount", "open_tree",
-    "openat2", "pidfd_getfd", "sealed_memfd", "setns", "umount", "unshare",
+    "openat2", "pidfd_getfd", "sealed_memfd", "setns", "umount2", "unshare",
 ]
 
 _lib, _ffi = _shim.lib, _shim.ffi
@@ -123,7 +123,7 @@ def fsmount(context: int, attributes: int = 0) -> int:
     return _checked(_lib.sh_fsmount(context, attributes))
 
 
-def umount(path: str, flags: int = 0) -> None:
+def umount2(path: str, flags: int = 0) -> None:
     """umount2(2)."""
     _checked(_lib.sh_umount(os.fsencode(path), flags), path)
 
@@ -144,7 +144,7 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 
 def attach_device_program(cgroup: int, code: bytes) -> None:
-    """Load `code` (struct bpf_insn[]) and attach it to the cgroup's descriptor; the verifier's last words on refusal."""
+    """Load `code` (struct bpf_insn[]), attach it to the cgroup's descriptor; OSError has the verifier's last words."""
     if _lib.sh_bpf_device(cgroup, code, len(code) // 8, _ffi.NULL, 0) == 0:
         return
     number = _ffi.errno
