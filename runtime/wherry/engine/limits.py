@@ -13,7 +13,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json, Limits
 from wherry.oci.facts import HostFacts
 
-__all__ = ["check", "degraded", "resources"]
+__all__ = ["check", "degraded", "resources", "shape"]
 
 _NEEDS = {
     "memory": "memory",
@@ -115,3 +115,17 @@ def resources(limits: Limits, facts: HostFacts, default_pids: int) -> Json:
         pids = 0
     found = {"cpu": _part(_CPU, limits), "memory": _part(_MEMORY, limits), "pids": {"limit": pids} if pids else {}}
     return {key: value for key, value in found.items() if value}
+
+
+def shape(limits: Limits) -> Json:
+    """docker's HostConfig members."""
+    return {
+        "Memory": limits.memory or 0,
+        "MemoryReservation": limits.memory_reservation or 0,
+        "MemorySwap": _swap(limits) or 0,
+        "NanoCpus": round((limits.cpus or 0) * 1_000_000_000),
+        "CpuShares": limits.cpu_shares or 0,
+        "CpusetCpus": limits.cpuset_cpus or "",
+        "CpusetMems": limits.cpuset_mems or "",
+        "PidsLimit": limits.pids,
+    }

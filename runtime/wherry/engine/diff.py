@@ -1,0 +1,19 @@
+"""`diff`: docker's words for the snapshot's changes."""
+
+from __future__ import annotations
+
+from wherry.model import Json
+
+from .house import House
+
+__all__ = ["changes"]
+
+_KINDS = {"C": 0, "A": 1, "D": 2}
+
+
+def changes(house: House, ref: str) -> list[Json]:
+    """The verb."""
+    row = house.db.find(ref)
+    inside = {mount["Destination"] for mount in row.config["mounts"]}
+    found = [{"Path": path, "Kind": _KINDS[kind]} for kind, path in house.snapshots.diff(row.id)]
+    return [entry for entry in found if entry["Path"] not in inside]
