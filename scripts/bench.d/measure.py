@@ -117,12 +117,12 @@ def machine_cpu_ms() -> float:
 
 
 def pss_by_program() -> Counter[str]:
-    """MiB of proportional memory of every process outside the containers, by program name."""
+    """MiB of proportional memory of every process of the bench outside the containers, by program name."""
     sizes: Counter[str] = Counter()
-    own = os.readlink("/proc/self/ns/pid")
+    own = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "mnt")]
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if int(pid) != os.getpid() and os.readlink(f"/proc/{pid}/ns/pid") == own:
+            if int(pid) != os.getpid() and [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "mnt")] == own:
                 found = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
                 sizes[Path(f"/proc/{pid}/comm").read_text().strip()] += int(found[1]) / 1024 if found else 0
         except OSError:

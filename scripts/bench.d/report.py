@@ -72,9 +72,8 @@ def bars(result: dict[str, Any]) -> str:
     own = result["pss_mib"].get("wherry")
     if own is not None:
         held = sum(own.values())
-        lines.append(
-            f"| memory per running container (PSS) | at most {PSS_BAR_MIB} MiB | {held:.3f} MiB | {verdict(held <= PSS_BAR_MIB)} |"
-        )
+        end = verdict(held <= PSS_BAR_MIB)
+        lines.append(f"| memory per running container (PSS) | at most {PSS_BAR_MIB} MiB | {held:.3f} MiB | {end} |")
     return "\n".join(lines)
 
 
