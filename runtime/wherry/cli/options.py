@@ -31,8 +31,9 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """The key of its value: the long name with underscores."""
-        return self.names[-1].removeprefix("--").replace("-", "_")
+        """The key of its value: the first long name with underscores."""
+        long = next(name for name in self.names if name.startswith("--"))
+        return long[2:].replace("-", "_")
 
 
 def text(_flag: str, value: str) -> str:

@@ -246,7 +246,7 @@ def security(flag: str, text: str) -> str:
     if key not in SECURITY_KEYS:
         raise bad(flag, text, "unknown option", "one of " + ", ".join(f"{k}=..." for k in SECURITY_KEYS))
     if key == "no-new-privileges":
-        return "no-new-privileges=" + ("true" if not rest or boolean(flag, rest[1:]) else "false")
+        return "no-new-privileges=" + ("true" if not rest or boolean(f"{flag} {key}", rest[1:]) else "false")
     if key == "label" and rest[1:] == "":
         raise bad(flag, text, "no value", "label=type:T, label=level:L or label=disable")
     if not rest or rest[0] not in "=:" or len(rest) == 1:
@@ -395,7 +395,7 @@ def attachment(flag: str, text: str, pairs: Sequence[tuple[str, str]]) -> Attach
         if key not in ("name", "alias", "ip", "ip6", "mac-address"):
             raise bad(flag, text, f'unknown key "{key}"', NETWORK_HELP)
         if key == "alias":
-            aliases.append(hostname(flag, value))
+            aliases.append(hostname(f"{flag} alias", value))
         given[key] = value
     if given.get("name", "") in ("", "container:"):
         raise bad(flag, text, "no network is named", NETWORK_HELP)
@@ -404,8 +404,8 @@ def attachment(flag: str, text: str, pairs: Sequence[tuple[str, str]]) -> Attach
     return Attachment(
         given["name"],
         tuple(aliases),
-        ip(flag, address) if address else "",
-        mac(flag, hardware) if hardware else "",
+        ip(f"{flag} ip", address) if address else "",
+        mac(f"{flag} mac-address", hardware) if hardware else "",
     )
 
 
@@ -544,11 +544,12 @@ def _mount_words(flag: str, given: dict[str, str]) -> Iterable[str]:
             if boolean(flag, value):
                 yield key
         elif key == "propagation":
-            yield choice(*sorted(PROPAGATION))(flag, value)
+            yield choice(*sorted(PROPAGATION))(f"{flag} bind-propagation", value)
         elif key == "relabel":
-            yield RELABEL[choice(*RELABEL)(flag, value)]
+            yield RELABEL[choice(*RELABEL)(f"{flag} relabel", value)]
         else:
-            yield f"{key}={size(flag, value) if key == 'size' else mode_of(flag, value)}"
+            inner = f"{flag} tmpfs-{key}"
+            yield f"{key}={size(inner, value) if key == 'size' else mode_of(inner, value)}"
 
 
 def mode_of(flag: str, text: str) -> str:
@@ -587,9 +588,9 @@ def tmpfs(flag: str, text: str) -> MountRequest:
             why = f'unknown option "{word}"'
             raise bad(flag, text, why, "PATH[:OPTIONS] with tmpfs options such as size=64m,mode=1777,noexec")
         if key == "mode":
-            mode_of(flag, value)
+            mode_of(f"{flag} mode", value)
         sized = key == "size" and not value.endswith("%")
-        options.append(f"size={size(flag, value)}" if sized else word)
+        options.append(f"size={size(f'{flag} size', value)}" if sized else word)
     return MountRequest("tmpfs", _target(flag, text, path), "", tuple(options))
 
 

@@ -109,6 +109,7 @@ def _out(app: App, ref: str, source: str, target: str, values: Values) -> int | 
 
 
 def _in(app: App, source: str, ref: str, target: str, values: Values) -> int | None:
+    app.engine.inspect(ref, "container")  # so that what is not found below is the path
     about = _stat(app, ref, target)
     if source == "-":
         if not is_directory(about):
@@ -146,7 +147,7 @@ def _stat(app: App, ref: str, path: str) -> Json | None:
         if int(found["mode"]) & SYMLINK and found.get("linkTarget"):
             found = app.engine.archive_stat(ref, found["linkTarget"])
     except WherryError as error:
-        if error.kind is Kind.NOT_FOUND and "container" not in error.message.split(":")[0].lower():
+        if error.kind is Kind.NOT_FOUND:
             return None
         raise
     return found

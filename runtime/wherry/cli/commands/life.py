@@ -13,7 +13,7 @@ GRACE = one("-t --timeout --time", parse.integer(-1, 2**31 - 1), "SECONDS", "gra
 
 def grace(values: Values) -> int | None:
     """The seconds of grace that were asked for."""
-    found = values["time"]
+    found = values["timeout"]
     return None if found is None else int(found)
 
 

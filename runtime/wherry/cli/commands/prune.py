@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from wherry.cli import human
 from wherry.cli.app import App, is_terminal, verb
-from wherry.cli.options import Values, switch
-from wherry.cli.table import FILTER, filters
+from wherry.cli.options import Values, many, switch, text
+from wherry.cli.table import filters
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 FORCE = switch("-f --force", "do not ask")
+FILTER = many("--filter", text, "KEY=VALUE", "remove only what matches")  # -f is --force here
 ALL = switch("-a --all", "remove all that is unused, not only what has no name")
 KNOWN = ("label", "until")
 TITLES = {
