@@ -43,14 +43,16 @@ struct wh_run {
     int err;
     char detail[104];
     /* of the executor */
+    const struct wh_plan *plan;
     struct wh_shared *shared;
-    int in_child, stash, listener_taken, deathsig, umask_set, procfd, pid_ns, time_ns;
+    int in_child, arrived, stash[8], stashed;
+    int deathsig, wish, umask_set, procfd, self; /* deathsig: in force; wish: what the plan wants to stay */
+    mode_t umask;
     struct { int target, source; } late[64]; /* STDIO of descriptors above 2, done at EXEC */
     int late_count;
-    struct { uint32_t record; uint32_t depth; } made[64]; /* cgroup directories to take away again, see exec_host.c */
-    int made_count, joined;
-    const char *hook_state;
-    const char *pidfile;
+    struct { const char *path; uint32_t from; } made[64]; /* cgroup directories to take away again: exec_cgroup.c */
+    int made_count;
+    const char *joined, *hook_state, *pidfile;
 };
 
 /* Fills a run (slots from WH_FIRST_FD on); `stays` as above. */

@@ -42,6 +42,7 @@
 
 /* gcc must not turn these loops into calls of themselves. */
 #pragma GCC optimize("no-tree-loop-distribute-patterns")
+#pragma GCC diagnostic ignored "-Warray-parameter"
 #undef errno
 
 #define KERNEL_SIGSET 8 /* bytes; glibc's sigset_t is longer */
@@ -216,6 +217,7 @@ W3(int, setresuid, SYS_setresuid, uid_t, uid_t, uid_t)
 W3(int, setresgid, SYS_setresgid, gid_t, gid_t, gid_t)
 W3(int, getresuid, SYS_getresuid, uid_t *, uid_t *, uid_t *)
 W3(int, getresgid, SYS_getresgid, gid_t *, gid_t *, gid_t *)
+extern int setgroups(size_t, const gid_t *);
 W2(int, setgroups, SYS_setgroups, size_t, const gid_t *)
 W2(int, getgroups, SYS_getgroups, int, gid_t *)
 W4(int, prlimit, SYS_prlimit64, pid_t, enum __rlimit_resource, const struct rlimit *, struct rlimit *)

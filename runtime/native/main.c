@@ -1,0 +1,40 @@
+/* wherry-helper ROLE ...: picks the role. Descriptors: see plan.h. */
+#define _GNU_SOURCE
+#include "exec_int.h"
+
+#pragma weak wh_role_monitor
+#pragma weak wh_role_unpack
+
+static const struct {
+    const char *name;
+    int (*run)(int, char **);
+} roles[] = {
+    {"launch", wh_role_launch},
+    {"monitor", wh_role_monitor},
+    {"unpack", wh_role_unpack},
+    {"init", wh_role_init},
+};
+
+/* Carry the plan out up to its end or WAIT_START, and leave. */
+int wh_role_launch(int argc, char **argv) {
+    static struct wh_run run;
+    struct wh_plan plan;
+    const char *why = "";
+    (void)argc, (void)argv;
+    if (wh_plan_load(WH_PLAN_FD, &plan, &why) < 0) {
+        wh_report_send(WH_REPORT_FD, WH_FAILED, WH_NO_RECORD, errno, 0, why);
+        return 1;
+    }
+    close(WH_PLAN_FD);
+    wh_run_init(&run, &plan, 0);
+    return wh_execute(&plan, &run) < 0;
+}
+
+int main(int argc, char **argv) {
+    /* what we were given above 2 is ours: nothing of it reaches a program that we start */
+    if (argc < 2) return 2;
+    if (strcmp(argv[1], "init")) syscall(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        if (!strcmp(argv[1], roles[i].name) && roles[i].run) return roles[i].run(argc - 1, argv + 1);
+    return 2;
+}
