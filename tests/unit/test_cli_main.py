@@ -66,16 +66,13 @@ ALL = list(verbs())
 
 def test_the_verbs_of_the_issue_are_there() -> None:
     wanted = (
-        "run create start stop restart kill pause unpause rm exec attach logs ps inspect top stats cp diff rename update "
-        "wait port events pull images rmi tag info version doctor gc completion"
+        "run create start stop restart kill pause unpause rm exec attach logs ps inspect top stats cp diff rename "
+        "update wait port events pull images rmi tag info version doctor gc completion"
     )
     paths = {path for path, _, _ in ALL}
     assert {(name,) for name in wanted.split()} <= paths
-    for group, subs in {
-        "volume": "create ls inspect rm prune",
-        "network": "create ls inspect rm",
-        "system": "df prune",
-    }.items():
+    groups = {"volume": "create ls inspect rm prune", "network": "create ls inspect rm", "system": "df prune"}
+    for group, subs in groups.items():
         assert {(group, sub) for sub in subs.split()} <= paths
 
 
@@ -290,3 +287,9 @@ def test_hot_verbs_import_little(verb: str, capsys: pytest.CaptureFixture[str]) 
     assert len(modules) < 260
     commands = {m for m in modules if m.startswith("wherry.cli.commands.")}
     assert len(commands) <= (0 if verb == "--help" else 1)
+
+
+def test_the_manual_is_what_the_commands_say() -> None:
+    from wherry.cli.manual import manual
+
+    assert (TOP / "docs/cli.md").read_text() == manual(), "run python -m wherry.cli.manual > docs/cli.md"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,7 +219,7 @@ def argument(word: str) -> click.Argument:
         return ctx.ensure_object(App).engine.complete(kind, incomplete) if kind else []
 
     return click.Argument(
-        [name.lower().replace("-", "_").replace("|", "_")],
+        [re.sub(r"\W+", "_", name.lower())],
         nargs=-1 if bare.endswith("...") else 1,
         required=not optional,
         type=click.UNPROCESSED,

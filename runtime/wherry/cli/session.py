@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
-from wherry.model import ATTACH_STDERR, ATTACH_STDOUT
+from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT
 
 from .app import App, fd_of, is_terminal
 from .terminal import RawTerminal, Signals, Terminated, size
@@ -89,7 +89,7 @@ def _sink(app: App, name: str, wanted: frozenset[str]) -> int | None:
 def _frames(app: App, running: Running) -> bool:
     """Without descriptors (an embedding program's own streams): output only."""
     sinks = {ATTACH_STDOUT: app.raw_out, ATTACH_STDERR: app.raw_err}
-    while (frame := running.read()) is not None:
+    while (frame := running.read()) is not None and frame[0] != ATTACH_EXIT:
         if frame[0] in sinks:
             sinks[frame[0]](frame[1])
     return True
