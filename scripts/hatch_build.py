@@ -15,7 +15,6 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 BUILT = {
     "runtime/wherry/_native/wherry-helper": "wherry/_native/wherry-helper",
-    "runtime/wherry/_native/wherry-unpack": "wherry/_native/wherry-unpack",
     "runtime/wherry/kernel/_shim.abi3.so": "wherry/kernel/_shim.abi3.so",
     "runtime/wherry/kernel/_seccomp.abi3.so": "wherry/kernel/_seccomp.abi3.so",
 }

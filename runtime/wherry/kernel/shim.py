@@ -6,6 +6,7 @@ so import this lazily. Man pages: openat2(2), open_tree(2), move_mount(2), mount
 
 from __future__ import annotations
 
+import fcntl
 import os
 from functools import lru_cache
 from typing import Final
@@ -170,6 +171,7 @@ def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
     return fd
 
 
+_ABOVE_SLOTS: Final = 5 + _lib.WH_MAX_SLOTS
 HELPER: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_native", "wherry-helper")
 
 
@@ -180,5 +182,14 @@ def _helper_image() -> bytes:
 
 
 def helper_memfd() -> int:
-    """The helper in a sealed memfd, the caller's to close: a container cannot write to its image (CVE-2019-5736)."""
-    return sealed_memfd("wherry-helper", _helper_image(), executable=True)
+    """The helper in a sealed memfd, the caller's to close: a container cannot write to its image (CVE-2019-5736).
+
+    The descriptor lies above every slot of a plan, so that no dup2 of a launcher falls on it before the exec.
+    """
+    fd = sealed_memfd("wherry-helper", _helper_image(), executable=True)
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
+    except OSError:  # a low RLIMIT_NOFILE
+        return fd
+    os.close(fd)
+    return high
