@@ -174,7 +174,7 @@ def _container_addresses(previous: Json) -> dict[str, Interface]:
 def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     """The link that the host's main table takes to the container (longest prefix)."""
     best, name = -1, ""
-    with open("/proc/net/route", encoding="ascii") as stream:
+    with open("/proc/thread-self/net/route", encoding="ascii") as stream:
         for row in list(stream)[1:]:
             words = row.split()
             network, mask = (int.from_bytes(bytes.fromhex(words[i]), sys.byteorder) for i in (1, 7))

@@ -56,11 +56,13 @@ def test_walk_offers_every_address_once_and_never_the_gateway(config: dict[str, 
 @given(st.lists(range_configs(), min_size=2, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_ranges_of_two_sets_never_overlap_unseen(configs: list[dict[str, str]]) -> None:
-    try:
-        sets = parse_ranges({"ranges": [[config] for config in configs]})
-    except CniError as refused:
-        assert "overlap" in refused.msg
+    spans = [parse_ranges({"ranges": [[config]]})[0][0] for config in configs]
+    if any(one.subnet.version == two.subnet.version and int(one.start) <= int(two.end) and int(two.start) <= int(one.end)
+           for index, one in enumerate(spans) for two in spans[:index]):
+        with pytest.raises(CniError, match="overlap"):
+            parse_ranges({"ranges": [[config] for config in configs]})
         return
+    sets = parse_ranges({"ranges": [[config] for config in configs]})
     offered = [str(address) for group in sets for _, address in walk(group, None)]
     gateways = {str(part.gateway) for group in sets for part in group}
     assert len(offered) == len(set(offered))

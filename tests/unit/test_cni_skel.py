@@ -41,7 +41,8 @@ def test_a_result_has_the_shape_of_the_callers_version(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_previous_result_survives_a_round_trip(version: str) -> None:
     told = to_version(RESULT, version)
-    _, answer = serve({"cniVersion": version, "name": "n", "prevResult": told}, verbs={"ADD": lambda call: call.previous})
+    config = {"cniVersion": version, "name": "n", "prevResult": told}
+    _, answer = serve(config, verbs={"ADD": lambda call: call.previous})
     assert answer == told
 
 

@@ -14,14 +14,16 @@ from wherry.model import Place
 from wherry.net.cni import Cni
 
 RESULT = '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'
-LOG = 'printf "%s %s %s %s\\n" "$CNI_COMMAND" "$0" "$CNI_CONTAINERID" "$CNI_ARGS" >> {log}; cat > {log}.$(basename $0)\n'
+LOG = ('printf "%s %s %s %s\\n" "$CNI_COMMAND" "$0" "$CNI_CONTAINERID" "$CNI_ARGS" >> {log}\n'
+       "cat > {log}.$(basename $0)\n")
 
 
 class Bench:
     def __init__(self, path: Path, timeout: float = 20) -> None:
         self.path, self.log = path, path / "log"
         (path / "bin").mkdir()
-        self.cni = Cni(Place(root=str(path / "root"), state=str(path / "state"), cni_bin=(str(path / "bin"),)), timeout)
+        place = Place(root=str(path / "root"), state=str(path / "state"), cni_bin=(str(path / "bin"),))
+        self.cni = Cni(place, timeout)
 
     def plugin(self, name: str, body: str) -> None:
         script = self.path / "bin" / name
@@ -66,7 +68,8 @@ def test_add_goes_forward_with_results_and_del_backward(bench: Bench) -> None:
 
 def test_a_refusal_undoes_the_whole_list_and_keeps_its_words(bench: Bench) -> None:
     bench.plugin("one", f"echo '{RESULT}'\n")
-    bench.plugin("two", '[ $CNI_COMMAND = DEL ] && exit 0\necho \'{"code":51,"msg":"pool is full","details":"d"}\'; exit 1\n')
+    bench.plugin("two", "[ $CNI_COMMAND = DEL ] && exit 0\n"
+                        'echo \'{"code":51,"msg":"pool is full","details":"d"}\'; exit 1\n')
     with pytest.raises(WherryError, match='"two", ADD: pool is full') as caught:
         bench.cni.add(chain("one", "two"), "c1", "/none")
     assert caught.value.kind is Kind.EXHAUSTED
@@ -132,3 +135,16 @@ def test_our_own_plugins_come_first_and_speak_for_themselves(bench: Bench) -> No
     assert search.split(":") == [str(bench.path / "root" / "cni-bin"), str(bench.path / "bin")]
     assert bench.cni.version("bridge")["supportedVersions"][-1] == "1.1.0"
     assert bench.cni.version("host-local")["cniVersion"] == "1.1.0"
+
+
+def test_a_second_add_is_refused_without_cutting_the_first_and_half_an_add_is_undone(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one"), "c1", "/none")
+    with pytest.raises(WherryError, match="attached to network net already") as caught:
+        bench.cni.add(chain("one"), "c1", "/none")
+    assert caught.value.kind is Kind.CONFLICT
+    assert bench.lines() == ["ADD one"]
+    record = bench.path / "state" / "cni" / "results" / "net,c1,eth0.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "result": None}))  # killed in the middle
+    bench.cni.add(chain("one"), "c1", "/none")
+    assert bench.lines() == ["ADD one", "DEL one", "ADD one"]

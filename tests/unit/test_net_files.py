@@ -78,7 +78,8 @@ def test_no_name_adds_a_line_or_a_word(name: str) -> None:
     assert "#" not in added
 
 
-@pytest.mark.parametrize("bad", ["noaddress", "a:1.2.3", ":1.2.3.4", "a b:1.2.3.4", "a\n1.1.1.1 x:1.2.3.4", "a:1.2.3.4\n"])
+@pytest.mark.parametrize("bad", ["noaddress", "a:1.2.3", ":1.2.3.4", "a b:1.2.3.4", "a\n1.1.1.1 x:1.2.3.4",
+                                 "a:1.2.3.4\n"])
 def test_bad_added_hosts_are_refused(bad: str) -> None:
     with pytest.raises(WherryError) as caught:
         hosts_file([], [bad])

@@ -15,7 +15,8 @@ from wherry.net.networks import Networks, Subnet
 
 
 def networks(path: Path, name: str = "one") -> Networks:
-    return Networks(Place(root=str(path / name / "root"), state=str(path / name / "state"), cni_conf=str(path / "net.d")))
+    own = path / name
+    return Networks(Place(root=str(own / "root"), state=str(own / "state"), cni_conf=str(path / "net.d")))
 
 
 def test_default_none_and_host_are_always_there(tmp_path: Path) -> None:
@@ -84,7 +85,8 @@ def test_lists_of_the_host_are_usable_and_not_removed(tmp_path: Path) -> None:
     (tmp_path / "net.d").mkdir()
     (tmp_path / "net.d" / "10-x.conflist").write_text(json.dumps(
         {"cniVersion": "0.4.0", "name": "hostnet", "plugins": [{"type": "bridge", "ipam": {"subnet": "10.87.0.0/16"}}]}))
-    (tmp_path / "net.d" / "20-y.conf").write_text(json.dumps({"cniVersion": "0.3.1", "name": "single", "type": "ptp"}))
+    single = {"cniVersion": "0.3.1", "name": "single", "type": "ptp"}
+    (tmp_path / "net.d" / "20-y.conf").write_text(json.dumps(single))
     (tmp_path / "net.d" / "30-z.conf").write_text("{ broken")
     nets = networks(tmp_path)
     assert {row["Name"] for row in nets.list()} == {"bridge", "hostnet", "single", "host", "none"}

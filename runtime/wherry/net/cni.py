@@ -14,6 +14,7 @@ import re
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Cni:
             args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
         """Attach. When a plugin refuses, the whole list is undone (DEL), and its error is the one that is told."""
         wish = Joined(conflist, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
+        self._refuse_second(wish)
         self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
         result: Json = {}
         try:
@@ -152,6 +154,15 @@ class Cni:
         raise WherryError(Kind.PRECONDITION, f'CNI plugin "{plugin_type}" is not installed',
                           hint=f"looked in {', '.join(directories)}")
 
+    def _refuse_second(self, wish: Joined) -> None:
+        """A runtime must not ADD twice; undoing that would cut the first. Half an ADD (a crash) is undone."""
+        known = self.recall(wish.network, wish.container_id, wish.ifname)
+        if known is not None and known.result is not None:
+            raise WherryError(Kind.CONFLICT, f"{wish.ifname} of container {wish.container_id[:12]} is attached to "
+                                             f"network {wish.network} already", hint="detach it first")
+        if known is not None:
+            self._undo(known)
+
     def _undo(self, joined: Joined) -> None:
         problems: list[WherryError] = []
         for plugin in reversed(_plugins(joined.conflist)):
@@ -184,7 +195,7 @@ class Cni:
         record = {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
                   "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
                   "result": joined.result}
-        temporary = f"{path}.{os.getpid()}"
+        temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
             json.dump(record, stream)
         os.replace(temporary, path)

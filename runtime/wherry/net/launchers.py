@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 
 __all__ = ["PLUGINS", "provide"]
 
@@ -48,7 +49,7 @@ def _put(path: str, text: str) -> None:
                 return
     except OSError:
         pass
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
     with os.fdopen(fd, "w", encoding="utf-8") as stream:
         stream.write(text)

@@ -263,7 +263,7 @@ def _listener(mapping: PortMapping) -> str:
 
 def _inodes(protocol: str, port: int) -> Iterator[str]:
     for table in (protocol, f"{protocol}6"):
-        with suppress(OSError), open(f"/proc/net/{table}", encoding="ascii") as stream:
+        with suppress(OSError), open(f"/proc/thread-self/net/{table}", encoding="ascii") as stream:
             for row in stream:
                 words = row.split()
                 if len(words) > 9 and words[1].endswith(f":{port:04X}"):

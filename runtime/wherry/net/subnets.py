@@ -130,7 +130,7 @@ def _inside(text: str, network: Network) -> bool:
 
 
 def _routes4() -> Iterator[Network]:
-    for words in _rows("/proc/net/route"):
+    for words in _rows("/proc/thread-self/net/route"):
         if len(words) > 7 and words[3].isalnum() and words[1] != "Destination" and int(words[3], 16) & _RTF_UP:
             destination, mask = (int.from_bytes(bytes.fromhex(words[i]), sys.byteorder) for i in (1, 7))
             network = ipaddress.IPv4Network((destination, mask.bit_count()), strict=False)
@@ -139,7 +139,7 @@ def _routes4() -> Iterator[Network]:
 
 
 def _routes6() -> Iterator[Network]:
-    for words in _rows("/proc/net/ipv6_route"):
+    for words in _rows("/proc/thread-self/net/ipv6_route"):
         network = ipaddress.IPv6Network((bytes.fromhex(words[0]), int(words[1], 16)), strict=False)
         if 0 < network.prefixlen < 128 and not network.is_link_local and not network.is_multicast:
             yield network
