@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import tarfile
 import time
@@ -47,7 +48,7 @@ def helper_factory(scratch: Path) -> Callable[[], int]:
 def _build(scratch: Path) -> Path:
     need("gcc")
     main = scratch / "main.c"
-    main.write_text("int wh_role_unpack(int, char **);\nint main(int c, char **v) { return wh_role_unpack(c, v); }\n")
+    main.write_text("int wh_role_unpack(int, char **);\nint main(int c, char **v) { return wh_role_unpack(c - 1, v + 1); }\n")
     flags = "-Os -w -std=gnu11 -ffreestanding -fno-stack-protector -U_FORTIFY_SOURCE -fno-pie -no-pie -static -nostdlib"
     sources = [str(NATIVE / name) for name in ("unpack.c", "libc.c", "text.c")]
     command = ["gcc", *flags.split(), f"-I{NATIVE}", "-o", str(scratch / "helper"), str(main), *sources, "-lgcc"]
@@ -225,13 +226,14 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
     for path in [root, *root.rglob("*")]:
         status = path.lstat()
         content: Any = ""
-        if path.is_symlink():
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFLNK:
             content = os.readlink(path)
-        elif path.is_file():
+        elif kind == stat.S_IFREG:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
         found[str(path.relative_to(root))] = (
             oct(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev, content, attributes,
-            status.st_nlink if not path.is_dir() else 0,
+            status.st_nlink if kind != stat.S_IFDIR else 0,
         )  # fmt: skip
     return found

@@ -125,7 +125,7 @@ class _Child:
             self.output, stdout = self._pipe(fds)
             program, target = self._high(fds, helper), self._high(fds, directory)
             self.pid = os.posix_spawn(
-                f"/proc/self/fd/{program}", ["unpack", *arguments], {},
+                f"/proc/self/fd/{program}", ["wherry-helper", "unpack", *arguments], {},
                 file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1),
                               (os.POSIX_SPAWN_DUP2, target, 3)],
                 setsigdef=[signal.SIGPIPE], setsigmask=[],
