@@ -5,7 +5,9 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$top/.venv
 cd "$top" || exit 1
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+say() {
+    if [ -t 2 ]; then printf '\033[1m==>\033[0m %s\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi
+}
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 BUILD_PACKAGES=(gcc make libc6-dev libcap-dev libseccomp-dev nftables busybox-static)
@@ -115,7 +117,7 @@ install_wherry() {
     mapfile -t requires < <("$venv/bin/python" -c '
 import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")')
-    say "installing wherry and what it imports into .venv${1:+ (with the tests'\'' tools)}"
+    say "installing wherry and what it imports into .venv${1:+, and what its tests need}"
     pip_quiet "${requires[@]}"
     pip_quiet --no-build-isolation --editable ".${1:+[$1]}"
 }

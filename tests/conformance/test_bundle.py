@@ -15,8 +15,8 @@ from helpers import tools
 from helpers.wherry import Wherry
 
 SPY = (
-    "grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status; id; pwd; umask; env | sort; hostname; ulimit -c;"
-    " ls -l /dev | awk 'NR>1 {print $1,$NF}' | grep ^c; cut -d' ' -f5 /proc/self/mountinfo | sort;"
+    "grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status; id; pwd; umask; env | sort; hostname;"
+    " ulimit -c; ls -l /dev | awk 'NR>1 {print $1,$NF}' | grep ^c; cut -d' ' -f5 /proc/self/mountinfo | sort;"
     " cat /proc/self/uid_map; ls /proc/acpi /sys/firmware 2>&1 | head -4; echo x 2>&1 >/proc/sysrq-trigger"
 )
 FLAVOURS: dict[str, tuple[str, ...]] = {
