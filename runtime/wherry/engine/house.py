@@ -51,7 +51,6 @@ class House:
         """What the host can do."""
         from wherry.kernel import facts
 
-        self.prepare()
         return facts.measure(self.place)
 
     @cached_property

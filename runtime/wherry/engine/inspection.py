@@ -128,7 +128,7 @@ def ports(house: House, ref: str) -> dict[str, list[dict[str, str]]]:
 def _network_settings(row: Container, seen: Seen) -> Json:
     every = networks(row, seen)
     first: Json = next(iter(every.values()), {})
-    published: dict[str, Any] = {port: None for port in row.config["exposed"]} if seen.running else {}
+    published: dict[str, Any] = dict.fromkeys(row.config["exposed"]) if seen.running else {}
     keys = ("Gateway", "IPAddress", "IPPrefixLen", "IPv6Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen",
             "MacAddress")  # fmt: skip
     return {

@@ -162,7 +162,7 @@ class _Reader:
 
     def _parsed(self, file: BinaryIO) -> Iterator[LogLine]:
         while line := file.readline(_LINE_MAX):
-            line, self._torn = self._torn + line, b""  # noqa: PLW2901  # the line, whole now
+            line, self._torn = self._torn + line, b""  # the line, whole now
             if not line.endswith(b"\n"):
                 self._torn = line
                 return

@@ -15,7 +15,21 @@ from wherry.errors import Kind, WherryError
 from wherry.model import ImageConfig, Json, RunOptions
 from wherry.oci.how import LaunchHow, MonitorHow, Timer
 
-from . import codec, command, confine, devices, filling, health, joining, limits, mounts, rootfs, security, specgen, users
+from . import (
+    codec,
+    command,
+    confine,
+    devices,
+    filling,
+    health,
+    joining,
+    limits,
+    mounts,
+    rootfs,
+    security,
+    specgen,
+    users,
+)
 from .house import House
 from .undo import Undo
 

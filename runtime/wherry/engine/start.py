@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wherry.errors import Kind, WherryError
+from wherry.errors import WherryError
 from wherry.model import ExitStatus, Json, ProgressEvent, RunOptions
 
 from . import cleanup, codec, events, health, joining, preparing, records

@@ -1,0 +1,126 @@
+"""`run --explain`: what a run would do, in sections, with no effect on the host: nothing is made, pulled or written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import replace
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json, Mount, RunOptions
+
+from . import create, joining, mounts, preparing, specgen, users
+from .db import Container
+from .house import House
+from .values import Section
+
+__all__ = ["run"]
+
+_VOLUME = "<new volume>"
+
+
+def run(house: House, options: RunOptions) -> list[Section]:
+    """The verb."""
+    if not os.path.isdir(house.place.root):
+        raise WherryError(Kind.NOT_FOUND, f"no such image: {options.image}", hint="--explain pulls nothing: pull it first")
+    draft = create.draft(house, options, None, dry=True)
+    draft.config["mounts"] = [mounts.inspect_row(_found(house, mount)) for mount in draft.mounts]
+    row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)
+    asked = replace(options, network=draft.networks)
+    root = _root(house, row, draft.record.config.diff_ids)
+    config = _config(house, row, asked, draft.record.config, root)
+    how = preparing.launch_how(house, row, asked, config, {}, dry=(root,))
+    how = replace(how, monitor=preparing.monitor_how(house, row))
+    return [
+        Section("Image", (f"{options.image} is {draft.record.id}", *_layers(draft.record.config.diff_ids))),
+        Section("Network", tuple(_network(house, row, asked))),
+        Section("Cgroup", (how.cgroup or "none", *(f"{name} = {value}" for name, value in how.cgroup_writes))),
+        Section("Mounts", tuple(_mount_line(mount) for mount in config["mounts"])),
+        Section("Plan", tuple(_plan(house, row, config, how))),
+        Section("OCI config", tuple(json.dumps(config, indent=2).splitlines())),
+    ]
+
+
+def _layers(diff_ids: tuple[str, ...]) -> list[str]:
+    return [f"layer {diff_id}" for diff_id in diff_ids]
+
+
+def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
+    if mount.kind != "volume":
+        return mount
+    row = house.db.volume(mount.name) if mount.name else None
+    return replace(mount, source=house.volumes.path(row.dir) if row else _VOLUME, name=mount.name or _VOLUME)
+
+
+def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:
+    from wherry.image.snapshot import layer_path
+
+    lower = ":".join(f"{layer_path(house.place.root, d)}/fs" for d in reversed(diff_ids))
+    place = f"{house.place.root}/snapshots/{row.id}"
+    options = (f"lowerdir={lower}", f"upperdir={place}/upper", f"workdir={place}/work")
+    return Mount("overlay", "overlay", "/", options)
+
+
+def _user(options: RunOptions, image_user: str, root: Mount) -> users.User:
+    """Looked up in the image through a detached mount, which nobody sees."""
+    from wherry.kernel import mount
+
+    lower = next(option for option in root.options if option.startswith("lowerdir="))
+    single = ":" not in lower
+    view = Mount("bind", lower.partition("=")[2], "/", ("ro",)) if single else replace(root, options=(lower, "ro"))
+    with contextlib.closing(_Fd(mount.detached([view], True))) as fd:
+        return users.lookup(fd.number, options.user or image_user, options.group_add)
+
+
+class _Fd:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        os.close(self.number)
+
+
+def _config(house: House, row: Container, options: RunOptions, image: object, root: Mount) -> Json:
+    from wherry.model import ImageConfig
+
+    assert isinstance(image, ImageConfig)
+    made = preparing.inputs(house, row, options, image)
+    kind = joining.mode(options)
+    where = {"host": None, "none": ""}.get(kind, joining.netns_path(house, row.id))
+    with contextlib.ExitStack() as held:
+        namespaces, _ = preparing.namespaces(house, options, joining.Joined(where), held)
+    names = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+    files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
+    own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
+    user = _user(options, image.user, root)
+    return specgen.generate(replace(made, user=user, namespaces=namespaces, files=files, mounts=own))
+
+
+def _network(house: House, row: Container, options: RunOptions) -> list[str]:
+    kind = joining.mode(options)
+    words = {"none": "a network namespace with loopback only", "host": "the host's network namespace"}
+    if kind:
+        return [words.get(kind, f"the network namespace of {kind.partition(':')[2][:12]}")]
+    lines = [f"make network namespace {joining.netns_path(house, row.id)}"]
+    for attachment in options.network:
+        wish = f" with address {attachment.ip}" if attachment.ip else ""
+        lines.append(f"CNI ADD {attachment.network} as {attachment.interface}{wish}")
+    for port in row.config["ports"]:
+        host = port.get("host_port") or "a free port"
+        protocol = port.get("protocol", "tcp")
+        lines.append(f"publish {port.get('host_ip', '')}:{host} to port {port['container_port']}/{protocol}")
+    return lines
+
+
+def _mount_line(mount: Json) -> str:
+    return f"{mount['type']} {mount['source']} on {mount['destination']} ({','.join(mount['options'])})"
+
+
+def _plan(house: House, row: Container, config: Json, how: object) -> list[str]:
+    from wherry.oci import compile as planner
+    from wherry.oci.how import LaunchHow
+
+    assert isinstance(how, LaunchHow)
+    return planner.compile_create(config, house.container_dir(row.id), house.facts, how).describe()

@@ -1,0 +1,145 @@
+"""`system df|prune`, `info`, `version`, and `container prune`. Decides docker's shapes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from wherry.model import Json
+
+from . import filters, images, listing, networks, remove, volumes
+from .house import House
+from .status import look
+
+__all__ = ["VERSION", "container_prune", "df", "info", "prune", "version"]
+
+Filters = Mapping[str, Sequence[str]]
+VERSION = "0.1.0"
+_API = "1.43"
+
+
+def container_prune(house: House, wanted: Filters) -> Json:
+    """Remove every container that does not run."""
+    filters.check(wanted, ("label", "until"))
+    deleted, freed = [], 0
+    for row in house.db.containers():
+        seen = look(house, row.id)
+        old = "until" not in wanted or row.created < images.moment(wanted["until"][0])
+        if not seen.running and seen.status != "restarting" and old:
+            if filters.labels(wanted.get("label", ()), row.config["labels"]):
+                size = house.snapshots.usage(row.id)[0]
+                remove.remove(house, row.id, force=False, volumes=False)
+                deleted.append(row.id)
+                freed += size
+    return {"ContainersDeleted": deleted, "SpaceReclaimed": freed}
+
+
+def df(house: House) -> Json:
+    """What takes how much room."""
+    house.prepare()
+    found = []
+    for volume in house.db.volumes():
+        usage = {"Size": house.volumes.usage(volume.dir), "RefCount": len(house.db.volume_users(volume.name))}
+        found.append({**volumes.shape(house, volume), "UsageData": usage})
+    usage = house.images.disk_usage()
+    return {
+        "LayersSize": int(usage.get("layers", 0)),
+        "BlobsSize": int(usage.get("blobs", 0)),
+        "Images": images.listing(house, all=True, filters={}),
+        "Containers": listing.containers(house, all=True, filters={}, size=True, last=0),
+        "Volumes": found,
+        "BuildCache": [],
+    }
+
+
+def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
+    """Containers, networks, volumes if asked, images: in the order in which one frees the next."""
+    from . import gc
+    from . import volumes as volume_verbs
+
+    gc.sweep(house, thorough=True)
+    result = container_prune(house, filters)
+    result |= networks.prune(house, {key: values for key, values in filters.items() if key == "label"})
+    freed = result["SpaceReclaimed"]
+    if volumes:
+        part = volume_verbs.prune(house, all=False, filters=filters)
+        result["VolumesDeleted"] = part["VolumesDeleted"]
+        freed += part["SpaceReclaimed"]
+    part = images.prune(house, all=all, filters=filters)
+    result["ImagesDeleted"] = part["ImagesDeleted"]
+    return result | {"SpaceReclaimed": freed + part["SpaceReclaimed"]}
+
+
+def _os_name() -> str:
+    try:
+        with open("/etc/os-release", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("PRETTY_NAME="):
+                    return line.partition("=")[2].strip().strip('"')
+    except OSError:
+        pass
+    return "Linux"
+
+
+def info(house: House) -> Json:
+    """docker's info, as far as it means something here."""
+    facts = house.facts
+    statuses = [look(house, row.id).status for row in house.db.containers()]
+    running, paused = statuses.count("running"), statuses.count("paused")
+    security = ["name=seccomp,profile=default"] if facts.seccomp else []
+    security += ["name=apparmor"] if facts.apparmor else []
+    security += ["name=selinux"] if facts.selinux else []
+    warnings = [
+        f"No {name} limit support: the controller is held by {facts.cgroup_holders.get(name) or 'cgroup v1'}"
+        for name in ("memory", "cpu", "pids")
+        if name not in facts.cgroup_available
+    ]
+    return {
+        "ID": facts.boot_id,
+        "Containers": len(statuses),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": len(statuses) - running - paused,
+        "Images": len(house.images.list()),
+        "Driver": "overlay",
+        "DockerRootDir": house.place.root,
+        "StateDir": house.place.state,
+        "LoggingDriver": house.settings.log_driver,
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": "2",
+        "CgroupMount": facts.cgroup_mount,
+        "CgroupControllers": list(facts.cgroup_available),
+        "KernelVersion": os.uname().release,
+        "OperatingSystem": _os_name(),
+        "OSType": "linux",
+        "Architecture": facts.machine,
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "Name": os.uname().nodename,
+        "ServerVersion": VERSION,
+        "SecurityOptions": security,
+        "DefaultRuntime": "wherry",
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"],
+                    "Log": ["local", "json-file", "journald", "none"]},
+        "Warnings": warnings,
+    }  # fmt: skip
+
+
+def version(house: House) -> Json:
+    """docker's version."""
+    del house
+    name = os.uname()
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {
+        "Platform": {"Name": "wherry"},
+        "Version": VERSION,
+        "ApiVersion": _API,
+        "MinAPIVersion": "1.24",
+        "Os": "linux",
+        "Arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(name.machine, name.machine),
+        "KernelVersion": name.release,
+        "PythonVersion": python,
+        "OciVersion": "1.3.0",
+        "CniVersion": "1.1.0",
+    }
