@@ -19,6 +19,7 @@ from wherry.oci.compile_builder import Builder, inside
 from wherry.oci.compile_devices import devices
 from wherry.oci.compile_job import Job
 from wherry.oci.compile_mounts import Mounts, idmap_slots
+from wherry.oci.compile_root import root_filesystem
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
 from wherry.oci.plan import Plan
@@ -116,10 +117,12 @@ def _root(job: Job, mounts: Mounts) -> int:
     """Mounts, devices, terminal, working directory: all beneath the root slot. Returns the master's slot."""
     mounts.shared()
     mounts.propagate()
-    mounts.root_filesystem()
+    mounts.trees()
+    mounts.root = root_filesystem(job)
     mounts.all()
     devices(job.config, job.facts, job.ns, mounts.root, job.b)
-    master = proc.stdio(job.process, job.how, mounts.root, job.b, host_ptmx=not _has_devpts(job.config))
+    console = () if _has_devpts(job.config) else ("HOST_PTMX",)
+    master = proc.stdio(job.process, job.how, mounts.root, job.b, *console)
     if job.process["cwd"] != "/":  # as docker: a missing working directory is made
         job.b.child("MAKE_DIR", fd1=mounts.root, s0=inside(job.process["cwd"]), n0=0o755)
     return master
@@ -140,7 +143,7 @@ def _joined_root(job: Job) -> int:
     """A joined mount namespace brings its root along."""
     root = job.b.slot()
     job.b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
-    return proc.stdio(job.process, job.how, root, job.b)
+    return proc.stdio(job.process, job.how, root, job.b, "NO_BIND")
 
 
 def _settle(job: Job, mounts: Mounts) -> None:

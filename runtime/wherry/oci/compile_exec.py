@@ -36,7 +36,7 @@ def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> 
         b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{target.id}" if target.id else "_ses")
     root = b.slot()
     b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
-    master = proc.stdio(process, how, root, b)
+    master = proc.stdio(process, how, root, b, "NO_BIND")
     proc.labels(process, facts, procfs, b)
     job = Job(config, "", facts, how, ns, b)
     confine(job)

@@ -8,18 +8,18 @@ the host: whether a source exists or is a directory is found out by the helper, 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
 from typing import Final
 
 from wherry.errors import Kind, WherryError
-from wherry.model import Json, Mount
+from wherry.model import Json
 from wherry.oci import options as opt
 from wherry.oci.compile_builder import inside
 from wherry.oci.compile_job import Job
 from wherry.oci.compile_namespaces import mapped
-from wherry.oci.facts import HostFacts
 from wherry.oci.options import MountOptions
 
-__all__ = ["Mounts", "idmap_slots", "root_directory"]
+__all__ = ["Mounts", "idmap_slots"]
 
 #: filesystems whose superblock is shared or made of nothing: "ro" is only a mount attribute of theirs
 _VIRTUAL: Final[frozenset[str]] = frozenset(
@@ -50,13 +50,6 @@ _VIRTUAL: Final[frozenset[str]] = frozenset(
 _REAL_DIR: Final[frozenset[str]] = frozenset({"proc", "sysfs"})
 _MASK_OPTIONS = ("mode=555", "size=4k", "nr_inodes=2")
 _MASK_ATTRS = opt.RDONLY | opt.NOSUID | opt.NODEV | opt.NOEXEC
-#: fsconfig(2) takes values shorter than this (strndup_user in fs/fsopen.c)
-_FSCONFIG_VALUE = 256
-
-
-def root_directory(config: Json, bundle: str) -> str:
-    """The host path of root.path; the bundle's rootfs where the config has none."""
-    return posixpath.normpath(posixpath.join(bundle, config.get("root", {}).get("path") or "rootfs"))
 
 
 def _mappings(mount: Json, config: Json) -> tuple[list[Json], list[Json]]:
@@ -123,10 +116,16 @@ class Mounts:
                 )
 
     def shared(self) -> None:
-        """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is
-        shared."""
+        """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is."""
+        self._clone_where(lambda options: options.shared)
+
+    def trees(self) -> None:
+        """Child, before the root is attached: on a host path below that, the image could put a symlink to anything."""
+        self._clone_where(lambda _: True)
+
+    def _clone_where(self, wanted: Callable[[MountOptions], bool]) -> None:
         for index, (mount, options) in enumerate(self._entries):
-            if _is_bind(mount, options) and options.shared and index not in self._cloned:
+            if _is_bind(mount, options) and wanted(options) and index not in self._cloned:
                 self._cloned[index] = self._tree(mount, options)
 
     def propagate(self) -> None:
@@ -136,30 +135,6 @@ class Mounts:
         self.b.child("PROPAGATE", s0="/", s1=word, n0=opt.PROPAGATION[word])
 
     # ---- the root and the config's mounts
-
-    def root_filesystem(self) -> None:
-        """The snapshotter's mount, or root.path itself, attached where root.path is (how.root_dir if given)."""
-        path = root_directory(self.config, self.bundle)
-        detached = self._detached_root(path)
-        self.root = self.b.slot()
-        self.b.child("ROOT", fd0=detached, fd1=self.root, s0=self.how.root_dir or path)
-
-    def _detached_root(self, path: str) -> int:
-        if len(self.how.rootfs) > 1:
-            raise WherryError(Kind.UNSUPPORTED, "a root filesystem of several mounts is not supported")
-        if not self.how.rootfs:
-            return self._clone(path, ("RECURSIVE",), MountOptions())
-        mount = self.how.rootfs[0]
-        options = opt.parse(mount.options, "root filesystem")
-        if options.bind or mount.type in {"bind", "rbind"}:
-            return self._clone(mount.source, ("RECURSIVE",), options)
-        return self._overlay(mount, options)
-
-    def _overlay(self, mount: Mount, options: MountOptions) -> int:
-        slot = self.b.slot()
-        data = overlay_options(options.data, self.facts) if mount.type == "overlay" else options.data
-        self.b.child("FS_NEW", fd0=slot, s0=mount.type, s1=data, n0=len(data), n1=options.attr_set, s2=mount.source)
-        return slot
 
     def all(self) -> None:
         """Every mount in the config's order."""
@@ -171,13 +146,13 @@ class Mounts:
         if target == "/":
             raise WherryError(Kind.INVALID, f"mounts[{index}].destination: a mount on / would hide the root filesystem")
         if _is_bind(mount, options):
-            slot = self._cloned[index] if index in self._cloned else self._tree(mount, options)
-            self._attach(slot, target, "MAKE_DIR", "MAKE_FILE", options=options)  # both: whatever the source is
+            self._attach(
+                self._cloned[index], target, "MAKE_DIR", "MAKE_FILE", options=options
+            )  # both: whatever the source is
         elif mount.get("type") in {"cgroup", "cgroup2"}:
             self._attach(self._cgroup(options), target, "MAKE_DIR", options=options)
-        elif mount.get("type") == "sysfs" and self.ns.user and not self.ns.has("network"):
-            # sysfs belongs to the network namespace: with the host's, a user namespace may only bind it
-            self._attach(self._clone("/sys", ("RECURSIVE",), options), target, "MAKE_DIR", "REAL_DIR", options=options)
+        elif mount.get("type") == "sysfs" and self._host_sysfs():
+            self._attach(self._bound_sysfs(options), target, "MAKE_DIR", "REAL_DIR", options=options)
         else:
             self._new(mount, options, target)
 
@@ -225,6 +200,16 @@ class Mounts:
             self.b.child("FS_NEW", fd0=slot, s0="cgroup2", n1=options.attr_set, s2="cgroup")
             return slot
         return self._clone(self.how.cgroup or self.facts.cgroup_mount, ("RECURSIVE",), options)
+
+    def _host_sysfs(self) -> bool:
+        """sysfs belongs to the network namespace: over one that is not its own, a user namespace may only bind it."""
+        return "user" in self.ns.new and "network" not in self.ns.new
+
+    def _bound_sysfs(self, options: MountOptions) -> int:
+        slot = self.b.slot()
+        self.b.child("TREE", "RECURSIVE", fd0=slot, s0="/sys")
+        self.b.child("ATTR", "RECURSIVE", fd0=slot, n0=options.attr_set, n1=options.attr_clr)
+        return slot
 
     # ---- pieces
 
@@ -295,39 +280,3 @@ def _is_bind(mount: Json, options: MountOptions) -> bool:
 def _tree_flags(options: MountOptions) -> tuple[str, ...]:
     flags = (("RECURSIVE", options.recursive), ("NOFOLLOW", options.source_nofollow))
     return tuple(name for name, wanted in flags if wanted)
-
-
-def overlay_options(data: tuple[str, ...], facts: HostFacts) -> tuple[str, ...]:
-    """One "lowerdir+" per layer where the kernel has it: fsconfig takes no value of 256 bytes or more."""
-    result: list[str] = []
-    for word in data:
-        key, _, value = word.partition("=")
-        if key == "lowerdir" and facts.overlay_lowerdir_add and "::" not in value:
-            result += [f"lowerdir+={_unescape(layer)}" for layer in _split_layers(value)]
-        else:
-            result.append(word)
-    return tuple(result)
-
-
-def _split_layers(value: str) -> list[str]:
-    """Split at colons that no backslash escapes (overlayfs.rst)."""
-    layers, current, escaped = [], "", False
-    for char in value:
-        if char == ":" and not escaped:
-            layers.append(current)
-            current = ""
-        else:
-            current += char
-        escaped = char == "\\" and not escaped
-    return [*layers, current]
-
-
-def _unescape(layer: str) -> str:
-    """ "lowerdir+" takes the path as it is."""
-    result, escaped = "", False
-    for char in layer:
-        if char == "\\" and not escaped:
-            escaped = True
-            continue
-        result, escaped = result + char, False
-    return result

@@ -14,7 +14,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json
 from wherry.oci.compile_builder import Builder
 from wherry.oci.compile_namespaces import Namespaces
-from wherry.oci.facts import HostFacts, cap_mask, cap_names
+from wherry.oci.facts import CAPABILITY_SET, HostFacts, cap_mask, cap_names
 from wherry.oci.how import LaunchHow, MonitorHow
 
 __all__ = ["RLIMITS", "confine", "execute", "labels", "limits", "oom_score", "process_slots", "seccomp", "stdio"]
@@ -54,10 +54,12 @@ def listener_path(config: Json) -> str:
     return path
 
 
-def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *, host_ptmx: bool = False) -> int:
-    """Descriptors 0, 1, 2 and the session. Returns the slot where the host side finds the pty's master, else -1."""
+def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *console: str) -> int:
+    """Descriptors 0, 1, 2 and the session; `console` are flags of CONSOLE. Returns the slot where the host side finds
+    the
+    pty's master, else -1."""
     if process.get("terminal"):
-        return _terminal(process, how, root, b, host_ptmx)
+        return _terminal(process, how, root, b, console)
     null = -1
     for number, stream in enumerate(_STREAMS):
         if stream in how.stdio:
@@ -71,11 +73,10 @@ def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *, host_ptmx: bo
     return -1
 
 
-def _terminal(process: Json, how: LaunchHow, root: int, b: Builder, host_ptmx: bool) -> int:
+def _terminal(process: Json, how: LaunchHow, root: int, b: Builder, console: tuple[str, ...]) -> int:
     size = process.get("consoleSize") or {}
     uid = process.get("user", {}).get("uid", 0)
-    flags = ("HOST_PTMX",) if host_ptmx else ()
-    b.child("CONSOLE", *flags, fd1=root, n0=size.get("height", 0), n1=size.get("width", 0), n2=uid)
+    b.child("CONSOLE", *console, fd1=root, n0=size.get("height", 0), n1=size.get("width", 0), n2=uid)
     b.child("SESSION", "TTY")
     master = b.slot()
     b.host("RECV_FD", fd0=master)
@@ -251,7 +252,7 @@ def _capabilities(process: Json, facts: HostFacts) -> dict[str, int]:
     known = (1 << (facts.cap_last + 1)) - 1
     given = process.get("capabilities") or {}
     sets = {
-        name: cap_mask(tuple(given.get(name) or ())) & known & facts.cap_bounding
+        name: cap_mask(CAPABILITY_SET.intersection(given.get(name) or ())) & known & facts.cap_bounding
         for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
     }
     sets["effective"] &= sets["permitted"]  # capset(2) refuses more
@@ -293,4 +294,4 @@ def execute(process: Json, how: LaunchHow, b: Builder) -> None:
         b.child("STDIO", fd0=b.inherited_slot(f"fd{number}"), n0=number)
     b.child("CLOSE_FROM", n0=3 + how.preserve_fds)
     args, env = tuple(process["args"]), tuple(process.get("env") or ())
-    b.child("EXEC", s0=args[0], s1=args, n0=len(args), s2=env, n1=len(env))
+    b.child("EXEC", *(("INIT",) if how.init else ()), s0=args[0], s1=args, n0=len(args), s2=env, n1=len(env))

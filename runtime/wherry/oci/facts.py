@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CAPABILITIES", "HostFacts", "cap_mask", "cap_names"]
+__all__ = ["CAPABILITIES", "CAPABILITY_SET", "HostFacts", "cap_mask", "cap_names"]
 
 _NAMES = """
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
+NET_BROADCAST
 NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE
 SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
 WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
 """
 #: capability names by their number (linux/capability.h, up to 6.18)
 CAPABILITIES: tuple[str, ...] = tuple(f"CAP_{name}" for name in _NAMES.split())
+CAPABILITY_SET = frozenset(CAPABILITIES)
 
 
 def cap_mask(names: tuple[str, ...] | list[str] | frozenset[str]) -> int:

@@ -67,6 +67,7 @@ class LaunchHow:
     preserve_fds: int = 0  # descriptors 3..3+n-1 stay open (runc's --preserve-fds)
     pidfile: str = ""
     no_pivot: bool = False
+    init: bool = False  # --init: the helper stays as pid 1, reaps, and passes signals on
     no_new_keyring: bool = False
     namespace_slots: Mapping[str, str] = field(default_factory=dict)  # namespace type -> slot name, instead of its path
     asked: tuple[str, ...] = ()  # rlimits and "oom_score_adj" that must not be clamped: asked for by name

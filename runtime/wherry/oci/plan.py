@@ -66,4 +66,4 @@ def sentence(op: Op) -> str:
 def _words(value: Text) -> str:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    return " ".join(value) if isinstance(value, tuple) else value
+    return " ".join(value) if isinstance(value, tuple) else value.strip().replace("\n", ", ")
