@@ -94,7 +94,7 @@ static int send_frame(struct wh_client *c, int type, const char *data, size_t n)
 
 void wh_clients_send(struct wh_monitor *m, int type, const char *data, size_t n) {
     for (struct wh_client *c = wh_clients(m); c < wh_clients(m) + WH_CLIENTS; c++) {
-        if (c->fd < 0 || c->mute) continue;
+        if (c->fd < 0 || c->mute || (c->quiet && type != WH_EXIT)) continue;
         size_t before = c->used;
         if (send_frame(c, type, data, n) < 0) wh_client_drop(m, c);
         else if (!before != !c->used) watch(m, c);
@@ -123,6 +123,7 @@ static int control(struct wh_monitor *m, struct wh_client *c) {
         return 0;
     case WH_CLAIM: c->claimed = 1; return 0;
     case WH_DONE: wh_settled(m); return 0;
+    case WH_QUIET: c->quiet = 1; return 0;
     default: return -1;
     }
 }

@@ -9,6 +9,7 @@
  *   from the client  STDIN           bytes          RESIZE rows u16, columns u16, big endian
  *                    EOF             closes standard input where it was opened for one client (see WH_STDIN_ONCE)
  *                    CLAIM           "I will do the cleanup"     DONE "and have done it"
+ *                    QUIET           nothing but EXIT is sent to this client: one that stops or waits need not read
  *
  * Standard input belongs to one client ("once") where the plan names a first client: its EOF, or its end, is the end
  * of the input, as docker's StdinOnce. Else it stays open for whoever attaches next.
@@ -20,7 +21,7 @@
 
 #include "exec.h"
 
-enum { WH_STDIN, WH_STDOUT, WH_STDERR, WH_EXIT, WH_ACK, WH_EOF, WH_RESIZE, WH_CLAIM, WH_DONE };
+enum { WH_STDIN, WH_STDOUT, WH_STDERR, WH_EXIT, WH_ACK, WH_EOF, WH_RESIZE, WH_CLAIM, WH_DONE, WH_QUIET };
 
 #define WH_CHUNK 65536      /* one read of output, one read from a client */
 #define WH_LINE_MAX 16384   /* a longer line is logged in parts */
@@ -65,7 +66,7 @@ void wh_log_trim(void);
 
 struct wh_client {
     int fd; /* -1: free */
-    uint8_t first, claimed, watching, mute; /* mute: nothing more is sent to it */
+    uint8_t first, claimed, watching, quiet, mute; /* mute: nothing more is sent to it */
     uint8_t head[8], head_used, control[4], control_used;
     uint32_t left; /* payload bytes of the frame to come */
     char *queue;   /* ring, mapped when first needed */

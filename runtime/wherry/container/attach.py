@@ -21,6 +21,7 @@ from wherry.model import (
     ATTACH_DONE,
     ATTACH_EOF,
     ATTACH_EXIT,
+    ATTACH_QUIET,
     ATTACH_RESIZE,
     ATTACH_STDERR,
     ATTACH_STDIN,
@@ -28,7 +29,9 @@ from wherry.model import (
     ExitStatus,
 )
 
-__all__ = ["CHUNK", "AttachStream", "DetachKeys", "End", "Relayed", "connect", "decode_exit", "detach_keys", "pair", "relay"]
+__all__ = [
+    "CHUNK", "AttachStream", "DetachKeys", "End", "Relayed", "connect", "decode_exit", "detach_keys", "pair", "relay",
+]
 
 CHUNK = 1 << 16
 _HEADER = struct.Struct(">B3xI")
@@ -132,6 +135,10 @@ class AttachStream:
         """The cleanup is done; the monitor can go."""
         self._send(ATTACH_DONE)
 
+    def quiet(self) -> None:
+        """Ask for nothing but EXIT: output that we would not read must not hold the container back."""
+        self._send(ATTACH_QUIET)
+
     def close(self) -> None:
         """Hang up."""
         self._sock.close()
@@ -225,7 +232,7 @@ def _key(part: str) -> bytes:
     raise WherryError(Kind.INVALID, f"invalid detach keys ({part!r})", hint='like "ctrl-p,ctrl-q" or "a,b"')
 
 
-def relay(
+def relay(  # noqa: PLR0917  # three descriptors in their order
     stream: AttachStream,
     stdin_fd: int | None,
     stdout_fd: int | None,

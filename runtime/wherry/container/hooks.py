@@ -1,4 +1,4 @@
-"""poststop hooks (runtime-spec, config.md "POSIX-platform Hooks"): the ones that run when no helper is left to run them.
+"""poststop hooks (runtime-spec, config.md "POSIX-platform Hooks"): those that run when no helper is left for them.
 
 Decides their order, input and deadline. The other hooks are steps of the plan.
 """

@@ -44,9 +44,9 @@ def start(container_dir: str, plan: Plan, role: str, fds: Mapping[str, int], *, 
           timeout: float = 120.0) -> Launched:
     """Carry `plan` out in the helper's `role` ("monitor" or "launch").
 
-    `fds` gives descriptors by the names of `plan.inherited` (oci/how.py lists them); they stay the caller's. Pipes come
-    from `stdio_pipes`, the listening socket from `listen`, a first client from `attach.pair`. Returns once init runs (or
-    waits for its start). Raises WherryError with the failed step; its `code` is 126 or 127 where the command itself
+    `fds` gives descriptors by the names of `plan.inherited` (oci/how.py lists them); they stay the caller's. Pipes
+    come from `stdio_pipes`, the listening socket from `listen`, a first client from `attach.pair`. Returns once init
+    runs (or waits for its start). Raises WherryError with the failed step; its `code` is 126 or 127 where the command itself
     could not be run. `name` is what sentences call the container, by default the directory's name.
     """
     with ExitStack() as stack:
@@ -118,8 +118,8 @@ class _Watch:
         poll = select.poll()
         poll.register(reports, select.POLLIN)
         if not poll.poll(max(0, self.deadline - time.monotonic()) * 1000):
-            raise WherryError(Kind.UNAVAILABLE, f"cannot start container {self.name}: no answer from the helper in time",
-                              hint="a hook or the storage below may hang")
+            text = f"cannot start container {self.name}: no answer from the helper in time"
+            raise WherryError(Kind.UNAVAILABLE, text, hint="a hook or the storage below may hang")
         data = os.read(reports, _REPORT.size)  # one write each, shorter than PIPE_BUF: never torn
         if len(data) < _REPORT.size:
             return None
@@ -170,14 +170,15 @@ def _named(pid: int) -> Process:
 
 def _remove_cgroup(path: str) -> None:
     if not os.path.isdir(path):
-        return None
+        return
     kill_cgroup(path)
     end = time.monotonic() + 2
     while time.monotonic() < end:
         try:
-            return os.rmdir(path)
+            os.rmdir(path)
+            return
         except FileNotFoundError:
-            return None
+            return
         except OSError:  # EBUSY: the killed are still leaving
             time.sleep(0.005)
 
@@ -266,6 +267,8 @@ _HINTS: dict[tuple[str, int], str] = {
     ("CHDIR", errno.ENOENT): "the working directory does not exist in the image (-w)",
     ("SYSCTL", errno.ENOENT): "this kernel does not have it, or it belongs to a namespace that the container shares",
     ("SYSCTL", errno.EPERM): "it is not the container's own to set",
+    ("MON_LOG", errno.ENOENT): "the directory of the log, or journald's socket, does not exist",
+    ("MON_LOG", errno.ECONNREFUSED): "journald does not run on this host",
     ("RLIMIT", errno.EPERM): "the hard limit may not be raised here (CAP_SYS_RESOURCE)",
     ("SECCOMP", errno.EINVAL): "this kernel refuses the filter",
     ("HOOK", errno.ETIMEDOUT): "the hook took longer than its timeout",
@@ -276,9 +279,9 @@ _HINTS: dict[tuple[str, int], str] = {
     ("", errno.EMFILE): "the limit of open files is reached",
 }
 _KINDS = {
-    errno.ENOENT: Kind.PRECONDITION, errno.EPERM: Kind.DENIED, errno.EACCES: Kind.DENIED, errno.ENOSPC: Kind.EXHAUSTED,
-    errno.ENOMEM: Kind.EXHAUSTED, errno.EMFILE: Kind.EXHAUSTED, errno.EAGAIN: Kind.EXHAUSTED, errno.EEXIST: Kind.CONFLICT,
-    errno.EBUSY: Kind.CONFLICT, errno.ENOSYS: Kind.UNSUPPORTED, errno.ENODEV: Kind.UNSUPPORTED,
+    errno.ENOENT: Kind.PRECONDITION, errno.EPERM: Kind.DENIED, errno.EACCES: Kind.DENIED,
+    errno.ENOSPC: Kind.EXHAUSTED, errno.ENOMEM: Kind.EXHAUSTED, errno.EMFILE: Kind.EXHAUSTED,
+    errno.EAGAIN: Kind.EXHAUSTED, errno.EEXIST: Kind.CONFLICT, errno.EBUSY: Kind.CONFLICT, errno.ENOSYS: Kind.UNSUPPORTED, errno.ENODEV: Kind.UNSUPPORTED,
     errno.EOPNOTSUPP: Kind.UNSUPPORTED, errno.EINVAL: Kind.INVALID, errno.ENOTDIR: Kind.INVALID,
 }
 

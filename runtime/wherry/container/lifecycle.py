@@ -1,6 +1,6 @@
-"""The verbs on one container's directory: kill, stop, pause, resume, wait, start (of a created one), delete, update.
+"""The verbs on one container's directory: kill, stop, pause, resume, wait, start (if created), delete, update.
 
-Decides how each verb reaches the processes: pidfds and cgroup files, never bare pids. Refuses to know policies (restart,
+Decides how each verb reaches the processes: by pidfd and cgroup, never by bare pid. Refuses to know policies (restart,
 --rm) and names. Callers hold `ContainerDir.lock` for the verbs that change something, never while they wait.
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import time
 from collections.abc import Iterable
 
-from wherry.container.state import ContainerDir, State, Status, kill_cgroup
+from wherry.container.state import ContainerDir, State, Status, frozen, kill_cgroup
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files, process
 from wherry.model import ExitStatus
@@ -29,11 +28,8 @@ def kill(container: ContainerDir, sig: str | int = "KILL", *, everyone: bool = F
     state = _running(container)
     if number == _KILL and (everyone or not _has_init_namespace(state)) and kill_cgroup(state.cgroup):
         return
-    sent = _signal_everyone(state, number) if everyone else state.init is not None and process.signal(state.init, number)
-    if not sent:
+    if not (_signal_everyone(state, number) if everyone else _signal_init(state, number)):
         raise _not_running(container)
-    if number == _KILL:
-        _thaw(state)
 
 
 def _running(container: ContainerDir) -> State:
@@ -59,19 +55,18 @@ def _has_init_namespace(state: State) -> bool:
     return line.split()[-1] == b"1"
 
 
+def _signal_init(state: State, number: int) -> bool:
+    return state.init is not None and process.signal(state.init, number)
+
+
 def _signal_everyone(state: State, number: int) -> bool:
+    from wherry.kernel import cgroup
+
     sent = False
-    for pid in _members(state.cgroup):
+    for pid in cgroup.processes(state.cgroup):
         found = process.identify(pid)
         sent |= found is not None and process.signal(found, number)
     return sent
-
-
-def _members(cgroup: str) -> list[int]:
-    try:
-        return [int(pid) for pid in files.read_capped(os.path.join(cgroup, "cgroup.procs"), 1 << 22).split() if pid != b"0"]
-    except OSError:
-        return []
 
 
 def stop(container: ContainerDir, sig: str | int = "TERM", timeout: float = 10.0) -> ExitStatus | None:
@@ -84,7 +79,7 @@ def stop(container: ContainerDir, sig: str | int = "TERM", timeout: float = 10.0
     if state.init is not None and process.alive(state.init):
         with process.held(state.init) as fd:
             if fd is not None:
-                _thaw(state)  # a frozen process takes no signal but KILL
+                _thaw(state)
                 process.send(fd, number)
                 if not process.wait_pidfd(fd, None if timeout < 0 else timeout):
                     _kill_all(state, fd)
@@ -134,10 +129,15 @@ def pause(container: ContainerDir, timeout: float = 10.0) -> None:
     status = container.status(state)
     if status is not Status.RUNNING:
         raise WherryError(Kind.CONFLICT, f"container {container.id} is {status.value}, not running")
-    if not _freeze(state, True, timeout):
-        _freeze(state, False, 0)
-        raise WherryError(Kind.UNAVAILABLE, f"container {container.id} does not freeze",
-                          hint="a process of it waits for a device or a network file system")
+    from wherry.kernel import cgroup
+
+    cgroup.freeze(_cgroup(state), timeout)
+
+
+def _cgroup(state: State) -> str:
+    if not state.cgroup:
+        raise WherryError(Kind.PRECONDITION, f"container {state.id} has no cgroup")
+    return state.cgroup
 
 
 def resume(container: ContainerDir, timeout: float = 10.0) -> None:
@@ -145,44 +145,17 @@ def resume(container: ContainerDir, timeout: float = 10.0) -> None:
     state = container.load()
     if container.status(state) is not Status.PAUSED:
         raise WherryError(Kind.CONFLICT, f"container {container.id} is not paused")
-    if not _freeze(state, False, timeout):
-        raise WherryError(Kind.UNAVAILABLE, f"container {container.id} does not thaw",
-                          hint="a cgroup above it may be frozen")
+    from wherry.kernel import cgroup
+
+    cgroup.thaw(_cgroup(state), timeout)
 
 
 def _thaw(state: State) -> None:
-    """Undo a pause where there is one; a killed process must run to die."""
-    if state.cgroup:
-        try:
-            _write(os.path.join(state.cgroup, "cgroup.freeze"), "0")
-        except OSError:
-            return
+    """Undo a pause where there is one: a frozen process takes no signal but KILL."""
+    if frozen(state.cgroup):
+        from wherry.kernel import cgroup
 
-
-def _freeze(state: State, on: bool, timeout: float) -> bool:
-    if not state.cgroup:
-        raise WherryError(Kind.PRECONDITION, f"container {state.id} has no cgroup to freeze")
-    events = os.open(os.path.join(state.cgroup, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _write(os.path.join(state.cgroup, "cgroup.freeze"), "1" if on else "0")
-        return _await_event(events, b"frozen 1" if on else b"frozen 0", timeout)
-    except OSError as error:
-        raise WherryError(Kind.PRECONDITION, f"cannot freeze {state.cgroup}: {error.strerror}") from error
-    finally:
-        os.close(events)
-
-
-def _await_event(events: int, line: bytes, timeout: float) -> bool:
-    """cgroup.events notifies by POLLPRI (kernel docs, cgroup-v2, "un/populated notification")."""
-    poll = select.poll()
-    poll.register(events, select.POLLPRI)
-    deadline = time.monotonic() + timeout
-    while line not in os.pread(events, 4096, 0).splitlines():
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        poll.poll(left * 1000)
-    return True
+        cgroup.thaw(state.cgroup)
 
 
 def start_created(container: ContainerDir) -> None:
@@ -204,21 +177,10 @@ def start_created(container: ContainerDir) -> None:
 
 
 def set_resources(container: ContainerDir, writes: Iterable[tuple[str, str]]) -> None:
-    """Write cgroup files of a running container, in order (oci.cgroup2 makes them)."""
-    cgroup = _running(container).cgroup
-    for name, value in writes:
-        try:
-            _write(os.path.join(cgroup, name), value)
-        except FileNotFoundError:
-            raise WherryError(Kind.PRECONDITION, f"cannot set {name}: the controller is not available",
-                              hint="`wherry doctor` says who holds it") from None
-        except OSError as error:
-            raise WherryError(Kind.INVALID, f"cannot set {name} to {value}: {error.strerror}") from error
+    """Write cgroup files of a running container, in order (oci.cgroup2 makes them); all or nothing."""
+    from wherry.kernel import cgroup
 
-
-def _write(path: str, value: str) -> None:
-    with open(path, "wb", buffering=0) as file:
-        file.write(value.encode())
+    cgroup.update(_cgroup(_running(container)), list(writes))
 
 
 def delete(container: ContainerDir, *, force: bool = False) -> None:
@@ -250,26 +212,8 @@ def stop_now(state: State) -> None:
 
 def remove_cgroup(path: str, timeout: float = 5.0) -> None:
     """Kill what is left in a cgroup and remove it with those below it; absent is fine."""
-    if not path or not os.path.isdir(path):
-        return
-    kill_cgroup(path)
-    deadline = time.monotonic() + timeout
-    pause = 0.001
-    while not _rmdir_all(path):
-        if time.monotonic() > deadline:
-            raise WherryError(Kind.CONFLICT, f"cgroup {path} cannot be removed: it is busy")
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
+    if path and os.path.isdir(path):
+        from wherry.kernel import cgroup
 
-
-def _rmdir_all(path: str) -> bool:
-    try:
-        for folder, _, _ in os.walk(path, topdown=False):
-            os.rmdir(folder)
-    except FileNotFoundError:
-        return not os.path.isdir(path)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
+        cgroup.kill(path)
+        cgroup.remove(path, timeout)

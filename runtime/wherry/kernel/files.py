@@ -14,7 +14,11 @@ from contextlib import contextmanager
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["atomic_write", "directory", "flock", "lock_fd", "open_beneath", "open_in_root", "read_capped", "remove_tree", "sync_dir"]
+__all__ = [
+    "atomic_write", "directory", "flock", "lock_fd", "open_beneath", "open_in_root", "read_capped", "remove_tree",
+    "sync_dir",
+]
+
 
 # linux/openat2.h
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -69,7 +73,7 @@ def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = Fals
     folder, name = os.path.split(path)
     with directory(folder or ".") as parent:
         temporary = f".{name}.{os.getpid():x}.{time.monotonic_ns():x}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=parent)
         try:
             try:
                 os.fchmod(fd, mode)

@@ -18,7 +18,8 @@ from wherry.model import Mount
 __all__ = ["MountPoint", "below", "detached", "mounts", "opened", "unmount"]
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_MOUNT_WORDS = frozenset({"ro", "rw", "rbind", "bind", "nodev", "nosuid", "noexec"})  # of the mount, not of the file system
+#: words for the mount, not for the file system
+_MOUNT_WORDS = frozenset({"ro", "rw", "rbind", "bind", "nodev", "nosuid", "noexec"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ __all__ = [
     "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
 ]
 
-_STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # fields of proc(5) /proc/pid/stat, counted after the closing parenthesis
+_STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, counted from behind comm
 _STAT_MAX = 4096
 
 
