@@ -63,9 +63,10 @@ def settle_locked(house: House, row: Container) -> Life | None:
     )
     _tell(house, row, life)
     teardown(house, row)
-    life = replace(life, settled=True)
     options = codec.decode_options(row.config["options"])
-    if options.remove and not restart.wanted(options.restart, life):
+    again = restart.wanted(options.restart, life)
+    life = replace(life, settled=True, restarting=_me() if again else None)
+    if options.remove and not again:
         from . import remove
 
         records.store(house.container_dir(row.id), life)
@@ -163,18 +164,23 @@ def _again(house: House, row: Container, options: RunOptions) -> None:
 
 def _announce(house: House, row: Container, options: RunOptions) -> float | None:
     """Write down that this process restarts it; None if somebody else does, or the wish is gone."""
-    from wherry.kernel import process
-
     with container_lock(house, row.id):
         seen = look(house, row.id)
-        if seen.status != "exited" or not restart.wanted(options.restart, seen.life):
+        note = _me()
+        mine = seen.status == "exited" or (seen.status == "restarting" and seen.life.restarting == note)
+        if not mine or not restart.wanted(options.restart, seen.life):
             return None
-        me = process.identify(os.getpid())
-        assert me is not None
         pause = restart.delay(seen.life)
-        note = records.Restarting(me.pid, me.start_time)
         records.store(house.container_dir(row.id), replace(seen.life, restarting=note, delay=pause))
         return pause
+
+
+def _me() -> records.Restarting:
+    from wherry.kernel import process
+
+    me = process.identify(os.getpid())
+    assert me is not None
+    return records.Restarting(me.pid, me.start_time)
 
 
 def in_background(house: House, cid: str) -> None:

@@ -49,15 +49,15 @@ def create(house: House, options: RunOptions, progress: Progress | None) -> str:
     return commit(house, draft(house, options, progress)).id
 
 
-def draft(house: House, options: RunOptions, progress: Progress | None, *, pull: bool = True) -> Draft:
+def draft(house: House, options: RunOptions, progress: Progress | None, *, dry: bool = False) -> Draft:
     """Check everything that can be checked, and decide everything that is not the host's to decide."""
     restart.check(options.restart, options.remove)
     name = _free_name(house, options)
     security.parse(options)
     _check_cidfile(options)
     limits.check(options.limits, house.facts)
-    record = images.find(house, options.image, options.pull if pull else "never", options.platform, progress)
-    networks = _networks(house, options)
+    record = _image(house, options, progress, dry=dry)
+    networks = _networks(house, options, dry=dry)
     inherited = _inherited(house, options)
     wanted = tuple(mounts.collect(options, record.config.volumes, inherited))
     _check_sources(wanted)
@@ -73,6 +73,12 @@ def _rehearse(house: House, made: Draft) -> None:
     specgen.argv(made.options, made.record.config)
     specgen.asked_rlimits(made.options)
     security.capabilities(made.options, house.facts.cap_bounding)
+
+
+def _image(house: House, options: RunOptions, progress: Progress | None, *, dry: bool) -> ImageRecord:
+    if dry:
+        return house.images.get(options.image)
+    return images.find(house, options.image, options.pull, options.platform, progress)
 
 
 def _free_name(house: House, options: RunOptions) -> str:
@@ -93,7 +99,7 @@ def _check_cidfile(options: RunOptions) -> None:
         raise WherryError(Kind.EXISTS, f"container id file {options.cidfile} exists", hint=hint)
 
 
-def _networks(house: House, options: RunOptions) -> tuple[Attachment, ...]:
+def _networks(house: House, options: RunOptions, *, dry: bool) -> tuple[Attachment, ...]:
     asked = options.network or (Attachment(house.settings.default_network),)
     exclusive = [a for a in asked if a.network in _MODES or a.network.startswith("container:")]
     if exclusive and len(asked) > 1:
@@ -102,7 +108,8 @@ def _networks(house: House, options: RunOptions) -> tuple[Attachment, ...]:
         return (_mode(house, options, exclusive[0]),)
     found = []
     for index, attachment in enumerate(asked):
-        canonical = house.networks.inspect(attachment.network)["Name"]
+        known = dry and attachment.network == "bridge"  # to ask for it would make it
+        canonical = "bridge" if known else house.networks.inspect(attachment.network)["Name"]
         found.append(replace(attachment, network=canonical, interface=f"eth{index}"))
     return tuple(found)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
-from wherry.model import ImageConfig, Json, RunOptions
+from wherry.model import ImageConfig, Json, Mount, RunOptions
 from wherry.oci.how import LaunchHow, MonitorHow, Timer
 
 from . import (
@@ -36,7 +36,7 @@ from .undo import Undo
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["Ready", "cgroup_path", "inputs", "launch_how", "prepare"]
+__all__ = ["Ready", "cgroup_path", "inputs", "launch_how", "monitor_how", "namespaces", "prepare"]
 
 MONITORS = "/wherry-monitors"
 
@@ -65,7 +65,7 @@ def cgroup_path(house: House, row_id: str, options: RunOptions) -> str:
     return f"{facts.cgroup_mount}/{parent.strip('/')}/{row_id}"
 
 
-def _namespaces(
+def namespaces(
     house: House, options: RunOptions, joined: joining.Joined, held: contextlib.ExitStack
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Namespace types with what to join; and the descriptors of those that are another container's."""
@@ -113,7 +113,7 @@ def _shm(house: House, row: Container, options: RunOptions, undo: Undo) -> str:
         return f"{house.state_dir(house.db.find(options.ipc.partition(':')[2]).id)}/shm"
     if options.ipc != "shareable":
         return ""
-    from wherry.kernel import mount
+    from wherry.kernel import mount, shim
 
     from . import cleanup
 
@@ -121,7 +121,11 @@ def _shm(house: House, row: Container, options: RunOptions, undo: Undo) -> str:
     os.mkdir(path, 0o700)
     size = options.shm_size if options.shm_size is not None else 64 << 20
     undo.add(cleanup.unmount_shm, house, row.id)
-    mount.tmpfs(path, size=size, mode=0o1777)
+    fd = mount.detached([Mount("tmpfs", "shm", "/", ("mode=1777", f"size={size}"))])
+    try:
+        shim.move_mount(fd, "", -100, path, 4)  # MOVE_MOUNT_F_EMPTY_PATH
+    finally:
+        os.close(fd)
     return path
 
 
@@ -134,7 +138,7 @@ def _id_map(house: House, row: Container, options: RunOptions) -> tuple[int, int
     first, _, size = options.userns.partition(":")
     if first.isdigit() and size.isdigit():
         return int(first), int(size)
-    if options.userns in ("", "auto", "host"):
+    if options.userns in ("", "auto", "host", "private"):
         return house.db.range(row.id)
     raise WherryError(Kind.INVALID, f'invalid --userns "{options.userns}"', hint="host, auto or FIRST:SIZE")
 
@@ -179,24 +183,24 @@ def inputs(house: House, row: Container, options: RunOptions, image: ImageConfig
     )  # fmt: skip
 
 
-def prepare(
+def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
     house: House, row: Container, options: RunOptions, joined: joining.Joined, undo: Undo, held: contextlib.ExitStack
 ) -> Ready:
     """Put it all together; writes config.json into the bundle."""
     image = codec.decode_image(row.config["image_config"])
     user = _user(house, row, options, image)
     made = inputs(house, row, options, image)
-    namespaces, fds = _namespaces(house, options, joined, held)
+    spaces, fds = namespaces(house, options, joined, held)
     if made.id_map[1]:
-        namespaces = {"user": "", **namespaces}
+        spaces = {"user": "", **spaces}
     made = replace(
-        made, user=user, namespaces=namespaces, files=joined.files, shm=_shm(house, row, options, undo),
+        made, user=user, namespaces=spaces, files=joined.files, shm=_shm(house, row, options, undo),
         mounts=_mounts(house, row, user, made.id_map),
     )  # fmt: skip
     config = specgen.generate(made)
     _write_config(house.container_dir(row.id), config)
     how = launch_how(house, row, options, config, fds)
-    _note_cgroup(house, row.id, how.cgroup)
+    _make_way(house, row.id, how)
     degraded = limits.degraded(options.limits, house.facts, house.settings.pids_limit)
     text = options.user or image.user
     return Ready(config, how, monitor_how(house, row), fds, made.id_map[0] + user.uid, text, degraded)
@@ -208,17 +212,23 @@ def _write_config(directory: str, config: Json) -> None:
     os.replace(f"{directory}/config.json.new", f"{directory}/config.json")
 
 
-def _note_cgroup(house: House, cid: str, path: str) -> None:
-    """Before the cgroup exists: a sweep must find it whatever dies when."""
-    if path:
-        with open(f"{house.state_dir(cid)}/cgroup", "w", encoding="utf-8") as file:
-            file.write(path)
+def _make_way(house: House, cid: str, how: LaunchHow) -> None:
+    """Note the cgroup before it exists, for a sweep must find it whatever dies when; then make its parents."""
+    from wherry.kernel import cgroup
+    from wherry.oci import cgroup2
+
+    if not how.cgroup:
+        return
+    with open(f"{house.state_dir(cid)}/cgroup", "w", encoding="utf-8") as file:
+        file.write(how.cgroup)
+    wanted = tuple({name for file, _ in how.cgroup_writes if (name := cgroup2.controller(file))})
+    cgroup.prepare(house.facts, how.cgroup, wanted)
 
 
 def launch_how(
-    house: House, row: Container, options: RunOptions, config: Json, fds: dict[str, int]
+    house: House, row: Container, options: RunOptions, config: Json, fds: dict[str, int], *, dry: tuple[Mount, ...] = ()
 ) -> LaunchHow:
-    """What config.json does not say."""
+    """What config.json does not say. `dry`: the root's mounts of a container that is only talked about."""
     from wherry.oci import bpf, cgroup2
 
     resources = config["linux"]["resources"]
@@ -227,16 +237,22 @@ def launch_how(
     slots = {name.removeprefix("ns_"): name for name in fds}
     return LaunchHow(
         id=row.id,
-        rootfs=tuple(house.snapshots.mounts(row.id)),
+        rootfs=dry or tuple(house.snapshots.mounts(row.id)),
         root_dir=house.container_dir(row.id),
         cgroup=config["linux"]["cgroupsPath"],
         cgroup_writes=tuple(cgroup2.writes(resources)),
         device_bpf=bpf.program(resources["devices"]) if house.facts.cgroup_mount else b"",
-        seccomp=confine.compiled(house, config),
+        seccomp=_seccomp(house, config, dry=bool(dry)),
         stdio=() if options.tty else streams,
         namespace_slots=slots,
         asked=asked,
     )
+
+
+def _seccomp(house: House, config: Json, *, dry: bool) -> bytes:
+    if dry:  # compiling writes the cache: a filter of one instruction stands for it
+        return bytes(8) if config["linux"].get("seccomp") else b""
+    return confine.compiled(house, config)
 
 
 def monitor_how(house: House, row: Container) -> MonitorHow:
@@ -257,6 +273,6 @@ def monitor_how(house: House, row: Container) -> MonitorHow:
         cleanup=command.argv("cleanup", row.id),
         cleanup_env=tuple(f"{key}={value}" for key, value in command.environment(house).items()),
         timers=timers,
-        kill=row.config["options"].get("pid") == "host" or row.config["options"].get("pid", "").startswith("container:"),
+        kill=bool(row.config["options"].get("pid")),
         cgroup=f"{house.facts.cgroup_mount}{MONITORS}" if house.facts.cgroup_mount else "",
     )

@@ -173,7 +173,7 @@ def capability_sets(options: RunOptions, facts: HostFacts) -> Json:
 def _base_mounts(inputs: Inputs) -> list[Json]:
     options = inputs.options
     size = options.shm_size if options.shm_size is not None else _SHM
-    found = defaults.mounts(size, private_cgroup="cgroup" in inputs.namespaces)
+    found = defaults.mounts(size)
     if inputs.security.privileged:
         for mount in found:
             mount["options"] = [option for option in mount["options"] if option != "ro"]
