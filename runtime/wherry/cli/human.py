@@ -32,7 +32,8 @@ def _scaled(number: float, base: float, units: Sequence[str], digits: int) -> st
     while number >= base and at < len(units) - 1:
         number /= base
         at += 1
-    return f"{number:.{digits}g}{units[at]}"
+    text = f"{number:.{digits}g}"
+    return (f"{number:.0f}" if "e" in text else text) + units[at]  # 999.9 would be 1e+03
 
 
 def size(number: float, digits: int = 3) -> str:

@@ -48,8 +48,8 @@ second line, `  hint: ...`. Commands on several objects do what can be done and 
 | TIME (`--since`, `--until`) | a DURATION before now, `2026-01-31`, `2026-01-31T10:00:00Z`, Unix seconds |
 | `-p` | `[IP:][HOST[-HOST]:]CONTAINER[-CONTAINER][/tcp, /udp or /sctp]`; no HOST: a free port; IPv6 in brackets |
 | `-v` | `[HOST-PATH or VOLUME:]PATH[:OPTIONS]`; a missing host directory is made |
-| `--mount` | `type=bind`, `volume` or `tmpfs`, then `source=`, `target=`, `readonly`, `bind-propagation=`, `relabel=`, \
-`volume-nocopy`, `tmpfs-size=`, `tmpfs-mode=`; a missing source is an error |
+| `--mount` | `type=bind`, `volume` or `tmpfs`, then `source=`, `target=`, `readonly`, `bind-propagation=`, \
+`relabel=`, `volume-nocopy`, `tmpfs-size=`, `tmpfs-mode=`; a missing source is an error |
 | `--network` | a name, `none`, `host`, `container:NAME`, or `name=NETWORK,alias=A,ip=IP,mac-address=MAC`; repeatable |
 | switches | `--rm`, `--rm=true`, `--rm=false`, and clusters such as `-itd` |
 
