@@ -57,7 +57,8 @@ def test_walk_offers_every_address_once_and_never_the_gateway(config: dict[str, 
 @settings(max_examples=60, deadline=None)
 def test_ranges_of_two_sets_never_overlap_unseen(configs: list[dict[str, str]]) -> None:
     spans = [parse_ranges({"ranges": [[config]]})[0][0] for config in configs]
-    if any(one.subnet.version == two.subnet.version and int(one.start) <= int(two.end) and int(two.start) <= int(one.end)
+    if any(one.subnet.version == two.subnet.version
+           and int(one.start) <= int(two.end) and int(two.start) <= int(one.end)
            for index, one in enumerate(spans) for two in spans[:index]):
         with pytest.raises(CniError, match="overlap"):
             parse_ranges({"ranges": [[config] for config in configs]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -129,3 +130,12 @@ def test_hostname() -> None:
     assert hostname_file("web-1") == "web-1\n"
     with pytest.raises(WherryError):
         hostname_file("a\nb")
+
+
+def test_a_lock_that_a_container_holds_on_its_file_stops_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(hosts_file(OWN))
+    with open(path) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert update_peers(str(path), [PEER])
+    assert "10.0.0.3\tdb" in path.read_text()

@@ -83,8 +83,9 @@ def test_predefined_networks_stay(tmp_path: Path) -> None:
 
 def test_lists_of_the_host_are_usable_and_not_removed(tmp_path: Path) -> None:
     (tmp_path / "net.d").mkdir()
+    plugins = [{"type": "bridge", "ipam": {"subnet": "10.87.0.0/16"}}]
     (tmp_path / "net.d" / "10-x.conflist").write_text(json.dumps(
-        {"cniVersion": "0.4.0", "name": "hostnet", "plugins": [{"type": "bridge", "ipam": {"subnet": "10.87.0.0/16"}}]}))
+        {"cniVersion": "0.4.0", "name": "hostnet", "plugins": plugins}))
     single = {"cniVersion": "0.3.1", "name": "single", "type": "ptp"}
     (tmp_path / "net.d" / "20-y.conf").write_text(json.dumps(single))
     (tmp_path / "net.d" / "30-z.conf").write_text("{ broken")

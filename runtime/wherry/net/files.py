@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from wherry.errors import Kind, WherryError
@@ -68,14 +69,18 @@ def with_peers(text: str, peers: Iterable[HostEntry]) -> str:
 def update_peers(path: str, peers: Iterable[HostEntry]) -> bool:
     """Rewrite the peers in an existing hosts file, same inode (it is bind-mounted). False: the file is gone.
 
-    The container can write this file too, so what it holds is read with a cap and trusted for nothing.
+    The container can write this file too, so what it holds is read with a cap and trusted for nothing; and it could
+    hold a lock on it for ever, so what writers of ours lock is the directory, which the container never sees.
     """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return False
-    with os.fdopen(fd, "r+b", buffering=0) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with ExitStack() as closing:
+        try:
+            directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            closing.callback(os.close, directory)
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            closing.callback(os.close, fd)
+        except FileNotFoundError:
+            return False
         old = read_bytes(fd)
         new = with_peers(old.decode("utf-8", "surrogateescape"), peers).encode("utf-8", "surrogateescape")
         if new != old:
