@@ -124,8 +124,9 @@ def read(house: House, *, since: float, until: float, filters: Filters, follow: 
 def _stream(house: House, since: float, until: float, filters: Filters, follow: bool) -> Iterator[Json]:
     path = _path(house)
     tail = _Tail(path)
-    past = [*_lines(f"{path}.1"), *tail.more()] if since or until or not follow else (tail.skip(), [])[1]
-    for event in past:
+    past = [*_lines(f"{path}.1"), *tail.more()]
+    wanted = bool(since or until or not follow)
+    for event in past if wanted else ():
         when = event["timeNano"] / 1e9
         if when >= since and (not until or when <= until) and _matches(event, filters):
             yield event
@@ -141,10 +142,6 @@ class _Tail:
 
     def __init__(self, path: str) -> None:
         self._path, self._inode, self._offset, self._rest = path, 0, 0, b""
-
-    def skip(self) -> None:
-        """Start at the end."""
-        self.more()
 
     def more(self) -> list[Json]:
         """What was added since."""

@@ -6,7 +6,7 @@ Decides docker's words for it: created, running, paused, restarting, exited.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -73,7 +73,15 @@ def _with_state(house: House, cid: str, life: Life, place: ContainerDir, state: 
         return Seen(now.value, life, state, _health(house, cid))
     if now in (Status.CREATING, Status.CREATED):
         return Seen("created", life, state)
-    return Seen(_past(life) if life.settled else "exited", life, state, _health(house, cid), not life.settled)
+    if life.settled:
+        return Seen(_past(life), life, state, _health(house, cid))
+    return Seen("exited", _ended(life, place), state, _health(house, cid), unsettled=True)
+
+
+def _ended(life: Life, place: ContainerDir) -> Life:
+    """The end as the monitor wrote it, while nobody has settled it yet."""
+    end = place.exit_status()
+    return life if end is None else replace(life, finished=end.time, code=end.code, oom=end.oom, error=end.error)
 
 
 def _past(life: Life) -> str:

@@ -92,7 +92,7 @@ class Volumes:
         from wherry.kernel import files
 
         with self._open_pool() as pool:
-            files.remove_tree(pool, _checked(vid))
+            files.remove_tree(_checked(vid), pool)
 
     def usage(self, vid: str) -> int:
         """Return the bytes on disk; hard links count once."""
