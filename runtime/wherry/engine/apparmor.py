@@ -1,4 +1,4 @@
-"""The default AppArmor profile: docker's, under our name. Decides its text; loads it once a boot through apparmor_parser."""
+"""The default AppArmor profile: docker's, under our name. Decides its text; apparmor_parser loads it once a boot."""
 
 from __future__ import annotations
 

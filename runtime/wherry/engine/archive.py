@@ -1,7 +1,7 @@
 """`cp`: tar streams out of and into a container, running or not.
 
-Decides how a path of the container becomes a descriptor: always beneath its root, never twice as a string (invariant 1).
-What comes in is untrusted like a layer (invariant 13): names with ".." are refused, links are made and not followed,
+Decides how a path of the container becomes a descriptor: always beneath its root, never twice as a string (invariant
+1). What comes in is untrusted like a layer (invariant 13): names with ".." are refused, links are made and not followed,
 pseudo file systems are not written to, headers are bounded.
 """
 
@@ -209,13 +209,15 @@ def _pack_file(parent: int, name: str, info: tarfile.TarInfo) -> Iterator[bytes]
 # ---- in ----
 
 
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
 class _Info(tarfile.TarInfo):
     """Refuses headers that would be read whole into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            if self.size > _HEADER_MAX:
-                raise WherryError(Kind.INVALID, "the archive holds an extended header that is too large")
+        if self.type in _EXTENDED and self.size > _HEADER_MAX:
+            raise WherryError(Kind.INVALID, "the archive holds an extended header that is too large")
         made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
         return made
 
@@ -289,7 +291,7 @@ class _Target:
         """Make one member."""
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if ".." in parts or member.name.startswith("/"):
-            raise WherryError(Kind.INVALID, f'the archive holds the name "{member.name[:200]}", which leads out of its place')
+            raise WherryError(Kind.INVALID, f'"{member.name[:200]}" in the archive leads out of its place')
         if not parts:
             return
         parent = self._parent(parts[:-1])
@@ -372,7 +374,7 @@ class _Target:
     def _link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
         parts = [part for part in member.linkname.split("/") if part not in ("", ".")]
         if ".." in parts or not parts:
-            raise WherryError(Kind.INVALID, f"the archive links to {member.linkname[:200]}, which leads out of its place")
+            raise WherryError(Kind.INVALID, f'the link to "{member.linkname[:200]}" in the archive leads out of its place')
         folder = self._parent(parts[:-1])
         try:
             os.link(parts[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)

@@ -100,7 +100,8 @@ def _helper(house: House, facts: HostFacts) -> list[Check]:
     try:
         os.close(shim.helper_memfd())
     except (WherryError, OSError) as error:
-        return [Check("helper", "fail", f"the static helper cannot be started: {error}", "pip install --force-reinstall wherry")]
+        cure = "pip install --force-reinstall wherry"
+        return [Check("helper", "fail", f"the static helper cannot be started: {error}", cure)]
     return [Check("helper", "ok", "built and sealed")]
 
 
@@ -109,7 +110,8 @@ def _forwarding(house: House, facts: HostFacts) -> list[Check]:
     with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
         if file.read().strip() == "1":
             return [Check("ip_forward", "ok", "on")]
-    return [Check("ip_forward", "warn", "off: it is switched on with the first bridge", "sysctl -w net.ipv4.ip_forward=1")]
+    cure = "sysctl -w net.ipv4.ip_forward=1"
+    return [Check("ip_forward", "warn", "off: it is switched on with the first bridge", cure)]
 
 
 def _place(house: House, facts: HostFacts) -> list[Check]:
@@ -118,7 +120,8 @@ def _place(house: House, facts: HostFacts) -> list[Check]:
         house.prepare()
         room = os.statvfs(house.place.root)
     except OSError as error:
-        return [Check("root", "fail", f"{house.place.root}: {error.strerror}", "choose another place with --root and --state")]
+        cure = "choose another place with --root and --state"
+        return [Check("root", "fail", f"{house.place.root}: {error.strerror}", cure)]
     free = room.f_bavail * room.f_frsize
     status = "ok" if free > 1 << 30 else "warn"
     cure = "" if status == "ok" else "wherry system prune"

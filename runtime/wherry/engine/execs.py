@@ -51,16 +51,13 @@ def _session(house: House, row: Container, options: ExecOptions) -> Session:
         cgroup=f"{house.facts.cgroup_mount}/wherry-monitors" if house.facts.cgroup_mount else "",
     )  # fmt: skip
     how = LaunchHow(
-        id=row.id, cgroup=state.cgroup, cgroup_exists=True, seccomp=b"" if options.privileged else _seccomp(house, config),
-        stdio=() if options.tty or options.detach else streams, monitor=monitor,
+        id=row.id, cgroup=state.cgroup, cgroup_exists=True, monitor=monitor,
+        seccomp=b"" if options.privileged else confine.compiled(house, config),
+        stdio=() if options.tty or options.detach else streams,
     )  # fmt: skip
     kinds = tuple(ns["type"] for ns in config["linux"]["namespaces"])
     plan = planner.compile_exec(process, Target(kinds, config, row.id), house.facts, how)
     return sessions.start(folder(house, row.id), plan, uid=process["user"]["uid"] + _first_id(config))
-
-
-def _seccomp(house: House, config: Json) -> bytes:
-    return confine.compiled(house, config)
 
 
 def _first_id(config: Json) -> int:
@@ -108,7 +105,7 @@ def _cwd(options: ExecOptions, config: Json) -> str:
 def capture(
     house: House, row: Container, argv: tuple[str, ...], timeout: float, limit: int
 ) -> tuple[int | None, bytes]:
-    """Run a command, at most `timeout` seconds and keeping `limit` bytes: (exit code, output); code None: it was killed."""
+    """Run a command: (exit code, output of at most `limit` bytes); code None: killed after `timeout` seconds."""
     from wherry.container.attach import decode_exit
 
     session = _session(house, row, ExecOptions(argv))

@@ -24,7 +24,8 @@ _VOLUME = "<new volume>"
 def run(house: House, options: RunOptions) -> list[Section]:
     """The verb."""
     if not os.path.isdir(house.place.root):
-        raise WherryError(Kind.NOT_FOUND, f"no such image: {options.image}", hint="--explain pulls nothing: pull it first")
+        hint = "--explain pulls nothing: pull it first"
+        raise WherryError(Kind.NOT_FOUND, f"no such image: {options.image}", hint=hint)
     draft = create.draft(house, options, None, dry=True)
     draft.config["mounts"] = [mounts.inspect_row(_found(house, mount)) for mount in draft.mounts]
     row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def when(moment: float) -> str:
 
 def inspect(house: House, ref: str, type: str, *, size: bool) -> Json:
     """The verb."""
-    kinds = {
+    kinds: dict[str, Callable[[], Json]] = {
         "container": lambda: container(house, house.db.find(ref), size=size),
         "image": lambda: images.inspect(house, ref),
         "volume": lambda: _volume(house, ref),

@@ -61,6 +61,7 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
         _attach(house, row, options, facts, undo)
     _store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
+    refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
     return Joined({"host": None, "none": ""}.get(kind, netns_path(house, row.id)), files, facts)
 
 

@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
     whole = int(seconds)
     if whole < 1:
         return "Less than a second"
-    steps = (
+    steps: tuple[tuple[int, Callable[[], str]], ...] = (
         (2, lambda: "1 second"), (60, lambda: f"{whole} seconds"), (120, lambda: "About a minute"),
         (3600, lambda: f"{whole // 60} minutes"), (5400, lambda: "About an hour"),
         (48 * 3600, lambda: f"{round(whole / 3600)} hours"), (14 * 86400, lambda: f"{whole // 86400} days"),
@@ -123,7 +123,8 @@ Test = Callable[["House", "Container", Seen, Sequence[str]], bool]
 
 def _ancestor(house: House, row: Container, _seen: Seen, values: Sequence[str]) -> bool:
     for value in values:
-        if row.image.removeprefix("sha256:").startswith(value.removeprefix("sha256:")) or row.config["image_name"] == value:
+        by_id = row.image.removeprefix("sha256:").startswith(value.removeprefix("sha256:"))
+        if by_id or row.config["image_name"] == value:
             return True
         try:
             wanted = house.images.get(value)
@@ -136,7 +137,8 @@ def _ancestor(house: House, row: Container, _seen: Seen, values: Sequence[str]) 
 
 
 def _volume(_house: House, row: Container, _seen: Seen, values: Sequence[str]) -> bool:
-    have = {text for mount in row.config["mounts"] for text in (mount.get("Name"), mount["Destination"], mount["Source"])}
+    rows = row.config["mounts"]
+    have = {text for mount in rows for text in (mount.get("Name"), mount["Destination"], mount["Source"])}
     return bool(have & set(values))
 
 

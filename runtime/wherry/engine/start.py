@@ -125,7 +125,6 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
         except WherryError as error:
             _failed(house, row, before, error)
             raise
-    joining.refresh_peers(house, options)
     return _attached(house, row, options, stream) if stream else _detached(house, row)
 
 
@@ -153,11 +152,12 @@ def _launch(
     place = folder(house, row.id)
     place.remove()
     with Undo() as undo, contextlib.ExitStack() as held:
-        place.make()
+        undo.add(joining.refresh_peers, house, options)  # once the directory is gone again
         undo.add(place.remove)
+        place.make()
         joined = joining.join(house, row, options, undo)
         ready = preparing.prepare(house, row, options, joined, undo, held)
-        stream, launched = _spawn(house, row, options, place, ready, attach=attach, held=held)
+        stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
         _write_state(house, row, place, ready, launched, joined.facts)
         _write_life(house, row, before, policy=policy)
@@ -170,7 +170,6 @@ def _launch(
 def _spawn(
     house: House,
     row: Container,
-    options: RunOptions,
     place: ContainerDir,
     ready: preparing.Ready,
     *,
@@ -209,7 +208,7 @@ def _kill(house: House, row: Container, launched: Launched) -> None:
     cleanup.remove_cgroup(house, row.id)
 
 
-def _write_state(
+def _write_state(  # noqa: PLR0917  # what is known at this moment
     house: House, row: Container, place: ContainerDir, ready: preparing.Ready, launched: Launched, facts: Json
 ) -> None:
     from wherry.container.state import State

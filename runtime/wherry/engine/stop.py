@@ -1,7 +1,7 @@
 """`stop`, `restart`, `kill`, `pause`, `unpause`, `wait`.
 
-Decides how a human's stop is told from a crash (`life.stopped` holds the restart policy still), and who settles the end:
-a stop claims it from the monitor, so that one process does the work and not two.
+Decides how a human's stop is told from a crash (`life.stopped` holds the restart policy still), and who settles the
+end: a stop claims it from the monitor, so that one process does the work and not two.
 """
 
 from __future__ import annotations

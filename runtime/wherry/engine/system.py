@@ -26,12 +26,12 @@ def container_prune(house: House, wanted: Filters) -> Json:
     for row in house.db.containers():
         seen = look(house, row.id)
         old = "until" not in wanted or row.created < images.moment(wanted["until"][0])
-        if not seen.running and seen.status != "restarting" and old:
-            if filters.labels(wanted.get("label", ()), row.config["labels"]):
-                size = house.snapshots.usage(row.id)[0]
-                remove.remove(house, row.id, force=False, volumes=False)
-                deleted.append(row.id)
-                freed += size
+        fits = old and filters.labels(wanted.get("label", ()), row.config["labels"])
+        if fits and not seen.running and seen.status != "restarting":
+            size = house.snapshots.usage(row.id)[0]
+            remove.remove(house, row.id, force=False, volumes=False)
+            deleted.append(row.id)
+            freed += size
     return {"ContainersDeleted": deleted, "SpaceReclaimed": freed}
 
 
