@@ -53,9 +53,11 @@ def meaning(rules: list[Json], kind: str, major: int, minor: int, access: int) -
 
     def matches(rule: Json, bit: str) -> bool:
         return (
-            rule.get("type", "a") in ("a", kind) and rule.get("major", -1) in (-1, major)
-            and rule.get("minor", -1) in (-1, minor) and bit in (rule.get("access") or "rwm")
-        )  # fmt: skip
+            rule.get("type", "a") in ("a", kind)
+            and rule.get("major", -1) in (-1, major)
+            and rule.get("minor", -1) in (-1, minor)
+            and bit in (rule.get("access") or "rwm")
+        )
 
     for letter, bit in ACCESSES.items():
         if access & bit:
@@ -68,15 +70,15 @@ def meaning(rules: list[Json], kind: str, major: int, minor: int, access: int) -
 RULE = st.fixed_dictionaries(
     {"allow": st.booleans()},
     optional={
-        "type": st.sampled_from(["a", "b", "c"]), "major": st.integers(-1, 3), "minor": st.integers(-1, 3),
+        "type": st.sampled_from(["a", "b", "c"]),
+        "major": st.integers(-1, 3),
+        "minor": st.integers(-1, 3),
         "access": st.text(st.sampled_from("rwm"), max_size=3),
     },
-)  # fmt: skip
+)
 
 
-@given(
-    st.lists(RULE, max_size=8), st.sampled_from("bc"), st.integers(0, 3), st.integers(0, 3), st.integers(1, 7),
-)  # fmt: skip
+@given(st.lists(RULE, max_size=8), st.sampled_from("bc"), st.integers(0, 3), st.integers(0, 3), st.integers(1, 7))
 def test_the_program_means_what_the_rules_mean(
     rules: list[Json], kind: str, major: int, minor: int, access: int
 ) -> None:
@@ -108,11 +110,18 @@ def test_the_verifier_would_take_it(rules: list[Json]) -> None:
 @pytest.mark.parametrize(
     ("kind", "major", "minor", "access", "allowed"),
     [
-        ("c", 1, 3, 6, True), ("c", 1, 3, 7, True), ("c", 136, 77, 6, True), ("c", 5, 2, 6, True),
-        ("b", 8, 0, 1, True), ("b", 8, 0, 2, False), ("b", 8, 0, 3, False), ("c", 10, 229, 6, False),
-        ("c", 1, 1, 2, False), ("c", 10, 229, 1, True),
+        ("c", 1, 3, 6, True),
+        ("c", 1, 3, 7, True),
+        ("c", 136, 77, 6, True),
+        ("c", 5, 2, 6, True),
+        ("b", 8, 0, 1, True),
+        ("b", 8, 0, 2, False),
+        ("b", 8, 0, 3, False),
+        ("c", 10, 229, 6, False),
+        ("c", 1, 1, 2, False),
+        ("c", 10, 229, 1, True),
     ],
-)  # fmt: skip
+)
 def test_dockers_rules(kind: str, major: int, minor: int, access: int, allowed: bool) -> None:
     assert run(bpf.device_program(defaults.device_rules()), kind, major, minor, access) == allowed
 

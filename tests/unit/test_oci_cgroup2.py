@@ -34,21 +34,24 @@ from wherry.oci import cgroup2
         ({"pids": {"limit": 0}}, [("pids.max", "max")]),
         ({"pids": {}}, []),
         ({"blockIO": {"weight": 500}}, [("io.weight", "default 4950")]),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 10}]}}, [("io.weight", "8:0 1")]),
         (
-            {"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 10}]}},
-            [("io.weight", "8:0 1")],
-        ),
-        (
-            {"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}],
-                         "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 0}]}},
+            {
+                "blockIO": {
+                    "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}],
+                    "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 0}],
+                }
+            },
             [("io.max", "8:0 rbps=5"), ("io.max", "8:0 wiops=max")],
         ),
         ({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}, [("hugetlb.2MB.max", "4194304")]),
         ({"rdma": {"mlx5_0": {"hcaHandles": 3, "hcaObjects": 9}}}, [("rdma.max", "mlx5_0 hca_handle=3 hca_object=9")]),
-        ({"unified": {"memory.high": "5", "io.max": "8:0 rbps=1\n8:16 rbps=2"}},
-         [("memory.high", "5"), ("io.max", "8:0 rbps=1"), ("io.max", "8:16 rbps=2")]),
+        (
+            {"unified": {"memory.high": "5", "io.max": "8:0 rbps=1\n8:16 rbps=2"}},
+            [("memory.high", "5"), ("io.max", "8:0 rbps=1"), ("io.max", "8:16 rbps=2")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_files(resources: Json, files: list[tuple[str, str]]) -> None:
     assert cgroup2.writes(resources) == files
 

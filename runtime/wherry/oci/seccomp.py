@@ -23,6 +23,7 @@ from wherry.oci.seccomp_data import Row
 __all__ = ["PROFILES", "canonical", "filter_flags", "resolve"]
 
 EPERM: Final = 1
+ENOSYS: Final = 38
 PROFILES: Final = ("default", "strict", "docker", "unconfined")
 
 #: uname -m -> GOARCH, the names that docker's profile files use
@@ -131,15 +132,20 @@ def _docker() -> tuple[Row, ...]:
 
 
 def _default() -> tuple[Row, ...]:
-    """Without socketcall: its arguments lie behind a pointer, so it would open the families that socket(2) refuses."""
-    return (*_families(), *_ioctl_without_typing())
+    return (*_families(), _NO_SOCKETCALL, *_ioctl_without_typing())
 
 
 def _strict() -> tuple[Row, ...]:
     families = (Row(("socket",), args=((0, family, 0, "EQ"),)) for family in data.STRICT_FAMILIES)
-    return (*families, *_ioctl_without_typing())
+    return (*families, _NO_SOCKETCALL, *_ioctl_without_typing())
 
 
+#: The arguments of socketcall(2) lie behind a pointer: it would open the families that socket(2) refuses. Leaving it
+#: out is
+#: not enough, since libseccomp lets a rule for socket stand for socketcall(SYS_SOCKET) too where the architecture has
+#: that; an
+#: unconditional rule overrides it. ENOSYS, because a rule with the default action would be dropped
+_NO_SOCKETCALL: Final = Row(("socketcall",), errno=ENOSYS)
 _SPECIAL: Final[dict[str, Any]] = {"docker": _docker, "default": _default, "strict": _strict}
 
 
