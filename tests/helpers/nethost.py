@@ -84,6 +84,11 @@ class NetHost:
         """The host's nft rules."""
         return run("nft", "list", "ruleset").stdout
 
+    def table(self) -> str:
+        """The name of the one wherry table here."""
+        (found,) = [line.split()[-1] for line in run("nft", "list", "tables").stdout.splitlines() if " wherry" in line]
+        return found
+
     def close(self) -> None:
         """Back home; everything made here goes."""
         for process in self._processes:

@@ -124,11 +124,18 @@ def test_a_neighbour_cannot_reach_what_is_published_on_loopback(house: House, tm
     house.host.serve(house.space("web"), page(tmp_path, "secret"))
     assert house.host.fetch("h", "http://127.0.0.1:8081/") == "secret"
     mac = house.host.run("h", "ip", "-br", "link", "show", "up0").stdout.split()[2]
+    house.host.run("o", "sysctl", "-qw", "net.ipv4.conf.out0.route_localnet=1")
     house.host.run("o", "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
     house.host.run("o", "ip", "route", "add", "127.0.0.1", "via", HOST, "dev", "out0", "src", OUTSIDE)
-    house.host.run("o", "sysctl", "-qw", "net.ipv4.conf.out0.route_localnet=1")
+    theirs = house.host.run("o", "ip", "-br", "link", "show", "out0").stdout.split()[2]
     house.host.run("o", "ip", "neigh", "replace", HOST, "lladdr", mac, "dev", "out0")
+    house.host.run("h", "ip", "neigh", "replace", OUTSIDE, "lladdr", theirs, "dev", "up0")
     assert house.host.fetch("o", "http://127.0.0.1:8081/", 1) == ""
+    table = house.host.table()
+    listed = house.host.run("h", "nft", "-a", "list", "chain", "inet", table, "prerouting").stdout
+    handle = next(line.split()[-1] for line in listed.splitlines() if "127.0.0.0/8 return" in line)
+    house.host.run("h", "nft", "delete", "rule", "inet", table, "prerouting", "handle", handle)
+    assert house.host.fetch("o", "http://127.0.0.1:8081/") == "secret"  # a true attack: only that rule stops it
 
 
 def test_a_container_cannot_reach_the_hosts_own_loopback_services(house: House, tmp_path: Path) -> None:
@@ -157,7 +164,11 @@ def test_networks_are_isolated_and_internal_ones_are_closed(house: House, tmp_pa
     assert "default" not in house.host.run(house.space("c"), "ip", "route").stdout
     gateway = house.nets.gateway("inner")
     house.host.run(house.space("c"), "ip", "route", "add", "default", "via", gateway)
-    assert house.host.run(house.space("c"), "busybox", "ping", "-c1", "-W1", OUTSIDE, check=False).returncode
+    house.host.run("o", "ip", "route", "add", f"{plain(inner)}/32", "via", HOST)
+    house.host.serve("o", page(tmp_path, "world"))
+    assert house.host.fetch(house.space("b"), f"http://{OUTSIDE}/") == "world"
+    assert house.host.fetch(house.space("c"), f"http://{OUTSIDE}/", 1) == ""
+    assert house.host.fetch("o", f"http://{plain(inner)}/", 1) == ""
     house.host.run("o", "ip", "route", "add", f"{plain(left)}/32", "via", HOST)
     assert house.host.fetch("o", f"http://{plain(left)}/", 1) == ""  # nothing but published ports from outside
 
