@@ -48,7 +48,9 @@ def helper_factory(scratch: Path) -> Callable[[], int]:
 def _build(scratch: Path) -> Path:
     need("gcc")
     main = scratch / "main.c"
-    main.write_text("int wh_role_unpack(int, char **);\nint main(int c, char **v) { return wh_role_unpack(c - 1, v + 1); }\n")
+    main.write_text(
+        "int wh_role_unpack(int, char **);\nint main(int c, char **v) { return wh_role_unpack(c - 1, v + 1); }\n"
+    )
     flags = "-Os -w -std=gnu11 -ffreestanding -fno-stack-protector -U_FORTIFY_SOURCE -fno-pie -no-pie -static -nostdlib"
     sources = [str(NATIVE / name) for name in ("unpack.c", "libc.c", "text.c")]
     command = ["gcc", *flags.split(), f"-I{NATIVE}", "-o", str(scratch / "helper"), str(main), *sources, "-lgcc"]
@@ -231,7 +233,9 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
             content = os.readlink(path)
         elif kind == stat.S_IFREG:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+        attributes = {
+            name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+        }
         found[str(path.relative_to(root))] = (
             oct(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev, content, attributes,
             status.st_nlink if kind != stat.S_IFDIR else 0,

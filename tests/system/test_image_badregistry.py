@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
 
+from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
 from wherry.errors import Kind, WherryError
 from wherry.image import registry as registry_module
 from wherry.image.auth import Credentials
@@ -65,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.reply(200, data)
 
-    def reply(self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None) -> bool:
+    def reply(
+        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None
+    ) -> bool:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data) if length is None else length))
         for name, value in (headers or {}).items():
@@ -131,8 +133,11 @@ def server(image):
 def store(tmp_path, helper, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nothing"))
     init = registry_module.Transport.__init__
-    monkeypatch.setattr(registry_module.Transport, "__init__",
-                        lambda self, *, insecure=(), patience=None: init(self, insecure=insecure, patience=patience or QUICK))  # fmt: skip
+    monkeypatch.setattr(
+        registry_module.Transport,
+        "__init__",
+        lambda self, *, insecure=(), patience=None: init(self, insecure=insecure, patience=patience or QUICK),
+    )
     return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
@@ -237,7 +242,9 @@ def test_a_server_that_stays_busy(store, server):
 
 def test_404_and_403_are_not_repeated_and_words_are_harmless(store, server, image):
     server.image = Image(tar())
-    server.rules.append(on("/manifests/1", lambda h: h.reply(404, b'{"errors":[{"code":"X","message":"\\u001b[31mred"}]}')))
+    server.rules.append(
+        on("/manifests/1", lambda h: h.reply(404, b'{"errors":[{"code":"X","message":"\\u001b[31mred"}]}'))
+    )
     error = refused(store, server, "not found", Kind.NOT_FOUND)
     assert "\x1b" not in error.message
     assert len(server.requests("/manifests/")) == 1
@@ -336,7 +343,7 @@ def ask(scheme: str) -> Callable[[Handler], bool]:
     def rule(handler: Handler) -> bool:
         if not handler.path.startswith("/v2/a/"):
             return False
-        if handler.headers.get("Authorization", "").split(" ")[0] == scheme.split(" ")[0]:
+        if handler.headers.get("Authorization", "").split(" ")[0] == scheme.split(" ", maxsplit=1)[0]:
             return False
         return handler.reply(401, headers={"WWW-Authenticate": scheme})
 
@@ -367,15 +374,20 @@ def test_an_expired_token_is_renewed(store, server):
             return handler.reply(401, headers={"WWW-Authenticate": realm})
         return False
 
-    server.rules += [gate, on("/token", lambda h: h.reply(200, json.dumps({"access_token": f"t{next(tokens)}"}).encode()))]
+    server.rules += [
+        gate,
+        on("/token", lambda h: h.reply(200, json.dumps({"access_token": f"t{next(tokens)}"}).encode())),
+    ]
     pull(store, server)
 
 
 def test_credentials_stay_with_their_origin(store, server, image, monkeypatch, tmp_path):
     login(monkeypatch, tmp_path, server.address)
     with serving(image) as other:
-        server.rules += [ask('Basic realm="x"'),
-                         on("/blobs/", lambda h: h.reply(307, headers={"Location": f"http://{other.address}{h.path}"}))]  # fmt: skip
+        server.rules += [
+            ask('Basic realm="x"'),
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"http://{other.address}{h.path}"})),
+        ]
         pull(store, server)
         assert len(other.log) >= 2
         assert not [headers for _, headers in other.log if "Authorization" in headers]
@@ -394,8 +406,10 @@ def test_a_redirected_token_request_loses_the_secret(store, server, image, monke
     login(monkeypatch, tmp_path, server.address)
     with serving(image) as other:
         other.rules.append(on("/token", lambda h: h.reply(200, b'{"token":"abc"}')))
-        server.rules += [ask(f'Bearer realm="http://{server.address}/token"'),
-                         on("/token", lambda h: h.reply(302, headers={"Location": f"http://{other.address}/token"}))]  # fmt: skip
+        server.rules += [
+            ask(f'Bearer realm="http://{server.address}/token"'),
+            on("/token", lambda h: h.reply(302, headers={"Location": f"http://{other.address}/token"})),
+        ]
         pull(store, server)
         assert not [headers for _, headers in other.log if "Authorization" in headers]
 
@@ -412,8 +426,13 @@ def test_identity_tokens_are_exchanged(server, image):
                             credentials=lambda _name: Credentials("<token>", "refresh", identity=True))  # fmt: skip
     assert source.top().data == image.manifest
     source.close()
-    assert parse_qs(forms[0].decode()) == {"grant_type": ["refresh_token"], "refresh_token": ["refresh"], "service": ["s"],
-                                           "scope": ["repository:a/b:pull"], "client_id": ["wherry"]}  # fmt: skip
+    assert parse_qs(forms[0].decode()) == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": ["refresh"],
+        "service": ["s"],
+        "scope": ["repository:a/b:pull"],
+        "client_id": ["wherry"],
+    }
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b'{"token":5}', b'{"token":"a\\r\\nX-Evil: 1"}', b'{"token":""}'])
@@ -424,7 +443,10 @@ def test_tokens_that_are_none(store, server, answer):
 
 def test_endless_401(store, server):
     server.rules += [
-        on("/v2/a/", lambda h: h.reply(401, headers={"WWW-Authenticate": f'Bearer realm="http://{server.address}/token"'})),
+        on(
+            "/v2/a/",
+            lambda h: h.reply(401, headers={"WWW-Authenticate": f'Bearer realm="http://{server.address}/token"'}),
+        ),
         on("/token", lambda h: h.reply(200, b'{"token":"abc"}')),
     ]
     refused(store, server, "denies access", Kind.DENIED)

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from image_support import (
     INDEX,
     TAR_PLAIN,
@@ -27,7 +28,6 @@ from image_support import (
     tree,
     write_layout,
 )
-
 from wherry.errors import Kind, WherryError
 from wherry.image.snapshot import layer_path
 from wherry.image.store import ImageStore
@@ -53,8 +53,13 @@ def registry(tmp_path_factory):
 
 
 def sample(**more):
-    first = tar(folder("bin"), entry("bin/tool", b"tool" * 1000, mode=0o4755), symlink("bin/alias", "tool"), folder("gone"),
-                entry("gone/file", b"x"))  # fmt: skip
+    first = tar(
+        folder("bin"),
+        entry("bin/tool", b"tool" * 1000, mode=0o4755),
+        symlink("bin/alias", "tool"),
+        folder("gone"),
+        entry("gone/file", b"x"),
+    )
     second = tar(entry("bin/.wh.alias"), folder("gone"), entry("gone/.wh..wh..opq"), entry("gone/new", b"y"))
     return Image(first, second, **more)
 
@@ -86,7 +91,9 @@ def test_second_pull_fetches_nothing_again(registry, store, tmp_path):
     seen: list[ProgressEvent] = []
     store.pull(f"{registry}/twice:1", progress=seen.append)
     assert "Downloading" not in {event.status for event in seen}
-    assert {event.status for event in seen if event.status.startswith(("Pull complete", "Already"))} == {"Already exists"}
+    assert {event.status for event in seen if event.status.startswith(("Pull complete", "Already"))} == {
+        "Already exists"
+    }
 
 
 def test_index_by_platform_with_fallback(registry, store, tmp_path):
@@ -102,7 +109,11 @@ def test_index_by_platform_with_fallback(registry, store, tmp_path):
     top = {**descriptor, "annotations": {"org.opencontainers.image.ref.name": "multi"}}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [top]}))
     skopeo_push(layout, "multi", f"{registry}/multi:1", "--multi-arch=all")
-    for platform, expected in [(Platform(), "amd64"), (Platform("linux", "arm", "v7"), "v6"), (Platform("linux", "arm64"), "v8")]:
+    for platform, expected in [
+        (Platform(), "amd64"),
+        (Platform("linux", "arm", "v7"), "v6"),
+        (Platform("linux", "arm64"), "v8"),
+    ]:
         record = store.pull(f"{registry}/multi:1", platform)
         assert Path(layer_path(store.root, record.config.diff_ids[0]), "fs/which").read_text() == expected
     with pytest.raises(WherryError, match=r"no image for linux/s390x") as caught:
@@ -118,14 +129,20 @@ def test_the_store_is_a_layout_that_skopeo_and_umoci_read(registry, store, tmp_p
     need("skopeo", "umoci")
     skopeo_push(sample().layout(tmp_path / "layout"), "latest", f"{registry}/read/back:v1")
     name = store.pull(f"{registry}/read/back:v1").names[0]
-    subprocess.run(["skopeo", "inspect", f"oci:{store.root}/images:{name}"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["skopeo", "inspect", f"oci:{store.root}/images:{name}"], check=True, capture_output=True, timeout=60
+    )
     assert name in subprocess.run(["umoci", "ls", "--layout", f"{store.root}/images"], check=True, capture_output=True,
                                   text=True, timeout=60).stdout  # fmt: skip
     copied = tmp_path / "copied"
     subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", f"oci:{store.root}/images:{name}", f"oci:{copied}:x"],
                    check=True, timeout=60)  # fmt: skip
-    subprocess.run(["umoci", "raw", "unpack", "--image", f"{copied}:x", str(tmp_path / "out")], check=True, capture_output=True,
-                   timeout=60)  # fmt: skip
+    subprocess.run(
+        ["umoci", "raw", "unpack", "--image", f"{copied}:x", str(tmp_path / "out")],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert sorted(os.listdir(tmp_path / "out/gone")) == ["new"]
 
 
@@ -186,7 +203,9 @@ def test_two_stores_in_two_processes_pull_at_once(registry, tmp_path, helper):
         one.join()
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
     assert not failures
-    assert sorted(os.listdir(tmp_path / "root/layers")) == sorted(d[7:] for d in ImageStore(root).list()[0].config.diff_ids)
+    assert sorted(os.listdir(tmp_path / "root/layers")) == sorted(
+        d[7:] for d in ImageStore(root).list()[0].config.diff_ids
+    )
     assert os.listdir(tmp_path / "root/ingest") == []
 
 

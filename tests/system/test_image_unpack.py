@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from image_support import (
     Image,
     entry,
@@ -26,7 +27,6 @@ from image_support import (
     tar,
     tree,
 )
-
 from wherry.errors import Kind, WherryError
 from wherry.image.snapshot import layer_path
 from wherry.image.store import ImageStore
@@ -110,7 +110,9 @@ def test_symlink_loops_end(unpack):
 
 
 def test_a_final_symlink_is_replaced_not_followed(unpack, outside):
-    fs = unpack(tar(symlink("x", f"{outside}/secret"), entry("x", b"new"), symlink("d", f"{outside}/dir"), folder("d", 0o700)))
+    fs = unpack(
+        tar(symlink("x", f"{outside}/secret"), entry("x", b"new"), symlink("d", f"{outside}/dir"), folder("d", 0o700))
+    )
     assert (fs / "x").read_bytes() == b"new"
     assert not (fs / "x").is_symlink()
     assert (fs / "d").is_dir()
@@ -124,8 +126,11 @@ def test_hard_links_to_climbing_names_are_refused(unpack, outside, target):
 
 def test_hard_links_through_symlinks_stay_inside(unpack, outside):
     refused(unpack, tar(symlink("up", str(outside)), hardlink("x", "up/secret")), "hard link")
-    refused(unpack, tar(symlink("s", f"{outside}/secret"), hardlink("x", "s"), entry("y", b""), hardlink("x2", "nothing")),
-            "hard link")  # fmt: skip
+    refused(
+        unpack,
+        tar(symlink("s", f"{outside}/secret"), hardlink("x", "s"), entry("y", b""), hardlink("x2", "nothing")),
+        "hard link",
+    )
 
 
 def test_a_hard_link_to_a_symlink_links_the_symlink(unpack, outside):
@@ -152,8 +157,13 @@ def test_whiteouts_without_a_name_are_refused(unpack, name):
 
 
 def test_devices_arrive_with_numbers_and_zero_device_is_only_a_whiteout(unpack):
-    fs = unpack(tar(entry("null", kind=b"3", devmajor=1, devminor=3, mode=0o666), entry("big", kind=b"4", devmajor=259, devminor=70000),
-                    entry("zero", kind=b"3", devmajor=0, devminor=0)))  # fmt: skip
+    fs = unpack(
+        tar(
+            entry("null", kind=b"3", devmajor=1, devminor=3, mode=0o666),
+            entry("big", kind=b"4", devmajor=259, devminor=70000),
+            entry("zero", kind=b"3", devmajor=0, devminor=0),
+        )
+    )
     assert (fs / "null").stat().st_rdev == os.makedev(1, 3)
     assert (fs / "big").lstat().st_rdev == os.makedev(259, 70000)
     assert stat.S_ISBLK((fs / "big").lstat().st_mode)
@@ -167,7 +177,10 @@ def test_xattrs_of_overlay_and_of_the_host_are_left_out(unpack):
         "SCHILY.xattr.user.mine": "kept", "LIBARCHIVE.xattr.user.a%20b": "aGVsbG8",
     }  # fmt: skip
     fs = unpack(tar(folder("d", pax=pax), entry("f", b"x", pax={"SCHILY.xattr.trusted.mine": "t"})))
-    assert {name: os.getxattr(fs / "d", name) for name in os.listxattr(fs / "d")} == {"user.mine": b"kept", "user.a b": b"hello"}
+    assert {name: os.getxattr(fs / "d", name) for name in os.listxattr(fs / "d")} == {
+        "user.mine": b"kept",
+        "user.a b": b"hello",
+    }
     assert os.getxattr(fs / "f", "trusted.mine") == b"t"
 
 
@@ -185,16 +198,18 @@ def _record(key: bytes, value: bytes) -> bytes:
     return f"{total} ".encode() + key + b"=" + value + b"\n"
 
 
-def header(name: bytes, size: int, kind: bytes = b"0", mode: int = 0o644, uid: int = 0, raw: dict[int, bytes] | None = None) -> bytes:
+def header(
+    name: bytes, size: int, kind: bytes = b"0", *, mode: int = 0o644, uid: int = 0, raw: dict[int, bytes] | None = None
+) -> bytes:
     """One ustar header by hand; `raw`: bytes at offsets."""
     block = bytearray(512)
-    block[0:len(name)] = name
+    block[0 : len(name)] = name
     for at, width, number in ((100, 8, mode), (108, 8, uid), (116, 8, 0), (124, 12, size), (136, 12, 0)):
-        block[at:at + width] = f"{number:0{width - 1}o}\0".encode()
+        block[at : at + width] = f"{number:0{width - 1}o}\0".encode()
     block[156:157] = kind
     block[257:265] = b"ustar\00000"
     for at, data in (raw or {}).items():
-        block[at:at + len(data)] = data
+        block[at : at + len(data)] = data
     block[148:156] = b" " * 8
     block[148:156] = f"{sum(block):06o}\0 ".encode()
     return bytes(block)
@@ -229,7 +244,9 @@ def test_forms_give_the_same_tree(unpack, form):
 
 
 def test_binary_numbers_and_negative_times(unpack):
-    big = header(b"f", 1, raw={108: b"\x80" + (70000).to_bytes(7, "big"), 136: b"\xff" + (-5).to_bytes(11, "big", signed=True)})
+    big = header(
+        b"f", 1, raw={108: b"\x80" + (70000).to_bytes(7, "big"), 136: b"\xff" + (-5).to_bytes(11, "big", signed=True)}
+    )
     fs = unpack(big + padded(b"x") + _pax_block({b"mtime": b"-1.5"}) + info_block("g", b""))
     assert (fs / "f").stat().st_uid == 70000
     assert (fs / "f").stat().st_mtime == -5
@@ -237,13 +254,18 @@ def test_binary_numbers_and_negative_times(unpack):
 
 
 def test_times_to_the_nanosecond_also_of_directories(unpack):
-    fs = unpack(tar(folder("d", mtime=11, pax={"mtime": "1500000000.123456789"}), entry("d/f", b"", pax={"mtime": "1.000000001"})))
+    fs = unpack(
+        tar(
+            folder("d", mtime=11, pax={"mtime": "1500000000.123456789"}),
+            entry("d/f", b"", pax={"mtime": "1.000000001"}),
+        )
+    )
     assert (fs / "d").stat().st_mtime_ns == 1500000000123456789
     assert (fs / "d/f").stat().st_mtime_ns == 1000000001
 
 
 def test_a_missing_trailer_and_padding_are_tolerated(unpack):
-    assert (unpack(info_block("f", b"data")[:512 + 4]) / "f").read_bytes() == b"data"
+    assert (unpack(info_block("f", b"data")[: 512 + 4]) / "f").read_bytes() == b"data"
     assert (unpack(info_block("g", b"data") + bytes(512)) / "g").read_bytes() == b"data"
     assert list(unpack(b"").iterdir()) == []
     assert list(unpack(bytes(10240)).iterdir()) == []
@@ -254,27 +276,33 @@ def test_what_follows_the_end_is_ignored_but_hashed(unpack):
     assert (fs / "f").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (info_block("f", b"x" * 600)[:900], "inside a member"),
-    (info_block("f", b"x")[:300], "inside a header"),
-    (b"\0" * 300, "inside a header"),
-    (b"not a tar" * 100, "checksum"),
-    (header(b"pax", 10, b"x") + padded(b"99 path=x\n"), "malformed"),
-    (header(b"pax", 12, b"x") + padded(b"12 pathxxxx\n") + info_block("f", b""), "malformed"),
-    (header(b"pax", 1 << 30, b"x"), "too large"),
-    (header(b"L", 5000, b"L") + padded(b"x" * 5000), "too large"),
-    (_pax_block({b"path": b"a\0b"}) + info_block("f", b""), "NUL"),
-    (_pax_block({b"size": b"18446744073709551617"}) + info_block("f", b""), "malformed"),
-    (_pax_block({b"size": b"-1"}) + info_block("f", b""), "malformed"),
-    (_pax_block({b"uid": b"4294967295"}) + info_block("f", b""), "out of range"),
-    (_pax_block({b"path": b"x" * 4096}) + info_block("f", b""), "longer than 4095"),
-    (_pax_block({b"path": b"f"}), "after an extended header"),
-    (header(b"f", 0, b"Q"), "unknown type"),
-    (header(b"", 0), "no name"),
-    (info_block("a", b"") + info_block("a/b", b""), "parent is not a directory"),
-    (header(b"f", 0, raw={124: b"\x80" + b"\xff" * 11}), "malformed|out of range"),
-    (header(b"f", 5, b"S", raw={386: b"00000000000\x0000000000005\0", 483: b"00000000003\0"}) + padded(b"12345"), "outside"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (info_block("f", b"x" * 600)[:900], "inside a member"),
+        (info_block("f", b"x")[:300], "inside a header"),
+        (b"\0" * 300, "inside a header"),
+        (b"not a tar" * 100, "checksum"),
+        (header(b"pax", 10, b"x") + padded(b"99 path=x\n"), "malformed"),
+        (header(b"pax", 12, b"x") + padded(b"12 pathxxxx\n") + info_block("f", b""), "malformed"),
+        (header(b"pax", 1 << 30, b"x"), "too large"),
+        (header(b"L", 5000, b"L") + padded(b"x" * 5000), "too large"),
+        (_pax_block({b"path": b"a\0b"}) + info_block("f", b""), "NUL"),
+        (_pax_block({b"size": b"18446744073709551617"}) + info_block("f", b""), "malformed"),
+        (_pax_block({b"size": b"-1"}) + info_block("f", b""), "malformed"),
+        (_pax_block({b"uid": b"4294967295"}) + info_block("f", b""), "out of range"),
+        (_pax_block({b"path": b"x" * 4096}) + info_block("f", b""), "longer than 4095"),
+        (_pax_block({b"path": b"f"}), "after an extended header"),
+        (header(b"f", 0, b"Q"), "unknown type"),
+        (header(b"", 0), "no name"),
+        (info_block("a", b"") + info_block("a/b", b""), "parent is not a directory"),
+        (header(b"f", 0, raw={124: b"\x80" + b"\xff" * 11}), "malformed|out of range"),
+        (
+            header(b"f", 5, b"S", raw={386: b"00000000000\x0000000000005\0", 483: b"00000000003\0"}) + padded(b"12345"),
+            "outside",
+        ),
+    ],
+)
 def test_malformed_archives_are_refused_with_words(unpack, data, words):
     refused(unpack, data, words)
 
@@ -283,8 +311,15 @@ def test_component_longer_than_the_file_system_allows(unpack):
     refused(unpack, tar(entry("x" * 300, b"")), "too long")
 
 
-@pytest.mark.parametrize("arguments", [["--format=gnu"], ["--format=pax", "--sparse-version=0.0"],
-                                       ["--format=pax", "--sparse-version=0.1"], ["--format=pax", "--sparse-version=1.0"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--format=gnu"],
+        ["--format=pax", "--sparse-version=0.0"],
+        ["--format=pax", "--sparse-version=0.1"],
+        ["--format=pax", "--sparse-version=1.0"],
+    ],
+)
 def test_sparse_files_of_gnu_tar(unpack, tmp_path, arguments):
     need("tar")
     source = tmp_path / "source"
@@ -295,8 +330,9 @@ def test_sparse_files_of_gnu_tar(unpack, tmp_path, arguments):
             file.write(b"%d" % number * 5000)
         file.truncate(50_000_000)
     (source / "z").write_bytes(b"after")
-    data = subprocess.run(["tar", "-C", source, *arguments, "--sparse", "-cf", "-", "."], check=True, capture_output=True,
-                          timeout=60).stdout  # fmt: skip
+    data = subprocess.run(
+        ["tar", "-C", source, *arguments, "--sparse", "-cf", "-", "."], check=True, capture_output=True, timeout=60
+    ).stdout
     assert len(data) < 5_000_000
     fs = unpack(data)
     assert (fs / "sparse").read_bytes() == (source / "sparse").read_bytes()
@@ -307,7 +343,9 @@ def test_sparse_files_of_gnu_tar(unpack, tmp_path, arguments):
 def test_a_real_tree_is_as_tar_unpacks_it(unpack, tmp_path):
     need("tar")
     source = "/usr/share/doc" if Path("/usr/share/doc").is_dir() else "/etc"
-    data = subprocess.run(["tar", "--xattrs", "-C", source, "-cf", "-", "."], check=True, capture_output=True, timeout=120).stdout
+    data = subprocess.run(
+        ["tar", "--xattrs", "-C", source, "-cf", "-", "."], check=True, capture_output=True, timeout=120
+    ).stdout
     (tmp_path / "theirs").mkdir()
     subprocess.run(["tar", "--xattrs", "-C", tmp_path / "theirs", "-xpf", "-"], input=data, check=True, timeout=120)
     assert tree(unpack(data)) == tree(tmp_path / "theirs")
@@ -317,11 +355,27 @@ def test_a_real_tree_is_as_tar_unpacks_it(unpack, tmp_path):
 
 
 def test_later_entries_replace_earlier_ones(unpack):
-    fs = unpack(tar(
-        entry("f", b"1"), entry("f", b"2"), folder("d"), entry("d/x", b""), folder("d/deep/er"), entry("d/deep/er/y", b""),
-        entry("d", b"file now"), entry("g", b""), folder("g"), entry("g/in", b"x"), symlink("l", "f"), entry("l", b"l"),
-        folder("e"), symlink("e", "f"), folder("k", 0o700), entry("k/stays", b""), folder("k", 0o755),
-    ))  # fmt: skip
+    fs = unpack(
+        tar(
+            entry("f", b"1"),
+            entry("f", b"2"),
+            folder("d"),
+            entry("d/x", b""),
+            folder("d/deep/er"),
+            entry("d/deep/er/y", b""),
+            entry("d", b"file now"),
+            entry("g", b""),
+            folder("g"),
+            entry("g/in", b"x"),
+            symlink("l", "f"),
+            entry("l", b"l"),
+            folder("e"),
+            symlink("e", "f"),
+            folder("k", 0o700),
+            entry("k/stays", b""),
+            folder("k", 0o755),
+        )
+    )
     assert (fs / "f").read_bytes() == b"2"
     assert (fs / "d").read_bytes() == b"file now"
     assert (fs / "g/in").read_bytes() == b"x"
@@ -338,17 +392,36 @@ def test_a_hard_link_onto_itself_keeps_the_file(unpack):
 
 
 def test_missing_parents_are_made_through_dangling_links(unpack):
-    fs = unpack(tar(symlink("var/run", "/run"), entry("var/run/app/pid", b"1"), symlink("x/rel", "../y/z"), entry("x/rel/f", b"2")))
+    fs = unpack(
+        tar(
+            symlink("var/run", "/run"),
+            entry("var/run/app/pid", b"1"),
+            symlink("x/rel", "../y/z"),
+            entry("x/rel/f", b"2"),
+        )
+    )
     assert (fs / "run/app/pid").read_bytes() == b"1"
     assert (fs / "y/z/f").read_bytes() == b"2"
 
 
 def test_whiteouts_hide_below_and_never_here(unpack):
-    fs = unpack(tar(
-        folder("both"), entry("both/f", b""), entry(".wh.both", b""), entry(".wh.later", b""), folder("later"),
-        entry(".wh.implied", b""), entry("implied/f", b"x"), entry("file", b"x"), entry(".wh.file", b""), entry(".wh.gone", b""),
-        entry("op/.wh..wh..opq", b""), entry(".wh..wh.plnk", b"aufs"), entry(".wh..wh.aufs", b""),
-    ))  # fmt: skip
+    fs = unpack(
+        tar(
+            folder("both"),
+            entry("both/f", b""),
+            entry(".wh.both", b""),
+            entry(".wh.later", b""),
+            folder("later"),
+            entry(".wh.implied", b""),
+            entry("implied/f", b"x"),
+            entry("file", b"x"),
+            entry(".wh.file", b""),
+            entry(".wh.gone", b""),
+            entry("op/.wh..wh..opq", b""),
+            entry(".wh..wh.plnk", b"aufs"),
+            entry(".wh..wh.aufs", b""),
+        )
+    )
     for name in ("both", "later", "implied", "op"):
         assert os.getxattr(fs / name, "trusted.overlay.opaque") == b"y", name
     assert (fs / "implied/f").read_bytes() == b"x"
@@ -374,7 +447,9 @@ def test_whiteouts_work_in_a_real_overlay(tmp_path, helper):
     (mount,) = snapshots.prepare("test", record.config.diff_ids)
     target = tmp_path / "merged"
     target.mkdir()
-    subprocess.run(["mount", "-t", "overlay", "-o", ",".join(mount.options), "overlay", str(target)], check=True, timeout=30)
+    subprocess.run(
+        ["mount", "-t", "overlay", "-o", ",".join(mount.options), "overlay", str(target)], check=True, timeout=30
+    )
     try:
         assert sorted(os.listdir(target)) == ["d", "keep"]
         assert os.listdir(target / "d") == ["new"]
@@ -383,7 +458,13 @@ def test_whiteouts_work_in_a_real_overlay(tmp_path, helper):
         (target / "keep").write_text("changed")
         os.mkdir(target / "f")
         os.unlink(target / "d/new")
-        assert list(snapshots.diff("test")) == [("C", "/d"), ("A", "/d/more"), ("D", "/d/new"), ("A", "/f"), ("C", "/keep")]
+        assert list(snapshots.diff("test")) == [
+            ("C", "/d"),
+            ("A", "/d/more"),
+            ("D", "/d/new"),
+            ("A", "/f"),
+            ("C", "/keep"),
+        ]
     finally:
         subprocess.run(["umount", str(target)], check=True, timeout=30)
     assert snapshots.usage("test")[1] == 6  # the root, d, more, new (whiteout), f, keep
@@ -402,7 +483,7 @@ def test_whiteouts_work_in_a_real_overlay(tmp_path, helper):
 def test_a_decompression_bomb_is_stopped(tmp_path, helper):
     store = ImageStore(str(tmp_path / "root"), helper=helper, limits=LayerLimits(free=1 << 20))
     layout = Image(tar(entry("zeros", bytes(20 << 20)))).layout(tmp_path / "layout")
-    with pytest.raises(WherryError, match="inflates to more|larger than"):
+    with pytest.raises(WherryError, match=r"inflates to more|larger than"):
         store.load(f"oci:{layout}")
     assert os.listdir(tmp_path / "root/layers") == []
 
@@ -431,7 +512,11 @@ def test_damaged_compression(tmp_path, helper, damage):
     layer = tar(entry("f", os.urandom(300000)))
     image = Image(layer)
     packed = gzip.compress(layer, 6, mtime=0)
-    bad = {"truncate": packed[:-5000], "flip": packed[:1000] + b"\xff" * 50 + packed[1050:], "zstd": b"\x28\xb5\x2f\xfd" + packed}[damage]
+    bad = {
+        "truncate": packed[:-5000],
+        "flip": packed[:1000] + b"\xff" * 50 + packed[1050:],
+        "zstd": b"\x28\xb5\x2f\xfd" + packed,
+    }[damage]
     image.manifest_json["layers"] = [image.put(bad) | {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}]
     image.seal()
     with pytest.raises(WherryError) as caught:
@@ -454,7 +539,9 @@ def test_multi_member_gzip_and_padding(tmp_path, helper):
 def test_a_full_disk_is_one_clear_sentence(tmp_path, helper, size):
     place = tmp_path / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", f"wherry-{tmp_path.name}", str(place)], check=True, timeout=30)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", f"wherry-{tmp_path.name}", str(place)], check=True, timeout=30
+    )
     try:
         store = ImageStore(str(place / "root"), helper=helper)
         layout = Image(tar(entry("a", os.urandom(500_000)), entry("b", bytes(3_000_000)))).layout(tmp_path / "layout")
@@ -500,7 +587,9 @@ def test_the_helper_has_no_network_no_other_root_and_few_rights(tmp_path, helper
         deadline = time.monotonic() + 10
         while not (root / "g").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
         assert status["Seccomp"].strip() == "2"
         assert status["NoNewPrivs"].strip() == "1"
         allowed = sum(1 << bit for bit in (0, 1, 3, 4, 21, 27, 31))

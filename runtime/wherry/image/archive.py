@@ -1,7 +1,7 @@
 """Images from this machine: `oci:DIR[:tag]`, `oci-archive:FILE[:tag]`, `docker-archive:FILE[:tag]`.
 
-Decides which image of a layout or archive is meant and what it is called here. An archive is untrusted input: its members
-are read as streams, never extracted (invariants 1 and 13).
+Decides which image of a layout or archive is meant and what it is called here. An archive is untrusted input: its
+members are read as streams, never extracted (invariants 1 and 13).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Directory:
 
 
 class _Archive:
-    """An uncompressed tar, indexed once. Each reader has a descriptor of its own, so threads do not share a position."""
+    """An uncompressed tar, indexed once. Each reader has its own descriptor: threads do not share a position."""
 
     def __init__(self, path: str, shown: str) -> None:
         self._path = path
@@ -125,6 +125,8 @@ def _clean(name: str) -> str:
 def _read(files: _Files, name: str, limit: int, what: str) -> bytes:
     try:
         file, size = files.open(name)
+    except NotADirectoryError:
+        raise
     except OSError as error:
         raise WherryError(Kind.NOT_FOUND, f"{what} has no {name}: {error.strerror}") from None
     with contextlib.closing(file):
@@ -145,7 +147,9 @@ class _Layout:
     def top(self) -> Document:
         document = self.document(self._entry)
         if document.digest != self._entry.digest or len(document.data) != self._entry.size:
-            raise WherryError(Kind.INVALID, f"{self.what}: manifest {self._entry.digest} is damaged (it is {document.digest})")
+            raise WherryError(
+                Kind.INVALID, f"{self.what}: manifest {self._entry.digest} is damaged (it is {document.digest})"
+            )
         return document
 
     def document(self, descriptor: Descriptor) -> Document:
@@ -168,7 +172,9 @@ def _blob_name(descriptor: Descriptor) -> str:
 
 
 def _layout_images(files: _Files, what: str, tag: str, base: str, only_one: bool) -> list[_Layout]:
-    version = parse_document(_read(files, "oci-layout", 4096, what), 4096, f"{what}: oci-layout").get("imageLayoutVersion")
+    version = parse_document(_read(files, "oci-layout", 4096, what), 4096, f"{what}: oci-layout").get(
+        "imageLayoutVersion"
+    )
     if not isinstance(version, str) or not version.startswith("1."):
         raise WherryError(Kind.UNSUPPORTED, f"{what}: image layout version {version!r}")
     entries = parse_index(parse_document(_read(files, "index.json", MANIFEST_MAX, what), MANIFEST_MAX, what), what)
@@ -227,7 +233,11 @@ class _DockerImage:
         self.names = _repo_tags(entry)
         self._paths: dict[str, str] = {}
         config_name, layers = entry.get("Config"), entry.get("Layers") or []
-        if not isinstance(config_name, str) or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
+        if (
+            not isinstance(config_name, str)
+            or not isinstance(layers, list)
+            or not all(isinstance(x, str) for x in layers)
+        ):
             raise WherryError(Kind.INVALID, f"{what}: manifest.json is malformed")
         self._config = _read(files, config_name, CONFIG_MAX, what)
         self._manifest = self._compose(layers)
@@ -325,7 +335,9 @@ def _split(source: str) -> tuple[str, str, str]:
     if not path:
         raise WherryError(Kind.INVALID, f"{source}: no path", hint=f"expected {kind}:PATH[:TAG]")
     if not os.path.exists(path):
-        raise WherryError(Kind.NOT_FOUND, f"{rest.partition(':')[0]} does not exist", hint=f"expected {kind}:PATH[:TAG]")
+        raise WherryError(
+            Kind.NOT_FOUND, f"{rest.partition(':')[0]} does not exist", hint=f"expected {kind}:PATH[:TAG]"
+        )
     if tag and not (DIGEST.fullmatch(tag) or re.fullmatch(r"[\w][\w./:@-]{0,511}", tag, re.ASCII)):
         raise WherryError(Kind.INVALID, f"{source}: invalid tag {tag[:140]!r}")
     return kind, path, tag
@@ -385,4 +397,6 @@ def open_sources(source: str, scratch: str, *, only_one: bool) -> Iterator[list[
     except IsADirectoryError:
         raise WherryError(Kind.INVALID, f"{path} is a directory, not an archive", hint=f"try oci:{path}") from None
     except NotADirectoryError:
-        raise WherryError(Kind.INVALID, f"{path} is a file, not an image layout", hint=f"try oci-archive:{path}") from None
+        raise WherryError(
+            Kind.INVALID, f"{path} is a file, not an image layout", hint=f"try oci-archive:{path}"
+        ) from None

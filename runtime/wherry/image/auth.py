@@ -53,7 +53,7 @@ class Challenge:
 
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER = re.compile(rf'\s*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}))\s*(?:,|$)')
-_SCHEME = re.compile(rf"\s*,?\s*({_WORD})(?:\s+|$)")
+_SCHEME = re.compile(rf"\s*,?\s*({_WORD})(?:\s+|(?=,)|$)")
 
 
 def parse_challenges(header: str) -> list[Challenge]:
@@ -116,9 +116,13 @@ def _ask_helper(helper: str, server: str, environment: Mapping[str, str]) -> Cre
     program = f"docker-credential-{helper}"
     try:
         result = subprocess.run(
-            [program, "get"], input=server.encode(), capture_output=True, timeout=_HELPER_SECONDS, env=dict(environment),
+            [program, "get"],
+            input=server.encode(),
+            capture_output=True,
+            timeout=_HELPER_SECONDS,
+            env=dict(environment),
             check=False,
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         raise WherryError(Kind.PRECONDITION, f"{program} is not installed",
                           hint="docker's config.json names it (credsStore or credHelpers)") from None  # fmt: skip
@@ -164,7 +168,9 @@ def _auth_entry(entry: Mapping[str, Any], name: str) -> Credentials | None:
         except (binascii.Error, UnicodeDecodeError):
             colon = ""
         if not colon:
-            raise WherryError(Kind.INVALID, f"docker's config.json: the auth of {name} cannot be read", hint="docker login again")
+            raise WherryError(
+                Kind.INVALID, f"docker's config.json: the auth of {name} cannot be read", hint="docker login again"
+            )
         return Credentials(user, secret.rstrip("\0"))
     if isinstance(entry.get("username"), str) and isinstance(entry.get("password"), str):
         return Credentials(entry["username"], entry["password"])

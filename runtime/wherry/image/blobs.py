@@ -57,7 +57,9 @@ class Partial:
         """Append; more than the descriptor's size is refused before it is written."""
         if self.offset + len(data) > self.descriptor.size:
             self.restart()
-            raise WherryError(Kind.INVALID, f"blob {self.descriptor.digest} is longer than {self.descriptor.size} bytes")
+            raise WherryError(
+                Kind.INVALID, f"blob {self.descriptor.digest} is longer than {self.descriptor.size} bytes"
+            )
         view = memoryview(data)
         self._hash.update(view)
         while view:
@@ -124,12 +126,14 @@ class Blobs:
             data = file.read(limit + 1)
         algorithm, _, expected = digest.partition(":")
         if len(data) > limit or hashlib.new(algorithm, data).hexdigest() != expected:
-            raise WherryError(Kind.INVALID, f"stored blob {digest} is damaged", hint="remove the image and pull it again")
+            raise WherryError(
+                Kind.INVALID, f"stored blob {digest} is damaged", hint="remove the image and pull it again"
+            )
         return data
 
     @contextlib.contextmanager
     def partial(self, descriptor: Descriptor) -> Iterator[Partial | None]:
-        """Hold the partial of a blob alone, or None when the blob is there (perhaps because another just put it there)."""
+        """Hold the partial of a blob alone, or None when the blob is there (perhaps another just put it there)."""
         path = os.path.join(self.ingest, descriptor.digest.replace(":", "-"))
         if self.has(descriptor):
             yield None

@@ -1,6 +1,6 @@
 """What a container changed: its upper directory compared with the layers below, as `docker diff` tells it.
 
-Decides kinds (A added, C changed, D deleted) from overlayfs' own marks. Reads only, by descriptors, never through links.
+Decides kinds (A added, C changed, D deleted) from overlayfs' marks. Reads only, by descriptors, never through links.
 """
 
 from __future__ import annotations
@@ -85,7 +85,12 @@ def _ends_above(layer: str, parts: _Parts) -> bool:
 
 
 def _same_directory(one: os.stat_result, two: os.stat_result) -> bool:
-    return (one.st_mode, one.st_uid, one.st_gid, one.st_mtime_ns) == (two.st_mode, two.st_uid, two.st_gid, two.st_mtime_ns)
+    return (one.st_mode, one.st_uid, one.st_gid, one.st_mtime_ns) == (
+        two.st_mode,
+        two.st_uid,
+        two.st_gid,
+        two.st_mtime_ns,
+    )
 
 
 def _walk(upper: str, layers: Sequence[str]) -> Iterator[tuple[_Parts, str]]:

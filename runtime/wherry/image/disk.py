@@ -18,9 +18,19 @@ from typing import Any
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "Walker", "claim", "dump_json", "fresh_name", "fsync_dir", "load_json", "locked", "make_private", "mount_id",
+    "Walker",
+    "claim",
+    "dump_json",
+    "fresh_name",
+    "fsync_dir",
+    "load_json",
+    "locked",
+    "make_private",
+    "mount_id",
     "os_failure",
-    "remove_tree", "try_lock", "write_atomic",
+    "remove_tree",
+    "try_lock",
+    "write_atomic",
 ]
 
 _JSON_MAX = 64 << 20
@@ -51,7 +61,10 @@ def fresh_name(prefix: str) -> str:
 
 def make_private(path: str) -> None:
     """A directory of ours: 0700 from its first moment (invariant 10)."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    if not os.path.isdir(path):  # os.makedirs would give only the last one this mode
+        make_private(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
 
 
 def fsync_dir(path: str) -> None:
@@ -216,7 +229,7 @@ class Walker:
 
 
 def remove_tree(parent_fd: int, name: str) -> None:
-    """Remove `name` below `parent_fd` with all it holds, by descriptors, never into another mount. Absent is success."""
+    """Remove `name` below `parent_fd` with all it holds, by descriptors, never into another mount. Absent is fine."""
     if _unlink(parent_fd, name):
         return
     walker = Walker(os.dup(parent_fd))

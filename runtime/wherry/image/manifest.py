@@ -19,10 +19,29 @@ from wherry.image.reference import DIGEST
 from wherry.model import Descriptor, ImageConfig, Json, Platform
 
 __all__ = [
-    "CONFIG_MAX", "INDEX_TYPES", "LAYER_TYPES", "MANIFEST_MAX", "MANIFEST_TYPES", "OCI_CONFIG", "OCI_INDEX",
-    "OCI_MANIFEST", "OCI_TAR", "OCI_TAR_GZIP", "OCI_TAR_ZSTD", "Manifest", "choose", "created_time",
-    "descriptor_from", "descriptor_json", "host_platform", "parse_config", "parse_document", "parse_index",
-    "parse_manifest", "parse_platform", "platform_text",
+    "CONFIG_MAX",
+    "INDEX_TYPES",
+    "LAYER_TYPES",
+    "MANIFEST_MAX",
+    "MANIFEST_TYPES",
+    "OCI_CONFIG",
+    "OCI_INDEX",
+    "OCI_MANIFEST",
+    "OCI_TAR",
+    "OCI_TAR_GZIP",
+    "OCI_TAR_ZSTD",
+    "Manifest",
+    "choose",
+    "created_time",
+    "descriptor_from",
+    "descriptor_json",
+    "host_platform",
+    "parse_config",
+    "parse_document",
+    "parse_index",
+    "parse_manifest",
+    "parse_platform",
+    "platform_text",
 ]
 
 MANIFEST_MAX = 4 << 20  # distribution-spec: a registry must take 4 MiB; nothing larger is read
@@ -139,11 +158,15 @@ def descriptor_json(descriptor: Descriptor) -> Json:
 
 
 def agreed_type(document: Json, declared: Sequence[str], what: str) -> str:
-    """The one media type that the declared ones (header, descriptor), the body's field and the body's shape agree on."""
+    """The one media type that the declared ones (header, descriptor) and the body's field and shape agree on."""
     if document.get("schemaVersion") == 1:
-        raise WherryError(Kind.UNSUPPORTED, f"{what}: an image in docker's schema 1", hint="push it again with a newer tool")
-    own = document.get("mediaType")
-    named = {name.partition(";")[0].strip().lower() for name in (*declared, *([own] if own else [])) if name}
+        raise WherryError(
+            Kind.UNSUPPORTED, f"{what}: an image in docker's schema 1", hint="push it again with a newer tool"
+        )
+    own = document.get("mediaType") or ""
+    if not isinstance(own, str):
+        raise _bad(what, "mediaType is not a string")
+    named = {name.partition(";")[0].strip().lower() for name in (*declared, own) if name}
     known = named & {*MANIFEST_TYPES, *INDEX_TYPES}
     # Some servers send JSON's own type for everything; that says nothing and contradicts nothing.
     foreign = named - known - {"application/json", "text/plain", "application/octet-stream"}
@@ -157,7 +180,9 @@ def agreed_type(document: Json, declared: Sequence[str], what: str) -> str:
 def _by_shape(document: Json, named: str, what: str) -> str:
     index, manifest = "manifests" in document, "layers" in document or "config" in document
     if index == manifest:
-        raise _bad(what, "is neither a manifest nor an index" if not index else "claims to be both a manifest and an index")
+        raise _bad(
+            what, "is neither a manifest nor an index" if not index else "claims to be both a manifest and an index"
+        )
     named = named or (OCI_INDEX if index else OCI_MANIFEST)
     if (named in INDEX_TYPES) != index:
         raise _bad(what, f"is called {named} but has the shape of {'an index' if index else 'a manifest'}")
@@ -173,8 +198,11 @@ def parse_manifest(document: Json, media_type: str, what: str) -> Manifest:
     parsed = tuple(descriptor_from(layer, f"{what}: layer {n}") for n, layer in enumerate(layers))
     for layer in parsed:
         if layer.media_type not in LAYER_TYPES:
-            raise WherryError(Kind.UNSUPPORTED, f"{what}: {layer.media_type[:100] or 'an untyped blob'} is not a layer",
-                              hint="this is not a container image (an artifact, or encrypted layers)")
+            raise WherryError(
+                Kind.UNSUPPORTED,
+                f"{what}: {layer.media_type[:100] or 'an untyped blob'} is not a layer",
+                hint="this is not a container image (an artifact, or encrypted layers)",
+            )
     return Manifest(media_type, config, parsed, _strings(document.get("annotations"), f"{what}: annotations"))
 
 
@@ -200,7 +228,9 @@ def parse_platform(text: str) -> Platform:
     if len(parts) == 1:
         parts = ["linux", parts[0]] if parts[0] != "linux" else ["linux", host_platform().architecture]
     if len(parts) > 3 or not all(_PLATFORM_PART.fullmatch(part) for part in parts):
-        raise WherryError(Kind.INVALID, f"invalid platform {text[:80]!r}", hint="expected os/arch[/variant], such as linux/arm64/v8")
+        raise WherryError(
+            Kind.INVALID, f"invalid platform {text[:80]!r}", hint="expected os/arch[/variant], such as linux/arm64/v8"
+        )
     return _normal(Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else ""))
 
 
@@ -226,7 +256,7 @@ def _variants(wanted: Platform) -> list[str]:
 
 
 def choose(candidates: Sequence[Descriptor], wanted: Platform, what: str) -> Descriptor:
-    """The entry of an index that suits a platform best. Entries without a platform count only when nothing else is there."""
+    """The entry of an index that suits a platform best. One without a platform counts only when it is alone."""
     wanted = _normal(wanted)
     usable = [d for d in candidates if d.platform is None or d.platform.architecture != "unknown"]
     order = _variants(wanted)
@@ -242,7 +272,9 @@ def choose(candidates: Sequence[Descriptor], wanted: Platform, what: str) -> Des
     if len(usable) == 1 and usable[0].platform is None:
         return usable[0]
     raise WherryError(
-        Kind.NOT_FOUND, f"{what} has no image for {platform_text(wanted)}", hint=f"it has: {_offers(usable)}; choose with --platform"
+        Kind.NOT_FOUND,
+        f"{what} has no image for {platform_text(wanted)}",
+        hint=f"it has: {_offers(usable)}; choose with --platform",
     )
 
 

@@ -124,7 +124,8 @@ class Puller:
         if document.digest != expected.digest or len(document.data) != expected.size:
             raise WherryError(
                 Kind.INVALID,
-                f"manifest {expected.digest} ({expected.size} bytes) came as {document.digest} ({len(document.data)} bytes)",
+                f"manifest {expected.digest} ({expected.size} bytes) came as {document.digest}"
+                f" ({len(document.data)} bytes)",
                 hint="the source is damaged or lies; nothing of it was used",
             )
 
@@ -137,14 +138,16 @@ class Puller:
         config = parse_config(parse_document(self._blobs.read(descriptor.digest, CONFIG_MAX), CONFIG_MAX, what), what)
         if len(config.diff_ids) != len(manifest.layers):
             raise WherryError(
-                Kind.INVALID, f"{what} names {len(config.diff_ids)} layers, the manifest {len(manifest.layers)}",
+                Kind.INVALID,
+                f"{what} names {len(config.diff_ids)} layers, the manifest {len(manifest.layers)}",
                 hint="this is not a container image, or a damaged one",
-            )  # fmt: skip
+            )
         if strict and not matches(config.platform, platform):
             raise WherryError(
-                Kind.NOT_FOUND, f"{source.what} is for {platform_text(config.platform)}, not for {platform_text(platform)}",
+                Kind.NOT_FOUND,
+                f"{source.what} is for {platform_text(config.platform)}, not for {platform_text(platform)}",
                 hint="leave --platform out to take it all the same",
-            )  # fmt: skip
+            )
         return config.diff_ids
 
     # ---- blobs and layers
@@ -210,8 +213,11 @@ def copy_stream(
 ) -> None:
     """A blob of `size` bytes from a reader; commits it."""
     if size != partial.descriptor.size:
-        raise WherryError(Kind.INVALID, f"blob {partial.descriptor.digest} has {size} bytes, not {partial.descriptor.size}",
-                          hint="the source is damaged or truncated")  # fmt: skip
+        raise WherryError(
+            Kind.INVALID,
+            f"blob {partial.descriptor.digest} has {size} bytes, not {partial.descriptor.size}",
+            hint="the source is damaged or truncated",
+        )
     while chunk := read(1 << 20):
         if stop.is_set():
             raise WherryError(Kind.CONFLICT, "cancelled")

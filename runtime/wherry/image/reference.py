@@ -107,7 +107,9 @@ def _split_registry(rest: str) -> tuple[str, str]:
 def _split_tag(text: str, remainder: str) -> tuple[str, str]:
     repository, colon, tag = remainder.partition(":")
     if colon and not _TAG.fullmatch(tag):
-        raise _invalid(text, f"invalid tag {tag[:140]!r}", "a tag is 1 to 128 of A-Z a-z 0-9 _ . - and starts with none of . -")
+        raise _invalid(
+            text, f"invalid tag {tag[:140]!r}", "a tag is 1 to 128 of A-Z a-z 0-9 _ . - and starts with none of . -"
+        )
     return repository, tag
 
 

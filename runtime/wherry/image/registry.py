@@ -80,7 +80,7 @@ class RegistrySource:
     # ---- requests
 
     def _root(self) -> str:
-        """scheme://host of the registry. Loopback and insecure ones may speak plain http: https is tried first there too."""
+        """scheme://host of the registry. Loopback and insecure ones may speak plain http; https is tried first."""
         with self._lock:
             if not self._base:
                 self._base = f"https://{self._host}"
@@ -91,7 +91,10 @@ class RegistrySource:
 
     def _probe(self) -> str:
         for scheme in ("https", "http"):
-            with contextlib.suppress(Retry, WherryError), self._transport.send("GET", f"{scheme}://{self._host}/v2/", {}):
+            with (
+                contextlib.suppress(Retry, WherryError),
+                self._transport.send("GET", f"{scheme}://{self._host}/v2/", {}),
+            ):
                 return f"{scheme}://{self._host}"
         return f"http://{self._host}"  # the real request tells what is wrong
 
@@ -120,7 +123,9 @@ class RegistrySource:
         with self._send(f"manifests/{name}", {"Accept": _ACCEPT}) as response:
             self._expect(response, 200, what)
             digest = name if DIGEST.fullmatch(name) else ""
-            document = Document(response.body(MANIFEST_MAX, what), [response.headers.get("Content-Type", ""), media_type], digest)
+            document = Document(
+                response.body(MANIFEST_MAX, what), [response.headers.get("Content-Type", ""), media_type], digest
+            )
             told = response.headers.get("Docker-Content-Digest", "")
         for expected in (digest, told if told.partition(":")[0] == document.digest.partition(":")[0] else ""):
             if expected and expected != document.digest:
@@ -229,7 +234,8 @@ class _Login:
         if credentials and not self._may_know(realm, url):
             raise WherryError(
                 Kind.DENIED,
-                f"{self._reference.registry} sends its users to {urlsplit(realm).netloc[:200]}, which may not see their credentials",
+                f"{self._reference.registry} sends its users to {urlsplit(realm).netloc[:200]},"
+                " which may not see their credentials",
                 hint="log out of this registry to pull without credentials",
             )
         what = f"{self._reference.familiar()}: token of {urlsplit(realm).netloc[:200]}"
@@ -256,8 +262,11 @@ class _Login:
             response = self._transport.send("GET", joined, {}, authorization=credentials.basic() if credentials else "")
         with response:
             if response.status in (401, 403):
-                raise WherryError(Kind.DENIED, f"{what}: {'wrong credentials' if credentials else 'credentials are needed'}",
-                                  hint=f"docker login {self._reference.registry}")  # fmt: skip
+                raise WherryError(
+                    Kind.DENIED,
+                    f"{what}: {'wrong credentials' if credentials else 'credentials are needed'}",
+                    hint=f"docker login {self._reference.registry}",
+                )
             if response.status != 200:
                 raise WherryError(Kind.UNAVAILABLE, f"{what}: the answer is {response.status}{_error_words(response)}")
             return _parse_token(response.body(_TOKEN_MAX, what), what)

@@ -81,14 +81,16 @@ class Snapshotter:
         return [Mount("overlay", "overlay", "/", tuple(options))]
 
     def remove(self, key: str) -> None:
-        """Remove the snapshot; absent is success. Renamed first, so that a crash leaves garbage and no half snapshot."""
+        """Remove the snapshot; absent is success. Renamed first: a crash leaves garbage, no half snapshot."""
         self._check_key(key)
         if not os.path.isdir(self._path(key)):
             return
-        doomed = disk.fresh_name(".tmp-")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self._path(key), os.path.join(self._base, doomed))
-        self._sweep_one(doomed)
+        disk.make_private(os.path.join(self.root, "images"))
+        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
+            doomed = disk.fresh_name(".tmp-")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._path(key), os.path.join(self._base, doomed))
+            self._sweep_one(doomed)
 
     def keys(self) -> list[str]:
         """The keys of all snapshots."""
@@ -144,7 +146,7 @@ class Snapshotter:
         if len(diff_ids) > _MAX_LAYERS:
             raise WherryError(Kind.UNSUPPORTED, f"{len(diff_ids)} layers: overlay takes at most {_MAX_LAYERS}")
         disk.make_private(self._base)
-        os.makedirs(os.path.join(self.root, "images"), mode=0o700, exist_ok=True)
+        disk.make_private(os.path.join(self.root, "images"))
         # Shared with pulls, against the sweep of layers: lower.json must be there before a sweep looks again.
         with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
             self._check_layers(key, diff_ids)
@@ -163,7 +165,7 @@ class Snapshotter:
         names = ("upper", "work") if writable else ()
         for name in (*names, "empty"):
             os.mkdir(os.path.join(temporary, name), 0o755)
-            os.chmod(os.path.join(temporary, name), 0o755)
+            os.chmod(os.path.join(temporary, name), 0o755)  # noqa: S103 - a root directory; what is above is 0700
         if writable and diff_ids:
             self._copy_root(os.path.join(layer_path(self.root, diff_ids[-1]), "fs"), os.path.join(temporary, "upper"))
         with open(os.path.join(temporary, "lower.json"), "w", encoding="ascii") as file:

@@ -240,7 +240,13 @@ class ImageStore:
         config = parse_config(parse_document(self._stored(manifest.config.digest, CONFIG_MAX), CONFIG_MAX, what), what)
         size = sum(_layer_bytes(layer_path(self.root, diff_id)) for diff_id in dict.fromkeys(config.diff_ids))
         return ImageRecord(
-            manifest.config.digest, descriptor.digest, names, config, manifest.layers, size, created_time(config.created)
+            manifest.config.digest,
+            descriptor.digest,
+            names,
+            config,
+            manifest.layers,
+            size,
+            created_time(config.created),
         )
 
     def manifest(self, descriptor: Descriptor) -> Manifest:

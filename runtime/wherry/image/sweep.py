@@ -1,7 +1,7 @@
 """What nobody uses any more: blobs, layers, and what crashes left.
 
-Decides by index.json, by the snapshots on disk and by what the caller keeps. Works only while no pull and no new snapshot
-is under way (the lease of blobs.py).
+Decides by index.json, by the snapshots on disk and by what the caller keeps. Works only while no pull and no new
+snapshot is under way (the lease of blobs.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _PATIENCE = 5.0
 def _alone(store: ImageStore, wait: bool) -> Iterator[bool]:
     """Hold the lease alone; False where others hold it (after some patience, with `wait`)."""
     disk.make_private(store.blobs.place)
-    fd = os.open(os.path.join(store.blobs.place, ".lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(
+        os.path.join(store.blobs.place, ".lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
     deadline = time.monotonic() + (_PATIENCE if wait else 0)
     try:
         while True:
@@ -106,7 +108,8 @@ def _used(store: ImageStore) -> tuple[set[str], set[str]]:
 
 def _of_snapshots(root: str) -> set[str]:
     snapshots = Snapshotter(root)
-    return {diff_id for key in snapshots.keys() for diff_id in snapshots.diff_ids(key)}
+    keys = snapshots.keys()
+    return {diff_id for key in keys for diff_id in snapshots.diff_ids(key)}
 
 
 def _names(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """HTTP for registries: the only module that knows requests.
 
-Decides origins (which scheme, where credentials may go, which redirects are followed), deadlines and retries. Refuses to
-know what a manifest or a blob is.
+Decides origins (which scheme, where credentials may go, which redirects are followed), deadlines and retries. Refuses
+to know what a manifest or a blob is.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class _translated:
 def _short(error: BaseException | None) -> str:
     """The innermost reason, without urllib3's object names."""
     text = str(getattr(error, "reason", None) or (error.args[0] if error and error.args else error))
-    inner = re.search(r"(?:Caused by \w+\()?.*?(\[Errno -?\d+\] [^')\"]+|timed out|[Rr]efused|[Nn]ame or service not known)", text)
+    inner = re.search(
+        r"(?:Caused by \w+\()?.*?(\[Errno -?\d+\] [^')\"]+|timed out|[Rr]efused|[Nn]ame or service not known)", text
+    )
     return (inner[1] if inner else text)[:200]
 
 
@@ -176,9 +178,15 @@ class Transport:
         return netloc in self._insecure
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], *, authorization: str = "", data: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        authorization: str = "",
+        data: Mapping[str, str] | None = None,
     ) -> Response:
-        """One request, redirects followed by hand: Authorization goes to its own origin only, https never ends in http."""
+        """One request, redirects followed by hand: Authorization stays with its origin, https never ends in http."""
         first = origin_of(url)
         for _ in range(_REDIRECTS):
             self._check(url)
@@ -189,7 +197,9 @@ class Transport:
             response.close()
             target = urljoin(url, response.headers["Location"])
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-                raise WherryError(Kind.DENIED, f"{_host(url)} redirects from https to {urlsplit(target).scheme or 'nowhere'}")
+                raise WherryError(
+                    Kind.DENIED, f"{_host(url)} redirects from https to {urlsplit(target).scheme or 'nowhere'}"
+                )
             if data is not None:
                 raise WherryError(Kind.DENIED, f"{_host(url)} redirects a request that carries a secret")
             url = target
@@ -224,7 +234,9 @@ class Transport:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise WherryError(Kind.INVALID, f"cannot fetch {url[:200]!r}: not http or https")
         if parts.scheme == "http" and not self.plain_allowed(url):
-            raise WherryError(Kind.DENIED, f"{_host(url)} wants plain http", hint="mark it insecure if you trust the network")
+            raise WherryError(
+                Kind.DENIED, f"{_host(url)} wants plain http", hint="mark it insecure if you trust the network"
+            )
 
     def _once(self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | None) -> Response:
         session = self._open()
@@ -237,7 +249,9 @@ class Transport:
         response = Response(inner, self.patience)
         if response.status in _TRANSIENT:
             response.close()
-            raise Retry(f"{_host(url)} answers {response.status}", _retry_after(response.headers.get("Retry-After", "")))
+            raise Retry(
+                f"{_host(url)} answers {response.status}", _retry_after(response.headers.get("Retry-After", ""))
+            )
         return response
 
     def _open(self) -> requests.Session:
@@ -247,7 +261,9 @@ class Transport:
                 from requests.adapters import HTTPAdapter
 
                 self._session = requests.Session()
-                self._session.trust_env = False  # ~/.netrc would add credentials behind our back; proxies are read below
+                self._session.trust_env = (
+                    False  # ~/.netrc would add credentials behind our back; proxies are read below
+                )
                 self._session.headers.update({"User-Agent": "wherry", "Accept-Encoding": "identity"})
                 for scheme in ("http://", "https://"):
                     self._session.mount(scheme, HTTPAdapter(pool_maxsize=8))

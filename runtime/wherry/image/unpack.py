@@ -155,7 +155,7 @@ class _Child:
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self.input, view):]
+                view = view[os.write(self.input, view) :]
         except BrokenPipeError:
             return False
         return True
@@ -191,7 +191,7 @@ def _installed_helper() -> int:
 
 
 class Unpacker:
-    """Makes ROOT/layers/<diff id>. Threads and processes may want the same layer at once: one works, the others wait."""
+    """Makes ROOT/layers/<diff id>. Several may want the same layer at once: one works, the others wait."""
 
     def __init__(
         self,
@@ -206,9 +206,7 @@ class Unpacker:
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
 
-    def unpack(
-        self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event
-    ) -> bool:
+    def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
         target = layer_path(self._root, diff_id)
         if os.path.isdir(target):
@@ -231,7 +229,7 @@ class Unpacker:
         held = disk.try_lock(temporary)  # tells gc that someone works here
         try:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
-            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - the root directory of a container; its parent is 0700
+            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
             entries, size = self._fill(os.path.join(temporary, "fs"), blob, diff_id, report, stop)
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
@@ -257,8 +255,9 @@ class Unpacker:
             packed = os.fstat(file.fileno()).st_size
             most = self._limits.bytes_for(packed)
             child = self._start(directory, most)
+            watch = _Watch(lambda done: report(done, packed), stop)
             try:
-                digest = _pump(file, child, diff_id.partition(":")[0], lambda done: report(done, packed), stop, most)
+                digest = _pump(file, child, diff_id.partition(":")[0], watch, most)
                 words = child.report()
             finally:
                 child.close()
@@ -285,7 +284,9 @@ class Unpacker:
             raise WherryError(Kind.INTERNAL, f"the unpacking of layer {diff_id} ended without a report")
         if digest != diff_id.partition(":")[2]:
             raise WherryError(
-                Kind.INVALID, f"layer {diff_id} unpacks to the diff id sha256:{digest}", hint="the image is damaged or lies"
+                Kind.INVALID,
+                f"layer {diff_id} unpacks to the diff id sha256:{digest}",
+                hint="the image is damaged or lies",
             )
         return int(first[1]), int(first[2])
 
@@ -308,14 +309,20 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
 
 
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Who wants to know how far it is, and who may stop it."""
+
+    report: Callable[[int], None]
+    stop: threading.Event
+
+
 class _Cancelled(WherryError):
     def __init__(self) -> None:
         super().__init__(Kind.CONFLICT, "cancelled")
 
 
-def _pump(
-    file: BinaryIO, child: _Child, algorithm: str, report: Callable[[int], None], stop: threading.Event, most: int
-) -> str | None:
+def _pump(file: BinaryIO, child: _Child, algorithm: str, watch: _Watch, most: int) -> str | None:
     """Inflate here, hash and write in a second thread. The diff id in hex, None where the helper ended early."""
     chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
     hashed = hashlib.new(algorithm)
@@ -332,7 +339,7 @@ def _pump(
     worker = threading.Thread(target=drain, name="unpack", daemon=True)
     worker.start()
     try:
-        _inflate_into(file, chunks, report, stop, alive, most)
+        _inflate_into(file, chunks, watch, alive, most)
     except _broken_streams() as error:
         raise WherryError(Kind.INVALID, f"a layer's compressed data is damaged: {error}") from error
     finally:
@@ -357,12 +364,11 @@ def _broken_streams() -> tuple[type[BaseException], ...]:
 
 
 def _inflate_into(
-    file: BinaryIO, chunks: queue.Queue[bytes | None], report: Callable[[int], None], stop: threading.Event,
-    alive: threading.Event, most: int,
-) -> None:  # fmt: skip
+    file: BinaryIO, chunks: queue.Queue[bytes | None], watch: _Watch, alive: threading.Event, most: int
+) -> None:
     total = 0
     for chunk in inflate(file):
-        if stop.is_set():
+        if watch.stop.is_set():
             raise _Cancelled
         if not alive.is_set():
             return
@@ -371,4 +377,4 @@ def _inflate_into(
             raise WherryError(Kind.INVALID, f"a layer inflates to more than {most} bytes",
                               hint="this looks like a decompression bomb")  # fmt: skip
         chunks.put(chunk)
-        report(file.tell())
+        watch.report(file.tell())
