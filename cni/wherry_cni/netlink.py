@@ -13,13 +13,13 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["delete_link", "explained", "hollow_pyroute2", "in_namespace", "link", "links", "sysctl", "wired"]
+__all__ = ["delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links", "sysctl", "wired"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
@@ -113,6 +113,22 @@ def delete_link(name: str) -> bool:
     if code in (0, -errno.ENODEV):
         return code == 0
     raise explained(f"removing link {name}", -code)
+
+
+def forget_udp(ports: Collection[int]) -> None:
+    """Drop what the kernel remembers of UDP flows to these ports: it would go on sending them to the last container.
+
+    Flows come and go while we look, and a kernel may lack the interface: neither is worth an ADD's failure.
+    """
+    from pyroute2.conntrack import Conntrack
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with suppress(NetlinkError, OSError), Conntrack() as table:
+        stale = [entry.tuple_orig for entry in table.dump_entries()
+                 if entry.tuple_orig.proto == socket.IPPROTO_UDP and entry.tuple_orig.dport in ports]
+        for flow in stale:
+            with suppress(NetlinkError):
+                table.entry("del", tuple_orig=flow)
 
 
 def sysctl(name: str, value: str) -> None:

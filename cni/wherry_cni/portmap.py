@@ -55,6 +55,9 @@ def add(call: Call) -> Json:
             if problem.code != PORT_TAKEN:
                 raise
             _replace_own(call, wanted)
+        udp = {mapping.host_port for mapping in mappings if mapping.protocol == "udp"}
+        if udp:
+            netlink.forget_udp(udp)
     return previous
 
 
@@ -197,4 +200,5 @@ def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: 
 
 def entry() -> int:
     """The executable."""
+    netlink.hollow_pyroute2()
     return skel.process_main(VERBS)

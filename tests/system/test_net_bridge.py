@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -305,3 +307,43 @@ def test_ipv6_reaches_the_world_masqueraded(house: House) -> None:
     house.nets.create("six", ipv6=True)
     house.join("one", wish=Attachment("six"))
     house.host.run(house.space("one"), "busybox", "ping", "-6", "-c1", "-W2", OUTSIDE6)
+
+
+UDP_ECHO = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("0.0.0.0", 53))
+print("ready", flush=True)
+while True:
+    data, peer = server.recvfrom(100)
+    server.sendto(sys.argv[1].encode(), peer)
+"""
+UDP_ASK = f"""
+import socket
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.bind(("0.0.0.0", 40000))
+client.settimeout(1)
+client.sendto(b"x", ("{HOST}", 5353))
+try:
+    print(client.recv(100).decode())
+except TimeoutError:
+    print("nothing")
+"""
+
+
+def test_a_udp_flow_follows_its_port_to_the_next_container(house: House) -> None:
+    """The same client port: the kernel would remember the flow for minutes and send it to the first container."""
+    served = []
+    for name in ("one", "two"):
+        house.join(name, (PortMapping(53, 5353, "udp"),))
+        command = ["nsenter", f"--net={house.space(name)}", sys.executable, "-c", UDP_ECHO, name]
+        served.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert served[-1].stdout is not None
+        assert served[-1].stdout.readline() == "ready\n"
+        try:
+            assert house.host.run("o", sys.executable, "-c", UDP_ASK).stdout.strip() == name
+            if name == "one":
+                house.leave("one")
+        finally:
+            served[-1].kill()
+            served[-1].communicate()
