@@ -46,7 +46,7 @@ struct wh_run {
     const struct wh_plan *plan;
     struct wh_shared *shared;
     int in_child, arrived, stash[8], stashed;
-    int deathsig, wish, umask_set, procfd, self; /* deathsig: in force; wish: what the plan wants to stay */
+    int deathsig, wish, umask_set, ready, procfd, self; /* deathsig: in force; wish: what the plan wants to stay */
     mode_t umask;
     struct { int target, source; } late[64]; /* STDIO of descriptors above 2, done at EXEC */
     int late_count;

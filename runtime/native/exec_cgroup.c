@@ -88,11 +88,17 @@ static void end_child(struct wh_run *run) {
     while (waitpid(run->pid, NULL, __WALL) < 0 && errno == EINTR) {}
 }
 
-/* Out of the leaf that we entered, to the nearest cgroup above that takes us, so that it can be removed. */
+/* Length of the path of the first directory that was made on the way to the leaf that we entered; 0: none was. */
+static size_t made_for_us(const struct wh_run *run) {
+    for (int i = 0; run->joined && i < run->made_count; i++)
+        if (run->made[i].path == run->joined) return run->made[i].from;
+    return 0;
+}
+
+/* Out of what is to be removed, to the nearest cgroup above it that takes us. */
 static void leave_joined(struct wh_run *run) {
     char path[MAX_PATH];
-    size_t n = run->joined ? strlen(run->joined) : 0;
-    while (n > 1) {
+    for (size_t n = made_for_us(run); n > 1; n--) {
         while (n > 1 && run->joined[n - 1] != '/') n--;
         struct wh_buf b = wh_buf(path, sizeof path);
         wh_put_n(&b, run->joined, n);
@@ -101,7 +107,6 @@ static void leave_joined(struct wh_run *run) {
         ssize_t done = fd < 0 ? -1 : write(fd, "0", 1);
         if (fd >= 0) close(fd);
         if (done == 1) return;
-        n--;
     }
 }
 

@@ -16,6 +16,7 @@ static char state_text[1 << 17];
 struct program {
     pid_t pid;
     int pidfd, in, out; /* our ends */
+    int line_over;
     const char *input;
     size_t left;
     uint64_t deadline; /* ms, 0: none */
@@ -65,15 +66,15 @@ static int launch(struct program *p, const char *path, const char *const *argv, 
 }
 
 /* Keeps the last line that has something in it. */
-static void keep_line(struct wh_run *run, const char *data, ssize_t n) {
+static void keep_line(struct wh_run *run, struct program *p, const char *data, ssize_t n) {
     size_t used = strlen(run->detail);
     for (ssize_t i = 0; i < n; i++) {
         if (data[i] == '\n') {
-            if (used < sizeof run->detail) run->detail[used] = 0;
-            used = sizeof run->detail; /* the next byte starts a new line */
+            p->line_over = 1;
             continue;
         }
-        if (used == sizeof run->detail) used = 0;
+        if (p->line_over) used = 0;
+        p->line_over = 0;
         if (used < sizeof run->detail - 1) run->detail[used++] = data[i];
         run->detail[used] = 0;
     }
@@ -83,7 +84,7 @@ static void drain(struct wh_run *run, struct program *p) {
     char data[512];
     for (int rounds = 0; rounds < 128 && p->out >= 0; rounds++) {
         ssize_t n = read(p->out, data, sizeof data);
-        if (n > 0) keep_line(run, data, n);
+        if (n > 0) keep_line(run, p, data, n);
         else if (n == 0 || errno != EAGAIN) close(p->out), p->out = -1;
         else return;
     }

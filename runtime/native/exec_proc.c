@@ -186,6 +186,31 @@ int wh_do_NO_NEW_PRIVS(struct wh_run *run, const struct wh_record *r) {
     return prctl(PR_SET_NO_NEW_PRIVS, 1L, 0, 0, 0);
 }
 
+static int move_late(struct wh_run *run) {
+    int above = 64;
+    for (int i = 0; i < run->late_count; i++)
+        if (run->late[i].target >= above) above = run->late[i].target + 1;
+    if (!run->late_count) return 0;
+    if ((run->sock = fcntl(run->sock, F_DUPFD_CLOEXEC, above)) < 0) return -1;
+    if (run->self >= 0 && (run->self = fcntl(run->self, F_DUPFD_CLOEXEC, above)) < 0) return -1;
+    for (int i = 0; i < run->late_count; i++)
+        if ((run->late[i].source = fcntl(run->late[i].source, F_DUPFD_CLOEXEC, above)) < 0) return -1;
+    for (int i = 0; i < run->late_count; i++)
+        if (dup2(run->late[i].source, run->late[i].target) < 0) return -1;
+    run->late_count = 0;
+    return 0;
+}
+
+/* What is done once, right before the exec: modes, descriptors above 2, the hold of the parent. */
+static int make_ready(struct wh_run *run) {
+    if (run->ready) return 0;
+    umask(run->umask_set ? run->umask : 022);
+    if (move_late(run) < 0) return -1;
+    if (run->deathsig != run->wish && wh_deathsig(run, run->wish) < 0) return -1;
+    run->ready = 1;
+    return 0;
+}
+
 /* The parent fetches a listener by pidfd: the filter itself may hold any call with which it could be sent. */
 static int wait_taken(struct wh_run *run) {
     while (!run->shared->taken) {
@@ -196,9 +221,16 @@ static int wait_taken(struct wh_run *run) {
     return 0;
 }
 
+static int last_but_exec(const struct wh_run *run, const struct wh_record *r) {
+    for (const struct wh_record *end = run->plan->rec + run->plan->head->count; ++r < end;)
+        if (r->side == WH_SIDE_C) return r->op == WH_OP_EXEC;
+    return 0;
+}
+
 int wh_do_SECCOMP(struct wh_run *run, const struct wh_record *r) {
     struct sock_fprog program = {(unsigned short)r->n0, (struct sock_filter *)(uintptr_t)s0(run, r)};
     if (!r->n0 || r->n0 > BPF_MAXINSNS) return fail(EINVAL);
+    if (last_but_exec(run, r) && make_ready(run) < 0) return -1; /* the filter need not allow what EXEC still has to do */
     long fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, r->n1, &program);
     if (fd < 0) return -1;
     if (!(r->n1 & SECCOMP_FILTER_FLAG_NEW_LISTENER)) return fd ? fail(ESRCH) : 0;
@@ -263,20 +295,6 @@ void wh_reset_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static int move_late(struct wh_run *run) {
-    int above = 64;
-    for (int i = 0; i < run->late_count; i++)
-        if (run->late[i].target >= above) above = run->late[i].target + 1;
-    if (!run->late_count) return 0;
-    if ((run->sock = fcntl(run->sock, F_DUPFD_CLOEXEC, above)) < 0) return -1;
-    if (run->self >= 0 && (run->self = fcntl(run->self, F_DUPFD_CLOEXEC, above)) < 0) return -1;
-    for (int i = 0; i < run->late_count; i++)
-        if ((run->late[i].source = fcntl(run->late[i].source, F_DUPFD_CLOEXEC, above)) < 0) return -1;
-    for (int i = 0; i < run->late_count; i++)
-        if (dup2(run->late[i].source, run->late[i].target) < 0) return -1;
-    return 0;
-}
-
 /* A directory is no program, whatever execve says of it; what cannot be executed wins over what is not there. */
 int wh_exec_search(const char *file, char *const *argv, char *const *env) {
     static char candidate[4096 + 256];
@@ -315,9 +333,7 @@ int wh_do_EXEC(struct wh_run *run, const struct wh_record *r) {
     const char **argv = argv_room + 3;
     if (wh_vector(run->plan, r->s1, r->n0, argv, MAX_ARGS) < 0 || wh_vector(run->plan, r->s2, r->n1, env_room, MAX_ARGS) < 0)
         return -1;
-    umask(run->umask_set ? run->umask : 022);
-    if (move_late(run) < 0) return -1;
-    if (run->deathsig != run->wish && wh_deathsig(run, run->wish) < 0) return -1;
+    if (make_ready(run) < 0) return -1;
     run->shared->state = WH_EXECING;
     if (r->flags & WH_F_INIT) return exec_init(run, s0(run, r));
     return wh_exec_search(s0(run, r), (char *const *)(uintptr_t)argv, (char *const *)(uintptr_t)env_room);

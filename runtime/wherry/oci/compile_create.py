@@ -231,8 +231,7 @@ def _finish(job: Job) -> None:
     confine(job)
     created(job)
     _run_hooks(job, job.b.child, "created", _hooks(job.config, "startContainer"))
-    proc.late_seccomp(job.process, job.config, job.how, job.b)
-    proc.execute(job.process, job.how, job.b)
+    proc.execute(job.process, job.config, job.how, job.b)
     started(job)
     if not job.how.wait_start:  # else `start` runs them: the launch role is gone by then
         _run_hooks(job, job.b.host, "running", _hooks(job.config, "poststart"))

@@ -288,10 +288,11 @@ def guard(how: LaunchHow, b: Builder) -> None:
         b.child("PDEATHSIG", n0=_SIGKILL)
 
 
-def execute(process: Json, how: LaunchHow, b: Builder) -> None:
-    """The last operations of the child."""
+def execute(process: Json, config: Json, how: LaunchHow, b: Builder) -> None:
+    """The last operations of the child. The filter comes last: it need allow no call of ours but execve."""
     for number in range(3, 3 + how.preserve_fds):
         b.child("STDIO", fd0=b.inherited_slot(f"fd{number}"), n0=number)
     b.child("CLOSE_FROM", n0=3 + how.preserve_fds)
+    late_seccomp(process, config, how, b)
     args, env = tuple(process["args"]), tuple(process.get("env") or ())
     b.child("EXEC", *(("INIT",) if how.init else ()), s0=args[0], s1=args, n0=len(args), s2=env, n1=len(env))
