@@ -19,7 +19,7 @@ from wherry.oci.compile_builder import Builder, inside
 from wherry.oci.compile_devices import devices
 from wherry.oci.compile_job import Job
 from wherry.oci.compile_mounts import Mounts, idmap_slots
-from wherry.oci.compile_root import root_filesystem
+from wherry.oci.compile_root import attach_root, prepare_root
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
 from wherry.oci.plan import Plan
@@ -56,7 +56,8 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     job = Job(config, bundle, facts, how, ns, b)
     mounts = Mounts(job)
     cgroup = cgroups(how, b)
-    mounts.idmapped()
+    mounts.host_trees()
+    prepared = prepare_root(job) if nss.on_host(ns, facts) and "mount" in ns.new else -1
     nss.clone(ns, cgroup, b)
     proc.oom_score(process, facts, how, b)
     nss.write_maps(config, facts, ns, b)
@@ -65,7 +66,7 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     nss.enter(ns, b)
     nss.time_namespace(config, ns, b)
     _keyring(how, b)
-    master = _root(job, mounts) if "mount" in ns.new else _joined_root(job)
+    master = _root(job, mounts, prepared) if "mount" in ns.new else _joined_root(job)
     _settle(job, mounts)
     _finish(job)
     proc.monitor(process, how, master, cgroup, b)
@@ -113,12 +114,12 @@ def _keyring(how: LaunchHow, b: Builder) -> None:
         b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{how.id}" if how.id else "_ses")
 
 
-def _root(job: Job, mounts: Mounts) -> int:
+def _root(job: Job, mounts: Mounts, prepared: int) -> int:
     """Mounts, devices, terminal, working directory: all beneath the root slot. Returns the master's slot."""
     mounts.shared()
     mounts.propagate()
     mounts.trees()
-    mounts.root = root_filesystem(job)
+    mounts.root = attach_root(job, prepared)
     mounts.all()
     devices(job.config, job.facts, job.ns, mounts.root, job.b)
     console = () if _has_devpts(job.config) else ("HOST_PTMX",)

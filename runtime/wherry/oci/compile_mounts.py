@@ -16,7 +16,7 @@ from wherry.model import Json
 from wherry.oci import options as opt
 from wherry.oci.compile_builder import inside
 from wherry.oci.compile_job import Job
-from wherry.oci.compile_namespaces import mapped
+from wherry.oci.compile_namespaces import mapped, on_host
 from wherry.oci.options import MountOptions
 
 __all__ = ["Mounts", "idmap_slots"]
@@ -97,23 +97,20 @@ class Mounts:
 
     # ---- trees that must be cloned before anything else
 
-    def idmapped(self) -> None:
-        """Host side, before the clone: only the owner of the filesystem may map its ids, so the child could not."""
+    def host_trees(self) -> None:
+        """Host side, before the clone. Only the owner of a filesystem may map its ids; and with a new user namespace
+        the
+        child could not even reach what lies below a directory of root's own."""
         for index, (mount, options) in enumerate(self._entries):
-            if _wants_idmap(mount):
-                if not self.facts.idmap:
-                    raise WherryError(
-                        Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel cannot map ids of mounts"
-                    )
-                slot = self._cloned[index] = self.b.slot()
-                self.b.host("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
-                self.b.host(
-                    "ATTR",
-                    *(("RECURSIVE",) if options.ridmap else ()),
-                    fd0=slot,
-                    n0=opt.IDMAP,
-                    fd1=self.b.inherited_slot(_idmap_name(mount, self.config)),
-                )
+            wants = _wants_idmap(mount)
+            if wants and not self.facts.idmap:
+                raise WherryError(Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel maps no ids of mounts")
+            if wants or (_is_bind(mount, options) and on_host(self.ns, self.facts)):
+                slot = self._cloned[index] = self._host_tree(mount, options)
+                if wants:
+                    flags = ("RECURSIVE",) if options.ridmap else ()
+                    users = self.b.inherited_slot(_idmap_name(mount, self.config))
+                    self.b.host("ATTR", *flags, fd0=slot, n0=opt.IDMAP, fd1=users)
 
     def shared(self) -> None:
         """Child, before the propagation of "/" is cut: a clone of a shared mount is its peer only while that is."""
@@ -222,6 +219,13 @@ class Mounts:
         self.b.child("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
         return slot
 
+    def _host_tree(self, mount: Json, options: MountOptions) -> int:
+        """A tree cloned by the host side, no peer of the host's mounts any more."""
+        slot = self.b.slot()
+        self.b.host("TREE", *_tree_flags(options), fd0=slot, s0=self._source(mount))
+        self.b.host("ATTR", "RECURSIVE", fd0=slot, n2=opt.MS_SLAVE)
+        return slot
+
     def _clone(self, path: str, flags: tuple[str, ...], options: MountOptions) -> int:
         slot = self.b.slot()
         self.b.child("TREE", *flags, fd0=slot, s0=path)
@@ -256,6 +260,7 @@ class Mounts:
             return
         null, empty = self.b.slot(), self.b.slot()
         self.b.child("TREE", fd0=null, s0="/dev/null")
+        self.b.child("ATTR", fd0=null, n0=opt.RDONLY | opt.NOSUID | opt.NOEXEC)  # a device can be written all the same
         self.b.child(
             "FS_NEW", fd0=empty, s0="tmpfs", s1=_MASK_OPTIONS, n0=len(_MASK_OPTIONS), n1=_MASK_ATTRS, s2="tmpfs"
         )

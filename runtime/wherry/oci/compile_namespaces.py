@@ -16,7 +16,7 @@ from wherry.oci.compile_builder import Builder
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
 
-__all__ = ["CLONE_BITS", "Namespaces", "become_root", "clone", "enter", "id_map", "mapped", "namespaces"]
+__all__ = ["CLONE_BITS", "Namespaces", "become_root", "clone", "enter", "id_map", "mapped", "namespaces", "on_host"]
 
 #: runtime-spec type -> (CLONE_NEW* of linux/sched.h, name below /proc/<pid>/ns)
 CLONE_BITS: Final[dict[str, tuple[int, str]]] = {
@@ -201,6 +201,11 @@ def mapped(config: Json, number: int, key: str = "uidMappings") -> bool:
     one."""
     entries = config.get("linux", {}).get(key) or []
     return not entries or any(0 <= number - e["containerID"] < e["size"] for e in entries)
+
+
+def on_host(ns: Namespaces, facts: HostFacts) -> bool:
+    """Whether mounts are prepared on the host side: the child will be nobody there, and the helper has the rights."""
+    return "user" in ns.new and facts.has_cap("CAP_SYS_ADMIN")
 
 
 def become_root(config: Json, ns: Namespaces, b: Builder) -> None:

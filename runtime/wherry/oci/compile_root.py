@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import string
+from collections.abc import Callable
 from typing import Final
 
 from wherry.errors import Kind, WherryError
@@ -19,10 +20,14 @@ from wherry.oci.compile_job import Job
 from wherry.oci.compile_namespaces import O_PATH_DIRECTORY
 from wherry.oci.options import MountOptions
 
-__all__ = ["overlay_options", "root_directory", "root_filesystem", "split_layers"]
+__all__ = ["attach_root", "overlay_options", "prepare_root", "root_directory", "split_layers"]
+
+Add = Callable[..., None]  # Builder.host or Builder.child
 
 FSCONFIG_VALUE: Final = 256  # strndup_user in fs/fsopen.c, the NUL counted
 _PATHS: Final = frozenset({"upperdir", "workdir", "lowerdir+", "datadir+"})
+#: a directory that every id can reach, to attach a prepared root on; seen so in the child's own mount namespace only
+_REACHABLE: Final = "/tmp"  # noqa: S108
 _SHORT: Final = string.digits + string.ascii_letters
 
 
@@ -31,45 +36,54 @@ def root_directory(config: Json, bundle: str) -> str:
     return posixpath.normpath(posixpath.join(bundle, config.get("root", {}).get("path") or "rootfs"))
 
 
-def root_filesystem(job: Job) -> int:
-    """Make the root and attach it (how.root_dir, else where root.path is). Returns the root slot."""
+def prepare_root(job: Job) -> int:
+    """For a new user namespace: the root made by the host side before the clone, since below a directory of root's
+    own the
+    child reaches nothing. Returns the detached mount."""
+    return _detached(job, job.b.host, root_directory(job.config, job.bundle), "")
+
+
+def attach_root(job: Job, prepared: int = -1) -> int:
+    """Attach the root (on how.root_dir, else where root.path is), made here unless prepared. Returns the root slot."""
     path = root_directory(job.config, job.bundle)
     directory = job.how.root_dir or path
-    detached = _detached(job, path, directory)
+    detached = prepared
+    if prepared < 0:
+        detached = _detached(job, job.b.child, path, directory)
     root = job.b.slot()
-    job.b.child("ROOT", fd0=detached, fd1=root, s0=directory)
+    job.b.child("ROOT", fd0=detached, fd1=root, s0=directory if prepared < 0 else _REACHABLE)
     return root
 
 
-def _detached(job: Job, path: str, directory: str) -> int:
+def _detached(job: Job, add: Add, path: str, directory: str) -> int:
     if len(job.how.rootfs) > 1:
         raise WherryError(Kind.UNSUPPORTED, "a root filesystem of several mounts is not supported")
     if not job.how.rootfs:
-        return _bound(job.b, path, MountOptions())
+        return _bound(job.b, add, path, MountOptions())
     mount = job.how.rootfs[0]
     options = opt.parse(mount.options, "root filesystem")
     if options.bind or mount.type in {"bind", "rbind"}:
-        return _bound(job.b, mount.source, options)
+        return _bound(job.b, add, mount.source, options)
     if mount.type != "overlay":
-        return _new(job.b, mount, options, options.data)
+        return _new(job.b, add, mount, options, options.data)
     if job.facts.overlay_lowerdir_add:
-        return _new(job.b, mount, options, _long_paths(job.b, overlay_options(options.data)))
-    if all(_fits(word) for word in options.data):
-        return _new(job.b, mount, options, options.data)
+        return _new(job.b, add, mount, options, _long_paths(job.b, add, overlay_options(options.data)))
+    if all(_fits(word) for word in options.data) or not directory:
+        return _new(job.b, add, mount, options, options.data)
     return _staged(job.b, mount, options, directory)
 
 
-def _bound(b: Builder, path: str, options: MountOptions) -> int:
+def _bound(b: Builder, add: Add, path: str, options: MountOptions) -> int:
     slot = b.slot()
-    b.child("TREE", "RECURSIVE", fd0=slot, s0=path)
+    add("TREE", "RECURSIVE", fd0=slot, s0=path)
     if options.attr_set or options.attr_clr:
-        b.child("ATTR", fd0=slot, n0=options.attr_set, n1=options.attr_clr)
+        add("ATTR", fd0=slot, n0=options.attr_set, n1=options.attr_clr)
     return slot
 
 
-def _new(b: Builder, mount: Mount, options: MountOptions, data: tuple[str, ...]) -> int:
+def _new(b: Builder, add: Add, mount: Mount, options: MountOptions, data: tuple[str, ...]) -> int:
     slot = b.slot()
-    b.child("FS_NEW", fd0=slot, s0=mount.type, s1=data, n0=len(data), n1=options.attr_set, s2=mount.source)
+    add("FS_NEW", fd0=slot, s0=mount.type, s1=data, n0=len(data), n1=options.attr_set, s2=mount.source)
     return slot
 
 
@@ -89,14 +103,14 @@ def overlay_options(data: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _long_paths(b: Builder, data: tuple[str, ...]) -> tuple[str, ...]:
+def _long_paths(b: Builder, add: Add, data: tuple[str, ...]) -> tuple[str, ...]:
     """A directory whose path is too long is opened and named by its slot."""
     result = []
     for word in data:
         key, _, value = word.partition("=")
         if key in _PATHS and not _fits(word):
             slot = b.slot()
-            b.child("OPEN", fd0=slot, s0=value, n0=O_PATH_DIRECTORY)
+            add("OPEN", fd0=slot, s0=value, n0=O_PATH_DIRECTORY)
             result.append(f"{key}=slot:{slot}")
         else:
             result.append(word)
@@ -107,7 +121,7 @@ def _staged(b: Builder, mount: Mount, options: MountOptions, directory: str) -> 
     """Before 6.5: a private tmpfs on the root's directory, each layer bound in it under a short name, and lowerdir
     relative
     to it. Only this mount namespace sees it, and it goes with the old root."""
-    stage, stage_slot = _new(b, Mount("tmpfs", "tmpfs", "/"), MountOptions(), ("mode=700",)), b.slot()
+    stage, stage_slot = _new(b, b.child, Mount("tmpfs", "tmpfs", "/"), MountOptions(), ("mode=700",)), b.slot()
     b.child("ROOT", fd0=stage, fd1=stage_slot, s0=directory)
     data = []
     for word in options.data:
@@ -128,7 +142,7 @@ def _staged(b: Builder, mount: Mount, options: MountOptions, directory: str) -> 
             hint="Linux 6.5 can",
         )
     b.child("CHDIR", s0=directory)
-    slot = _new(b, mount, options, tuple(data))
+    slot = _new(b, b.child, mount, options, tuple(data))
     b.child("CHDIR", s0="/")
     return slot
 
