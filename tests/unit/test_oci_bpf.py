@@ -42,7 +42,7 @@ def run(program: list[Insn], kind: str, major: int, minor: int, access: int) -> 
             elif insn.code == bpf.RSH32_K:
                 registers[insn.dst] = dst >> insn.imm
             elif insn.code in (bpf.JEQ_K, bpf.JNE_K):
-                immediate = insn.imm & 0xFFFFFFFFFFFFFFFF  # JEQ compares 64 bits, the immediate is sign-extended
+                immediate = insn.imm & 0xFFFFFFFF
                 at += insn.off if (dst == immediate) == (insn.code == bpf.JEQ_K) else 0
             else:
                 raise AssertionError(f"unknown instruction {insn}")

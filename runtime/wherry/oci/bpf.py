@@ -20,7 +20,7 @@ __all__ = ["Insn", "assemble", "device_program", "program"]
 
 # linux/bpf_common.h, linux/bpf.h
 LDX_W, AND32_K, RSH32_K, MOV32_K, MOV32_X = 0x61, 0x54, 0x74, 0xB4, 0xBC
-JEQ_K, JNE_K, EXIT = 0x15, 0x55, 0x95
+JEQ_K, JNE_K, EXIT = 0x16, 0x56, 0x95  # BPF_JMP32: 32-bit comparisons (5.1)
 # struct bpf_cgroup_dev_ctx: access_type = access << 16 | type, major, minor
 TYPES: Final[dict[str, int]] = {"b": 1, "c": 2}
 ACCESS: Final[dict[str, int]] = {"m": 1, "r": 2, "w": 4}
@@ -102,8 +102,7 @@ def _deny(access: int) -> tuple[Insn, ...]:
 
 
 def _signed(value: int) -> int:
-    """The immediate is a signed 32-bit field; numbers of devices are below 2^20, so no value is lost to sign
-    extension."""
+    """The immediate is a signed 32-bit field."""
     return value - 2**32 if value >= 2**31 else value
 
 
