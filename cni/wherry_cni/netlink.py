@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links", "sysctl", "wired"]
+__all__ = ["delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links", "sysctl",
+           "wired"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000

@@ -103,11 +103,12 @@ class Networks:
         return str(conflist["name"])
 
     def teardown(self) -> None:
-        """Take away every bridge, rule and lease of this wherry (for uninstall and tests). Nothing may be attached."""
+        """Take away every bridge, lease and the table of this wherry (for uninstall and tests). Nothing may be attached."""
         with self._locked():
             for conflist in self._all():
                 if "wherry" in conflist:
                     self._remove(conflist)
+            plan.delete_table(self._table)
 
     def claim_ports(self, container_id: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
         """Grant host ports (free ones where asked); idempotent for one container, `attach` does it by itself."""

@@ -11,14 +11,15 @@ import hashlib
 import ipaddress
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets", "delete_link", "drop_leases",
-           "host_networks"]
+__all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets", "delete_link",
+           "delete_table", "drop_leases", "host_networks"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DEFAULTS = tuple(f"10.{second}.0.0/16" for second in range(87, 79, -1))  # podman's is 10.88, docker's 172.17
@@ -100,6 +101,12 @@ def delete_link(name: str) -> None:
 
     with IPRoute() as route, contextlib.suppress(NetlinkError):
         route.link("del", ifname=name)
+
+
+def delete_table(name: str) -> None:
+    """Remove the firewall table of an instance. Absent, or no nft at all, is success."""
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["nft", "delete", "table", "inet", name], capture_output=True, check=False, timeout=30)
 
 
 def drop_leases(directory: str) -> None:
