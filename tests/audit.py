@@ -66,7 +66,7 @@ def take(mark: Mark) -> Snapshot:
         cgroups=frozenset(_cgroups(mark)),
         netns=frozenset(_named_netns(mark)),
         links=frozenset(_links()),
-        addresses=frozenset(_ip_lines("-o", "addr", "show")),
+        addresses=frozenset(_addresses()),
         rules=frozenset(_rules()),
         processes=frozenset(_processes(mark)),
         loops=frozenset(_loops(mark)),
@@ -130,6 +130,13 @@ def _ip_lines(*words: str) -> list[str]:
     return [
         re.sub(r"\s+", " ", re.sub(r"(valid|preferred)_lft \S+", "", line)).strip() for line in done.stdout.splitlines()
     ]
+
+
+def _addresses() -> Iterator[str]:
+    """But for link-local ones, which the kernel gives and takes by itself, some time after."""
+    for line in _ip_lines("-o", "addr", "show"):
+        if " scope link" not in line:
+            yield line
 
 
 def _links() -> Iterator[str]:
@@ -255,7 +262,8 @@ def canary() -> dict[str, str]:
         f"mode {name}": oct(os.stat(name).st_mode)
         for name in ("/", "/tmp", "/run", "/dev", "/proc", "/sys", "/dev/null")
     }
-    facts["run/netns"] = " ".join(sorted(os.listdir("/run/netns"))) if os.path.isdir("/run/netns") else ""
+    names = os.listdir("/run/netns") if os.path.isdir("/run/netns") else []
+    facts["run/netns"] = " ".join(sorted(name for name in names if not name.startswith("wt")))  # wt: the tests' own hosts
     facts["cgroup v1 groups of ours"] = " ".join(_v1_of_ours())
     facts["binfmt_misc"] = " ".join(sorted(os.listdir("/proc/sys/fs/binfmt_misc")))
     return facts

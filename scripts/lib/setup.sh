@@ -118,7 +118,7 @@ install_wherry() {
 import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")')
     say "installing wherry and what it imports into .venv${1:+, and what its tests need}"
-    pip_quiet "${requires[@]}"
+    pip_quiet wheel "${requires[@]}"  # wheel: an old pip builds python-prctl the quiet way with it
     pip_quiet --no-build-isolation --editable ".${1:+[$1]}"
 }
 

@@ -33,7 +33,7 @@ class Outside:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
         run("ip", "link", "add", "wt-up", "type", "veth", "peer", "name", "wt-out", "netns", self._holder.pid)
-        run("ip", "link", "set", "wt-up", "addrgenmode", "none")  # no link-local address that settles while a test looks
+        run("ip", "link", "set", "wt-up", "addrgenmode", "none")
         run("ip", "addr", "add", f"{self.own}/24", "dev", "wt-up")
         run("ip", "link", "set", "wt-up", "up")
         self.run("ip", "addr", "add", f"{self.address}/24", "dev", "wt-out")

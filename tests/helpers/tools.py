@@ -25,11 +25,11 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 
 
 def run(
-    *words: object, check: bool = True, timeout: float = 60, stdin: str | None = None
+    *words: object, check: bool = True, timeout: float = 60, stdin: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; its output is in the failure's message."""
     command = [str(word) for word in words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin, env=env)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done

@@ -14,6 +14,8 @@ from typing import Any
 
 from audit import Mark, cgroup_mounts
 
+from .tools import run
+
 __all__ = ["Wherry", "until"]
 
 TOP = Path(__file__).resolve().parents[2]
@@ -95,15 +97,16 @@ class Wherry:
         return int(self.inspect(ref)["State"]["Pid"])
 
     def remove_everything(self) -> None:
-        """Containers by force, then the networks with their bridges, then the cgroup parent, which no command owns."""
+        """Containers by force, then the networks with their bridges and rules, then the cgroup parent."""
         if not self.root.exists():
             return
         if ids := self.containers():
             self("rm", "-f", "-v", *ids, check=False)
-        for name in self.out("network", "ls", "--format", "{{.Name}}", check=False).split():
-            if name not in ("host", "none"):
-                self("network", "rm", name, check=False)
         self("gc", check=False)
+        # no verb does this: the default network's bridge is meant to stay
+        program = "import sys; from wherry.model import Place; from wherry.net.networks import Networks;"
+        program += " Networks(Place(root=sys.argv[1], state=sys.argv[2])).teardown()"
+        run(sys.executable, "-c", program, self.root, self.state, env=self.env)
         for mount, kind in cgroup_mounts():
             if kind == "cgroup2":
                 _rmdir_empty(Path(mount + self.cgroup))
