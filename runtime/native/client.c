@@ -15,12 +15,19 @@
 
 static char scratch[WH_CHUNK] __attribute__((aligned(4096)));
 
-/* A client's input waits while standard input is full; its output waits while its queue is empty. */
+/* A client's input waits while standard input is full. Nothing to wait for: out of the set, for a hang-up would wake us
+ * again and again before what was sent ahead of it can be taken. */
 static void watch(struct wh_monitor *m, struct wh_client *c) {
-    uint32_t want = EPOLLRDHUP | (c->used ? EPOLLOUT : 0) | (wh_input_busy(m) ? 0 : EPOLLIN);
+    uint32_t want = (c->used ? EPOLLOUT : 0) | (wh_input_busy(m) ? 0 : EPOLLIN);
     struct epoll_event event = {.events = want, .data.u32 = WH_TAG_CLIENT + (uint32_t)(c - wh_clients(m))};
-    epoll_ctl(wh_epoll(m), c->watching ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &event);
-    c->watching = 1;
+    int how = !want ? EPOLL_CTL_DEL : c->watching ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    if (want || c->watching) epoll_ctl(wh_epoll(m), how, c->fd, &event);
+    c->watching = want != 0;
+}
+
+static void deafen(struct wh_client *c) {
+    c->deaf = 1;
+    c->used = 0;
 }
 
 void wh_clients_listen(struct wh_monitor *m) {
@@ -94,10 +101,10 @@ static int send_frame(struct wh_client *c, int type, const char *data, size_t n)
 
 void wh_clients_send(struct wh_monitor *m, int type, const char *data, size_t n) {
     for (struct wh_client *c = wh_clients(m); c < wh_clients(m) + WH_CLIENTS; c++) {
-        if (c->fd < 0 || c->mute || (c->quiet && type != WH_EXIT)) continue;
+        if (c->fd < 0 || c->mute || c->deaf || (c->quiet && type != WH_EXIT)) continue;
         size_t before = c->used;
-        if (send_frame(c, type, data, n) < 0) wh_client_drop(m, c);
-        else if (!before != !c->used) watch(m, c);
+        if (send_frame(c, type, data, n) < 0) deafen(c);
+        if (!before != !c->used) watch(m, c);
     }
 }
 
@@ -181,10 +188,8 @@ static int receive(struct wh_monitor *m, struct wh_client *c) {
 
 void wh_client_event(struct wh_monitor *m, struct wh_client *c, uint32_t events) {
     if (c->fd < 0) return;
-    int ok = events & EPOLLOUT ? flush(c) : 0;
-    if (ok == 0 && events & EPOLLIN && !wh_input_busy(m)) ok = receive(m, c);
-    else if (ok == 0 && events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) ok = -1;
-    if (ok < 0) wh_client_drop(m, c);
+    if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR) && flush(c) < 0) deafen(c);
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && !wh_input_busy(m) && receive(m, c) < 0) wh_client_drop(m, c);
     else watch(m, c);
 }
 
@@ -208,8 +213,8 @@ void wh_client_add(struct wh_monitor *m, int fd, int first) {
     c->fd = fd;
     c->first = (uint8_t)first;
     c->moved = wh_now();
-    if (send_frame(c, WH_ACK, "started", 7) < 0) wh_client_drop(m, c);
-    else watch(m, c);
+    if (send_frame(c, WH_ACK, "started", 7) < 0) deafen(c); /* gone again, but perhaps not without a word */
+    watch(m, c);
 }
 
 void wh_clients_trim(struct wh_monitor *m) {

@@ -214,8 +214,7 @@ static void arm(const struct timer *t, uint64_t ms) {
 /* Becomes the command: nothing of ours but /dev/null at 0 to 2 passes on. */
 static void become(struct wh_monitor *m, uint32_t argv, uint64_t count) {
     static const char *words[512], *env[512];
-    const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGTERM};
-    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_DFL);
+    for (int number = 1; number < 65; number++) signal(number, SIG_DFL); /* our caller may have ignored some, too */
     env[0] = NULL;
     if (wh_vector(&m->plan, argv, count, words, 512) < 0) return;
     if (m->cleanup && wh_vector(&m->plan, m->cleanup->s1, m->cleanup->n1, env, 512) < 0) return;

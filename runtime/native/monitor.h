@@ -66,7 +66,9 @@ void wh_log_trim(void);
 
 struct wh_client {
     int fd; /* -1: free */
-    uint8_t first, claimed, watching, quiet, mute; /* mute: nothing more is sent to it */
+    uint8_t first, claimed, watching, quiet;
+    uint8_t mute; /* it has its EXIT: nothing more is sent */
+    uint8_t deaf; /* it does not read any more; what it sent still counts */
     uint8_t head[8], head_used, control[4], control_used;
     uint32_t left; /* payload bytes of the frame to come */
     char *queue;   /* ring, mapped when first needed */

@@ -160,9 +160,9 @@ def connect(path: str, timeout: float = 5.0) -> AttachStream:
     """Connect to the attach socket of a running container."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout)
+        _send_timeout(sock, timeout)  # waits for a place in the queue; settimeout would give up at once (EAGAIN)
         _dial(sock, path)
-        sock.settimeout(None)
+        _send_timeout(sock, 0)
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         raise WherryError(Kind.CONFLICT, "cannot attach: the container is not running") from None
@@ -170,6 +170,10 @@ def connect(path: str, timeout: float = 5.0) -> AttachStream:
         sock.close()
         raise WherryError(Kind.UNAVAILABLE, f"cannot attach: {error.strerror or error}") from error
     return AttachStream(sock)
+
+
+def _send_timeout(sock: socket.socket, seconds: float) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def _dial(sock: socket.socket, path: str) -> None:

@@ -98,6 +98,8 @@ class _Watch:
         self.monitor: Process | None = None
         self.init: Process | None = None
         self.child = 0
+        self.cgroups = [op.s0 for op in plan.ops if op.name == "CGROUP_DIR" and isinstance(op.s0, str)]
+        self.cgroups = [path for path in self.cgroups if not os.path.exists(path)]  # others are not ours to undo
         self.last = CREATED if any(op.name == "WAIT_START" for op in plan.ops) else STARTED
 
     def run(self, child: int, reports: int, role: str) -> Launched:
@@ -148,7 +150,7 @@ class _Watch:
         return process.reap(child) if child else 0
 
     def abandon(self) -> None:
-        """End what runs of it; the plan's cgroups too. Quick when the helper has cleaned up by itself."""
+        """End what runs of it and remove the cgroups it made. Nothing is left to do if the helper has reported failure."""
         for proc in (self.monitor, self.init):
             if proc is not None and proc.start_time:
                 process.signal(proc, 9)
@@ -158,9 +160,8 @@ class _Watch:
         for proc in (self.monitor, self.init):
             if proc is not None and proc.start_time:
                 process.wait_gone(proc, 5)
-        for op in reversed(self.plan.ops):
-            if op.name == "CGROUP_DIR" and isinstance(op.s0, str) and "EXIST_OK" not in op.flags:
-                _remove_cgroup(op.s0)
+        for path in reversed(self.cgroups):
+            _remove_cgroup(path)
 
 
 def _named(pid: int) -> Process:
@@ -230,7 +231,7 @@ def listen(path: str) -> int:
             files.remove_tree(name, parent)
             os.fchmod(sock.fileno(), 0o600)  # the mode that bind gives the name
             sock.bind(f"/proc/self/fd/{parent}/{name}")  # sun_path is short, directories may not be
-        sock.listen(16)
+        sock.listen(64)
         return sock.detach()
     except BaseException:
         sock.close()
