@@ -35,7 +35,6 @@ def sleeper(own: Wherry, *flags: str, suffix: str = "c") -> str:
 def test_streams_and_exit_codes(own: Wherry) -> None:
     done = own("run", "--rm", *NONE, IMAGE, "sh", "-c", "echo out; echo err >&2; exit 7", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
-    assert own("run", "--rm", *NONE, IMAGE, "sh", "-c", "kill -9 $$", check=False).returncode == 137
     missing = own("run", "--rm", *NONE, IMAGE, "no-such-program", check=False)
     assert missing.returncode == 127
     assert missing.stderr.startswith("wherry: ")

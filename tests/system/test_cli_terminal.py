@@ -53,9 +53,21 @@ class Screen:
 
     def wait(self, pattern: str, seconds: float = 20) -> str:
         """Wait until the text holds something; a name between slashes is a regular expression."""
-        until(lambda: re.search(pattern if pattern.startswith("(?") else re.escape(pattern), self.text()), seconds,
-              f"{pattern!r} did not come")  # fmt: skip
+        wanted = pattern if pattern.startswith("(?") else re.escape(pattern)
+        try:
+            until(lambda: re.search(wanted, self.text()), seconds)
+        except AssertionError:
+            raise AssertionError(f"{pattern!r} did not come:\n{self.text()}") from None
         return self.text()
+
+    def prompt(self) -> None:
+        """Wait until the host's shell asks for the next line."""
+        until(lambda: self.text().endswith("ready$"), 20, "the shell did not come back")
+
+    def fresh(self) -> None:
+        """Forget what was shown, so that what is waited for is new."""
+        self._tmux("send-keys", "-R")
+        self._tmux("clear-history")
 
     def resize(self, columns: int, rows: int) -> None:
         """Give the window another size."""
@@ -63,18 +75,19 @@ class Screen:
 
     def sane(self) -> None:
         """The shell's terminal is as it was: lines, echo, signals."""
-        self.type("clear; stty -a; echo SANE-$((20+3))")
+        self.fresh()
+        self.type("stty -a; echo SANE-$((20+3))")
         text = " " + self.wait("SANE-23").replace("\n", " ").replace(";", " ") + " "
         assert [word for word in SANE if word not in text] == []
 
     def client(self, *words: str) -> int:
         """The pid of the wherry that runs in the pane with these words on its command line."""
 
+        pane = self._tmux("display-message", "-p", "#{pane_pid}").strip()
+
         def found() -> int | None:
-            pane = self._tmux("display-message", "-p", "#{pane_pid}").strip()
-            for line in subprocess.run(["ps", "-o", "pid=,args=", "--ppid", pane], capture_output=True, text=True,
-                                       check=False).stdout.splitlines():  # fmt: skip
-                pid, _, args = line.strip().partition(" ")
+            for pid in Path(f"/proc/{pane}/task/{pane}/children").read_text().split():
+                args = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                 if all(word in args for word in words):
                     return int(pid)
             return None
@@ -95,8 +108,9 @@ IMAGE = "busybox"
 
 def shell(screen: Screen, name: str, *flags: str) -> None:
     """A container's shell in the pane, its prompt waited for."""
-    screen.type(f"clear; w run -it --network none -e PS1='inside# ' --name {name} {' '.join(flags)} {IMAGE} sh")
-    screen.wait("(?m)^inside# ")
+    screen.fresh()
+    screen.type(f"w run -it --network none -e PS1='inside# ' --name {name} {' '.join(flags)} {IMAGE} sh")
+    screen.wait("(?m)^inside#")
 
 
 def test_a_shell_as_people_expect_it(screen: Screen, wherry: Wherry) -> None:
@@ -106,12 +120,14 @@ def test_a_shell_as_people_expect_it(screen: Screen, wherry: Wherry) -> None:
     screen.resize(90, 20)
     screen.type("echo now $(stty size)")
     screen.wait("now 20 90")
-    screen.type("sleep 1000")
-    screen.keys("C-c")
+    screen.type("echo wait; sleep 1000")
+    screen.wait("(?m)^wait")
+    screen.keys("C-c")  # the kernel forgets what was typed before it
+    screen.wait("(?m)^\\^C")
     screen.type("echo rc=$?")
     screen.wait("rc=130")
     screen.type("exit 3")
-    screen.wait("ready$")
+    screen.prompt()
     screen.type("echo code=$?")
     screen.wait("code=3")
     screen.sane()
@@ -126,12 +142,14 @@ def test_detach_and_attach_again(screen: Screen, wherry: Wherry) -> None:
     screen.wait("read escape sequence")
     screen.sane()
     assert "Up" in wherry("ps", "--format", "{{.Status}}").stdout
-    screen.type(f"clear; w attach {name}")
+    screen.fresh()
+    screen.type(f"w attach {name}")
     screen.keys("Enter")
-    screen.wait("(?m)^inside# ")
+    screen.wait("(?m)^inside#")
     screen.type("echo it is $X")
     screen.wait("it is remembered")
     screen.type("exit 4")
+    screen.prompt()
     screen.type("echo code=$?")
     screen.wait("code=4")
     screen.sane()
@@ -141,7 +159,7 @@ def test_other_detach_keys_and_a_lone_ctrl_p(screen: Screen, wherry: Wherry) -> 
     shell(screen, wherry.name(), "--detach-keys", "ctrl-x,d")
     screen.keys("C-x", "d")
     screen.wait("read escape sequence")
-    screen.type("clear")
+    screen.fresh()
     shell(screen, wherry.name("d"), "--rm")
     screen.type("echo one")
     screen.wait("(?m)^one")
@@ -149,7 +167,7 @@ def test_other_detach_keys_and_a_lone_ctrl_p(screen: Screen, wherry: Wherry) -> 
     screen.keys("Enter")
     screen.wait("(?s)one.*one")
     screen.type("exit")
-    screen.wait("ready$")
+    screen.prompt()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -159,7 +177,7 @@ def test_the_terminal_is_sane_after_the_client_was_killed(
     name = wherry.name()
     shell(screen, name)
     os.kill(screen.client("run", name), number)
-    screen.wait("ready$")
+    screen.prompt()
     if number == signal.SIGTERM:
         screen.type("echo code=$?")
         screen.wait("code=143")
@@ -173,11 +191,12 @@ def test_a_stopped_client_gives_the_terminal_back_and_goes_on(screen: Screen, wh
     os.kill(screen.client("run", name), signal.SIGTSTP)
     screen.wait("Stopped")
     screen.sane()
-    screen.type("clear; fg")
+    screen.fresh()
+    screen.type("fg")
     screen.keys("Enter")
-    screen.wait("(?m)^inside# ")
+    screen.wait("(?m)^inside#")
     screen.type("exit 5")
-    screen.wait("(?m)ready\\$ *$")
+    screen.prompt()
     screen.type("echo code=$?")
     screen.wait("code=5")
     screen.sane()
@@ -186,24 +205,27 @@ def test_a_stopped_client_gives_the_terminal_back_and_goes_on(screen: Screen, wh
 def test_exec_with_a_terminal(screen: Screen, wherry: Wherry) -> None:
     name = wherry.name()
     wherry("run", "-d", "--network", "none", "--name", name, IMAGE, "sleep", "1000")
-    screen.type(f"clear; w exec -it -e PS1='inside# ' {name} sh")
-    screen.wait("(?m)^inside# ")
+    screen.fresh()
+    screen.type(f"w exec -it -e PS1='inside# ' {name} sh")
+    screen.wait("(?m)^inside#")
     screen.type("echo size $(stty size)")
     screen.wait("size 30 100")
     screen.resize(80, 24)
     screen.type("echo now $(stty size)")
     screen.wait("now 24 80")
     screen.keys("C-d")
-    screen.wait("ready$")
+    screen.prompt()
     screen.sane()
 
 
 def test_interrupting_without_a_terminal_reaches_the_process(screen: Screen, wherry: Wherry) -> None:
     script = "trap 'echo caught; exit 9' INT; echo waiting; while :; do sleep 0.1; done"
-    screen.type(f'clear; w run --rm --network none {IMAGE} sh -c "{script}"')
+    screen.fresh()
+    screen.type(f'w run --rm --network none {IMAGE} sh -c "{script}"')
     screen.wait("(?m)^waiting")
     screen.keys("C-c")
-    screen.wait("(?m)^caught")
+    screen.wait("(?m)caught$")
+    screen.prompt()
     screen.type("echo code=$?")
     screen.wait("code=9")
     screen.sane()
@@ -211,7 +233,8 @@ def test_interrupting_without_a_terminal_reaches_the_process(screen: Screen, whe
 
 def test_a_pull_shows_bars(screen: Screen, wherry: Wherry, busybox: str) -> None:
     wherry("rmi", "busybox")
-    screen.type(f"clear; w pull {busybox}; echo code=$?")
+    screen.fresh()
+    screen.type(f"w pull {busybox}; echo code=$?")
     text = screen.wait("code=0")
     assert "docker.io/library/busybox:latest" in text
     screen.sane()
