@@ -103,7 +103,7 @@ class Networks:
         return str(conflist["name"])
 
     def teardown(self) -> None:
-        """Take away every bridge, lease and the table of this wherry (for uninstall and tests). Nothing may be attached."""
+        """Take away every bridge, every lease and the table (for uninstall and tests). Nothing may be attached."""
         with self._locked():
             for conflist in self._all():
                 if "wherry" in conflist:
