@@ -1,8 +1,8 @@
 """`cp`: tar streams out of and into a container, running or not.
 
-Decides how a path of the container becomes a descriptor: always beneath its root, never twice as a string (invariant
-1). What comes in is untrusted like a layer (invariant 13): names with ".." are refused, links are made and not followed,
-pseudo file systems are not written to, headers are bounded.
+Decides how a path of the container becomes a descriptor: always beneath its root, never twice as a string
+(invariant 1). What comes in is untrusted like a layer (invariant 13): names with ".." are refused, links are made and
+not followed, pseudo file systems are not written to, headers are bounded.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ class _Target:
     def _link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
         parts = [part for part in member.linkname.split("/") if part not in ("", ".")]
         if ".." in parts or not parts:
-            raise WherryError(Kind.INVALID, f'the link to "{member.linkname[:200]}" in the archive leads out of its place')
+            raise WherryError(Kind.INVALID, f'a link to "{member.linkname[:200]}" leads out of its place')
         folder = self._parent(parts[:-1])
         try:
             os.link(parts[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)

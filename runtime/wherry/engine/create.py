@@ -208,8 +208,6 @@ def ports(house: House, options: RunOptions, image: ImageConfig) -> list[PortMap
 def _config(
     house: House, cid: str, options: RunOptions, record: ImageRecord, networks: Sequence[Attachment]
 ) -> Json:
-    import socket
-
     image = replace(record.config, history=())
     return {
         "options": codec.encode(replace(options, network=tuple(networks))),
@@ -218,7 +216,7 @@ def _config(
         "layers": list(image.diff_ids),
         "labels": {**image.labels, **options.labels},
         "argv": list(specgen.argv(options, image)),
-        "hostname": specgen.hostname(options, cid, socket.gethostname()),
+        "hostname": specgen.hostname(options, cid, os.uname().nodename),
         "stop_signal": _stop_signal(options, image),
         "health": health.settings(options, image),
         "log": log_config(house, cid, options.log),

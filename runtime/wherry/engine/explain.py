@@ -26,6 +26,7 @@ def run(house: House, options: RunOptions) -> list[Section]:
     if not os.path.isdir(house.place.root):
         hint = "--explain pulls nothing: pull it first"
         raise WherryError(Kind.NOT_FOUND, f"no such image: {options.image}", hint=hint)
+    house.leave_no_traces()
     draft = create.draft(house, options, None, dry=True)
     draft.config["mounts"] = [mounts.inspect_row(_found(house, mount)) for mount in draft.mounts]
     row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)

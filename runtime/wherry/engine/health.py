@@ -62,7 +62,7 @@ def initial(path: str, started: float) -> None:
 def _store(path: str, value: Json) -> None:
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+        file.write(json.dumps(value))
     os.replace(temporary, path)
 
 

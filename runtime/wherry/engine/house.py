@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,13 @@ class House:
         from wherry.volume.volumes import Volumes
 
         return Volumes(self.place.root)
+
+    def leave_no_traces(self) -> None:
+        """Measure the facts without their cache, where it is not written yet: `explain` writes nothing."""
+        from wherry.kernel import facts
+
+        if not os.path.exists(f"{self.place.state}/facts.json"):
+            self.__dict__["facts"] = facts.measure(replace(self.place, state=os.devnull))
 
     def prepare(self) -> None:
         """Make the directories of the place with their rights (invariant 10)."""

@@ -178,7 +178,7 @@ def _write(path: str, text: str) -> None:
 def _store(house: House, cid: str, facts: Json) -> None:
     path = f"{house.state_dir(cid)}/net.json"
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(facts, file)
+        file.write(json.dumps(facts))
     os.replace(f"{path}.new", path)
 
 

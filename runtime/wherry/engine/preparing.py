@@ -208,7 +208,7 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
 
 def _write_config(directory: str, config: Json) -> None:
     with open(f"{directory}/config.json.new", "w", encoding="utf-8") as file:
-        json.dump(config, file)
+        file.write(json.dumps(config))
     os.replace(f"{directory}/config.json.new", f"{directory}/config.json")
 
 

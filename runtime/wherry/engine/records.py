@@ -52,5 +52,5 @@ def store(directory: str, life: Life) -> None:
     """Replace it in one rename. No fsync: after a power cut the older truth is as good."""
     temporary = f"{directory}/life.json.new"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(asdict(life), file)
+        file.write(json.dumps(asdict(life)))
     os.replace(temporary, f"{directory}/life.json")

@@ -157,6 +157,7 @@ def _launch(
         place.make()
         joined = joining.join(house, row, options, undo)
         ready = preparing.prepare(house, row, options, joined, undo, held)
+        undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
         _write_state(house, row, place, ready, launched, joined.facts)

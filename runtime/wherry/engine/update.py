@@ -71,5 +71,5 @@ def _rewrite(house: House, row: Container, new: RunOptions) -> None:
         found = limits.resources(new.limits, house.facts, house.settings.pids_limit)
         config["linux"]["resources"] |= found
         with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(config, file)
+            file.write(json.dumps(config))
         os.replace(f"{path}.new", path)
