@@ -15,11 +15,14 @@ import pytest
 from helpers import tools
 from helpers.wherry import Wherry
 
-SPY = (
-    "exec 2>&1; grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status; id; pwd; umask; env | sort; hostname;"
-    " ulimit -c; ls -l /dev | awk 'NR>1 {print $1,$NF}' | grep ^c; cut -d' ' -f5 /proc/self/mountinfo | grep -v ^/sys/fs/cgroup | sort;"
-    " cat /proc/self/uid_map; ls /proc/acpi /sys/firmware 2>&1 | head -4; echo x 2>&1 >/proc/sysrq-trigger"
-)
+SPY = "; ".join([
+    "exec 2>&1",
+    "grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status",
+    "id; pwd; umask; hostname; ulimit -c; env | sort",
+    "ls -l /dev | awk 'NR>1 {print $1,$NF}' | grep ^c",
+    "cut -d' ' -f5 /proc/self/mountinfo | grep -v ^/sys/fs/cgroup | sort",
+    "cat /proc/self/uid_map; ls /proc/acpi /sys/firmware | head -4; echo x >/proc/sys/kernel/domainname",
+])  # fmt: skip
 FLAVOURS: dict[str, tuple[str, ...]] = {
     "default": (),
     "user": ("--user", "33:33", "--group-add", "12", "-w", "/tmp"),
@@ -82,7 +85,7 @@ def test_crun_runs_our_bundle_alike(wherry: Wherry, busybox: str, tmp_path: Path
 
 
 def test_config_names_a_version_of_the_spec(wherry: Wherry, busybox: str) -> None:
-    wherry("create", "--name", wherry.name(), busybox, "true")
+    wherry("run", "--name", wherry.name(), busybox, "true")
     config = bundle_of(wherry, wherry.name())
     assert config["ociVersion"].startswith("1.")
     assert config["process"]["args"] == ["true"]
