@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-import posixpath
 import re
-import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Protocol
@@ -33,6 +31,7 @@ from wherry.image.manifest import (
     parse_document,
     parse_index,
 )
+from wherry.image.members import clean_name, index_tar
 from wherry.image.pull import Document, copy_stream
 from wherry.image.reference import DIGEST, Reference
 from wherry.image.unpack import inflate
@@ -40,7 +39,6 @@ from wherry.model import Descriptor, Json
 
 __all__ = ["open_sources"]
 
-_MEMBERS_MAX = 200_000
 _ARCHIVE_MAX = 256 << 30
 _CONTAINERD_NAME = "io.containerd.image.name"  # what `ctr image export` and docker write beside the bare tag
 
@@ -74,27 +72,18 @@ class _Archive:
 
     def __init__(self, path: str, shown: str) -> None:
         self._path = path
-        self._shown = shown
-        self._members: dict[str, tarfile.TarInfo] = {}
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for count, member in enumerate(archive):
-                    if count >= _MEMBERS_MAX:
-                        raise WherryError(Kind.INVALID, f"{shown} has more than {_MEMBERS_MAX} members")
-                    self._members[_clean(member.name)] = member
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise WherryError(Kind.INVALID, f"{shown} is not a tar archive, or a damaged one: {error}") from error
+        with open(path, "rb") as file:
+            self._members = index_tar(file.fileno(), shown)
 
     def open(self, name: str) -> tuple[_Stream, int]:
-        member = self._members.get(_clean(name))
+        member = self._members.get(clean_name(name))
         for _ in range(8):  # docker save links equal layers to the first one
-            if member is None or not (member.issym() or member.islnk()):
+            if member is None or not member.target:
                 break
-            base = posixpath.dirname(member.name) if member.issym() else ""
-            member = self._members.get(_clean(posixpath.join(base, member.linkname)))
-        if member is None or not member.isreg() or member.sparse is not None:
+            member = self._members.get(member.target)
+        if member is None or member.target:
             raise FileNotFoundError(2, "no such member", name)
-        return _Window(self._path, member.offset_data, member.size), member.size
+        return _Window(self._path, member.offset, member.size), member.size
 
 
 class _Window:
@@ -116,10 +105,6 @@ class _Window:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _clean(name: str) -> str:
-    return posixpath.normpath("/" + name).lstrip("/")
 
 
 def _read(files: _Files, name: str, limit: int, what: str) -> bytes:
