@@ -230,9 +230,32 @@ static char *escape(char *to, unsigned char c) {
     return to;
 }
 
+#define BYTES(c) (0x0101010101010101u * (c))
+
+/* Whether a byte of the word wants escaping: above 0x7f, below 0x20, a quote or a backslash. */
+static int wants_escape(uint64_t w) {
+    uint64_t quote = w ^ BYTES('"'), slash = w ^ BYTES('\\');
+    return (w | (w - BYTES(0x20)) | (quote - BYTES(1)) | (slash - BYTES(1))) & BYTES(0x80) ? 1 : 0;
+}
+
+/* Eight plain bytes at a time. */
+static size_t plain_run(char *to, const unsigned char *p, size_t n) {
+    size_t i = 0;
+    for (uint64_t w; i + 8 <= n; i += 8) {
+        __builtin_memcpy(&w, p + i, 8);
+        if (wants_escape(w)) break;
+        __builtin_memcpy(to + i, &w, 8);
+    }
+    return i;
+}
+
 /* At most six bytes for one. */
 static char *json_text(char *to, const unsigned char *p, size_t n) {
     for (size_t i = 0; i < n;) {
+        size_t run = plain_run(to, p + i, n - i);
+        to += run;
+        i += run;
+        if (i == n) break;
         unsigned char c = p[i];
         if (c < 0x80) {
             if (c >= 0x20 && c != '"' && c != '\\') *to++ = (char)c;

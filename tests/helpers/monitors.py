@@ -1,4 +1,4 @@
-"""Containers without a root of their own for tests of the monitor: the plan is the monitor's records and a host process.
+"""Containers without a root of their own, for tests of the monitor: its records and a host process make the plan.
 
 Everything that a start needs is real (helper, pipes, sockets, files); only namespaces and mounts are left out.
 """
@@ -71,8 +71,9 @@ def plan_of(how: How, place: ContainerDir) -> Plan:
     m: list[Op] = [Op("MON_STDIO", "M", fd0=fd, n0=numbers[name]) for name, fd in outer.items()]
     if how.tty:
         m.append(Op("MON_STDIO", "M", ("TTY",), fd0=master, n0=1))
-    m.append(Op("MON_LOG", "M", s0=how.log_path or place.file("log"), n0=DRIVERS[how.log],
-                n1=len(how.log_fields) if how.log == "journald" else how.log_bytes, n2=how.log_files, s1=how.log_fields))
+    size = len(how.log_fields) if how.log == "journald" else how.log_bytes
+    path = how.log_path or place.file("log")
+    m.append(Op("MON_LOG", "M", s0=path, n0=DRIVERS[how.log], n1=size, n2=how.log_files, s1=how.log_fields))
     m += [Op({"attach": "MON_ATTACH", "client": "MON_CLIENT"}[name], "M", fd0=fd) for name, fd in extra.items()]
     if how.record:
         m.append(Op("MON_EXIT", "M", s0=place.path))
@@ -90,7 +91,8 @@ def plan_of(how: How, place: ContainerDir) -> Plan:
     if how.oom:
         h.append(Op("OPEN", "H", s0=how.oom, n0=os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, fd0=oom))
         m.append(Op("MON_OOM", "M", fd0=oom))
-    h += [Op("CLONE", "H", n0=0, s0="a process", fd0=cgroup if how.cgroup else -1), Op("REPORT", "H", n0=1, s0="created")]
+    h.append(Op("CLONE", "H", n0=0, s0="a process", fd0=cgroup if how.cgroup else -1))
+    h.append(Op("REPORT", "H", n0=1, s0="created"))
     c = [Op("STDIO", "C", fd0=fd, n0=numbers[name]) for name, fd in inner.items()]
     if how.tty:
         c.append(Op("CONSOLE", "C", ("HOST_PTMX", "NO_BIND")))
@@ -145,7 +147,8 @@ class Box:
         return [(row[1], row[2], row[3]) for row in rows]
 
     def monitor_gone(self, timeout: float = 10) -> bool:
-        assert self.launched is not None and self.launched.monitor is not None
+        assert self.launched is not None
+        assert self.launched.monitor is not None
         return process.wait_gone(self.launched.monitor, timeout)
 
     def remove(self) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.monitors import Box, How, box, collect, plan_of, read_until, sh, until
 
+from helpers.monitors import Box, How, box, collect, plan_of, read_until, sh, until
 from wherry.container import attach, launch, lifecycle
 from wherry.container.attach import End
 from wherry.container.state import Status
@@ -187,7 +187,8 @@ def test_first_client_gets_everything(one: Box) -> None:
     assert frame == (ATTACH_ACK, b"started")
     out, err, status = collect(stream)
     assert (out, err) == (b"out\n", b"err\n")
-    assert status is not None and status.code == 9
+    assert status is not None
+    assert status.code == 9
     assert stream.read() is None
 
 
@@ -209,7 +210,8 @@ def test_stdin_of_the_first_client_ends_with_it(one: Box) -> None:
     stream.eof()
     out, _, status = collect(stream)
     assert out == b"hello"
-    assert status is not None and status.code == 0
+    assert status is not None
+    assert status.code == 0
 
 
 def test_stdin_closes_when_the_first_client_vanishes(one: Box) -> None:
@@ -271,7 +273,8 @@ def test_regular_file_as_stdin(one: Box, tmp_path: Path) -> None:
     assert stream is not None
     with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as out:
         ended = attach.relay(stream, source.fileno(), out.fileno(), 2)
-    assert ended.status is not None and ended.status.code == 0
+    assert ended.status is not None
+    assert ended.status.code == 0
     assert (tmp_path / "out").read_text() == "300000\n"
 
 
@@ -282,7 +285,8 @@ def test_slow_first_client_loses_nothing(one: Box) -> None:
     assert one.place.exit_status() is None  # held back
     out, _, status = collect(stream)
     assert len(out) == 3000000
-    assert status is not None and status.code == 5
+    assert status is not None
+    assert status.code == 5
 
 
 def test_first_client_that_reads_after_the_end(one: Box) -> None:
@@ -292,7 +296,8 @@ def test_first_client_that_reads_after_the_end(one: Box) -> None:
     assert one.ended().code == 5
     out, _, status = collect(stream)
     assert len(out) == 400000
-    assert status is not None and status.code == 5
+    assert status is not None
+    assert status.code == 5
 
 
 def test_vanished_client_does_not_stop_output(one: Box) -> None:
@@ -359,7 +364,8 @@ def test_terminal(one: Box) -> None:
     out, err, status = collect(stream)
     assert b"33 101\r\ngot word\r\n" in out
     assert err == b""
-    assert status is not None and status.code == 6
+    assert status is not None
+    assert status.code == 6
 
 
 def test_terminal_reopened_by_the_container(one: Box) -> None:
@@ -376,7 +382,8 @@ def test_interrupt_key(one: Box) -> None:
     time.sleep(0.1)
     stream.write(b"\x03")
     status = collect(stream)[2]
-    assert status is not None and status.code == 130
+    assert status is not None
+    assert status.code == 130
 
 
 # --- the end ---
@@ -427,7 +434,8 @@ def test_oom_flag(one: Box, events: str, oom: bool) -> None:
     stream = one.start(How(sh("kill -9 $$"), oom=one.place.file("cg"), client=True))
     assert stream is not None
     status = collect(stream)[2]
-    assert status is not None and (status.code, status.oom) == (137, oom)
+    assert status is not None
+    assert (status.code, status.oom) == (137, oom)
     assert one.ended().oom is oom
 
 
@@ -451,7 +459,8 @@ def cleaned(one: Box) -> int:
 
 def test_cleanup_takes_the_monitors_place(one: Box) -> None:
     one.start(How(sh("exit 1"), cleanup=CLEANUP))
-    assert one.launched is not None and one.launched.monitor is not None
+    assert one.launched is not None
+    assert one.launched.monitor is not None
     assert cleaned(one) == one.launched.monitor.pid
 
 
@@ -487,8 +496,8 @@ def test_cleanup_while_a_client_still_reads(one: Box) -> None:
 def test_cleanup_environment_is_the_plans(one: Box) -> None:
     os.environ["WHERRY_TEST_LEAK"] = "1"
     try:
-        dump = ("/bin/sh", "-c", "env >$PLACE/env; ls -l /proc/self/fd >$PLACE/fds; grep SigIgn /proc/self/status >$PLACE/sig;"
-                                 " >$PLACE/cleaned; echo 1 >$PLACE/cleaned")
+        dump = ("/bin/sh", "-c", "env >$PLACE/env; ls -l /proc/self/fd >$PLACE/fds; echo 1 >$PLACE/cleaned.tmp;"
+                                 " grep SigIgn /proc/self/status >$PLACE/sig; mv $PLACE/cleaned.tmp $PLACE/cleaned")
         one.start(How(sh("exit 1"), cleanup=dump))
         assert cleaned(one)
     finally:
@@ -523,12 +532,14 @@ def test_timer_runs_one_at_a_time(one: Box) -> None:
 def test_killed_monitor_takes_the_container_along(one: Box, test_id: str) -> None:
     one.start(How(sh("setsid sleep 100 & sleep 100"), cgroup=f"{CGROUPS}/{test_id}"))
     assert one.place.status() is Status.RUNNING
-    assert one.launched is not None and one.launched.monitor is not None
+    assert one.launched is not None
+    assert one.launched.monitor is not None
     process.signal(one.launched.monitor, 9)
     assert process.wait_gone(one.launched.init, 5)
     assert one.place.exit_status() is None
     status = one.place.settle()
-    assert status is not None and (status.code, status.error) == (137, "monitor was killed")
+    assert status is not None
+    assert (status.code, status.error) == (137, "monitor was killed")
     assert one.place.exit_status() == status
     assert one.place.status() is Status.STOPPED
     assert until(lambda: Path(one.cgroup, "cgroup.events").read_text().startswith("populated 0"))
@@ -593,7 +604,8 @@ def test_stop_asks_first(one: Box) -> None:
     one.start(How(sh("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")))
     assert until(lambda: "up" in one.log())
     status = lifecycle.stop(one.place, "TERM", 5)
-    assert status is not None and status.code == 3
+    assert status is not None
+    assert status.code == 3
     assert one.lines()[-1][2] == "bye"
 
 
@@ -602,7 +614,8 @@ def test_stop_kills_who_does_not_listen(one: Box) -> None:
     assert until(lambda: "up" in one.log())
     start = time.monotonic()
     status = lifecycle.stop(one.place, "SIGTERM", 0.5)
-    assert status is not None and status.code == 137
+    assert status is not None
+    assert status.code == 137
     assert 0.4 < time.monotonic() - start < 3
     assert lifecycle.stop(one.place) == status
     with pytest.raises(WherryError, match="is not running"):
@@ -626,7 +639,8 @@ def test_pause_and_resume(one: Box, test_id: str) -> None:
     assert until(lambda: one.log() != before)
     lifecycle.pause(one.place)
     status = lifecycle.stop(one.place, "TERM", 5)  # a frozen one is thawed to hear it
-    assert status is not None and status.code == 143
+    assert status is not None
+    assert status.code == 143
     lifecycle.delete(one.place)
     assert not os.path.exists(one.cgroup)
     assert not one.place.exists()
@@ -647,7 +661,8 @@ def test_wait_in_time(one: Box) -> None:
     one.start(How(sh("sleep 0.4; exit 12")))
     assert lifecycle.wait(one.place, 0.05) is None
     status = lifecycle.wait(one.place)
-    assert status is not None and status.code == 12
+    assert status is not None
+    assert status.code == 12
 
 
 def test_detach_keys(one: Box) -> None:

@@ -46,8 +46,8 @@ def start(container_dir: str, plan: Plan, role: str, fds: Mapping[str, int], *, 
 
     `fds` gives descriptors by the names of `plan.inherited` (oci/how.py lists them); they stay the caller's. Pipes
     come from `stdio_pipes`, the listening socket from `listen`, a first client from `attach.pair`. Returns once init
-    runs (or waits for its start). Raises WherryError with the failed step; its `code` is 126 or 127 where the command itself
-    could not be run. `name` is what sentences call the container, by default the directory's name.
+    runs (or waits for its start). Raises WherryError with the failed step; its `code` is 126 or 127 where the command
+    itself could not be run. `name` is what sentences call the container, by default the directory's name.
     """
     with ExitStack() as stack:
         watch = _Watch(plan, name or os.path.basename(container_dir), time.monotonic() + timeout)
@@ -61,9 +61,11 @@ def start(container_dir: str, plan: Plan, role: str, fds: Mapping[str, int], *, 
 
 def _spawn(stack: ExitStack, plan: Plan, role: str, fds: Mapping[str, int]) -> tuple[int, int]:
     """Spawn the helper: its pid and our end of the report pipe."""
-    from wherry.container import wire
+    from wherry.container import idmaps, wire
     from wherry.kernel import shim
 
+    maps = [slot for slot in plan.inherited if slot.startswith(idmaps.PREFIX) and slot not in fds]
+    fds = {**fds, **{slot: _keep(stack, idmaps.open_map(slot)) for slot in maps}}
     missing = [slot for slot in plan.inherited if slot not in fds]
     if missing:
         raise WherryError(Kind.INTERNAL, f"no descriptor for {', '.join(missing)}")
@@ -150,7 +152,7 @@ class _Watch:
         return process.reap(child) if child else 0
 
     def abandon(self) -> None:
-        """End what runs of it and remove the cgroups it made. Nothing is left to do if the helper has reported failure."""
+        """End what runs of it and remove the cgroups it made; nothing is left to do if the helper reported failure."""
         for proc in (self.monitor, self.init):
             if proc is not None and proc.start_time:
                 process.signal(proc, 9)
@@ -282,7 +284,8 @@ _HINTS: dict[tuple[str, int], str] = {
 _KINDS = {
     errno.ENOENT: Kind.PRECONDITION, errno.EPERM: Kind.DENIED, errno.EACCES: Kind.DENIED,
     errno.ENOSPC: Kind.EXHAUSTED, errno.ENOMEM: Kind.EXHAUSTED, errno.EMFILE: Kind.EXHAUSTED,
-    errno.EAGAIN: Kind.EXHAUSTED, errno.EEXIST: Kind.CONFLICT, errno.EBUSY: Kind.CONFLICT, errno.ENOSYS: Kind.UNSUPPORTED, errno.ENODEV: Kind.UNSUPPORTED,
+    errno.EAGAIN: Kind.EXHAUSTED, errno.EEXIST: Kind.CONFLICT, errno.EBUSY: Kind.CONFLICT,
+    errno.ENOSYS: Kind.UNSUPPORTED, errno.ENODEV: Kind.UNSUPPORTED,
     errno.EOPNOTSUPP: Kind.UNSUPPORTED, errno.EINVAL: Kind.INVALID, errno.ENOTDIR: Kind.INVALID,
 }
 
