@@ -111,6 +111,15 @@ def case_user_namespace() -> Plan:
     return created(config)
 
 
+def case_user_namespace_overlay() -> Plan:
+    """The host side makes the overlay of mapped layers and clones every bind's tree."""
+    ids = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    config = example(uidMappings=ids, gidMappings=ids)
+    config["linux"]["namespaces"].append({"type": "user"})
+    mount = Mount("overlay", "overlay", "/", (*OVERLAY.options, "idmap"))
+    return created(config, HostFacts(kernel=(6, 15), overlay_lowerdir_add=True), rootfs=(mount,), root_dir="/run/c/x")
+
+
 def case_rootless() -> Plan:
     """One id, no rights: setgroups is denied, the limits are clamped, no node can be made."""
     kinds = [{"type": kind} for kind in ("user", "mount", "pid", "ipc", "uts", "cgroup")]

@@ -41,11 +41,8 @@ def group(measured: HostFacts) -> Iterator[str]:
 
 @pytest.fixture
 def sleeper(group: str) -> Iterator[subprocess.Popen[bytes]]:
-    def enter() -> None:
-        with open(f"{group}/cgroup.procs", "w") as procs:
-            procs.write("0")
-
-    process = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & wait"], preexec_fn=enter, stdout=subprocess.DEVNULL)
+    script = f"echo 0 > {group}/cgroup.procs; sleep 1000 & wait"
+    process = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 5
     while len(cgroup.processes(group)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -83,12 +83,19 @@ def test_a_damaged_cache_is_measured_anew(tmp_path: Path, junk: str) -> None:
 @pytest.mark.parametrize(
     ("file", "wanted", "found", "agrees"),
     [
-        ("memory.max", "4097", "4096", True), ("memory.max", "4096", "8192", False), ("memory.max", "max", "max", True),
-        ("pids.max", "5", "4", False), ("hugetlb.2MB.max", "3000000", "2097152", True), ("cpu.max", "max 100000", "max 100000", True),
-        ("cpuset.cpus", "0,1,2", "0-2", True), ("cpuset.cpus", "0-1", "0-2", False),
-        ("io.max", "8:0 rbps=5", "8:0 rbps=5 wbps=max riops=max wiops=max", True), ("io.max", "8:0 rbps=5", "8:1 rbps=5", False),
-        ("io.max", "8:0 rbps=max", "", True), ("io.weight", "default 50", "default 50\n8:0 20", True),
+        ("memory.max", "4097", "4096", True),
+        ("memory.max", "4096", "8192", False),
+        ("memory.max", "max", "max", True),
+        ("pids.max", "5", "4", False),
+        ("hugetlb.2MB.max", "3000000", "2097152", True),
+        ("cpu.max", "max 100000", "max 100000", True),
+        ("cpuset.cpus", "0,1,2", "0-2", True),
+        ("cpuset.cpus", "0-1", "0-2", False),
+        ("io.max", "8:0 rbps=5", "8:0 rbps=5 wbps=max riops=max wiops=max", True),
+        ("io.max", "8:0 rbps=5", "8:1 rbps=5", False),
+        ("io.max", "8:0 rbps=max", "", True),
+        ("io.weight", "default 50", "default 50\n8:0 20", True),
     ],
-)  # fmt: skip
+)
 def test_reading_back(file: str, wanted: str, found: str, agrees: bool) -> None:
     assert cgroup._agrees(file, wanted, found) == agrees

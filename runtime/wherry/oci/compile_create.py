@@ -44,7 +44,11 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     refuse_unsupported(config)
     process = config["process"]
     b = Builder(
-        (*proc.process_slots(process, config, how), *dict.fromkeys(how.namespace_slots.values()), *idmap_slots(config))
+        (
+            *proc.process_slots(process, config, how),
+            *dict.fromkeys(how.namespace_slots.values()),
+            *idmap_slots(config, how),
+        )
     )
     ns = nss.namespaces(config, how, b)
     if not ns.has("mount"):

@@ -16,7 +16,8 @@ from wherry.model import Json
 from wherry.oci import options as opt
 from wherry.oci.compile_builder import inside
 from wherry.oci.compile_job import Job
-from wherry.oci.compile_namespaces import mapped, on_host
+from wherry.oci.compile_namespaces import map_slot, mapped, on_host
+from wherry.oci.how import LaunchHow
 from wherry.oci.options import MountOptions
 
 __all__ = ["Mounts", "idmap_slots"]
@@ -66,20 +67,18 @@ def _idmap_name(mount: Json, config: Json) -> str:
     if not uids or not gids:
         raise WherryError(Kind.INVALID, f"mount {mount['destination']}: idmap needs uidMappings and gidMappings")
 
-    def text(entries: list[Json]) -> str:
-        return "/".join(f"{e['containerID']}:{e['hostID']}:{e['size']}" for e in entries)
-
-    return f"idmap={text(uids)},{text(gids)}"
+    return map_slot({"uidMappings": uids, "gidMappings": gids})
 
 
 def _wants_idmap(mount: Json) -> bool:
     return bool(mount.get("uidMappings")) or bool({"idmap", "ridmap"}.intersection(mount.get("options") or []))
 
 
-def idmap_slots(config: Json) -> tuple[str, ...]:
-    """Names of the inherited slots with user namespaces for idmapped mounts: "idmap=C:H:N[/...],C:H:N[/...]" (uids,
-    gids)."""
+def idmap_slots(config: Json, how: LaunchHow) -> tuple[str, ...]:
+    """Names of the inherited slots of user namespaces that lend their maps to mounts (compile_namespaces.map_slot)."""
     names = [_idmap_name(mount, config) for mount in config.get("mounts") or [] if _wants_idmap(mount)]
+    if any("idmap" in mount.options for mount in how.rootfs):
+        names.append(_idmap_name({"destination": "/"}, config))
     return tuple(dict.fromkeys(names))
 
 

@@ -16,7 +16,18 @@ from wherry.oci.compile_builder import Builder
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
 
-__all__ = ["CLONE_BITS", "Namespaces", "become_root", "clone", "enter", "id_map", "mapped", "namespaces", "on_host"]
+__all__ = [
+    "CLONE_BITS",
+    "Namespaces",
+    "become_root",
+    "clone",
+    "enter",
+    "id_map",
+    "map_slot",
+    "mapped",
+    "namespaces",
+    "on_host",
+]
 
 #: runtime-spec type -> (CLONE_NEW* of linux/sched.h, name below /proc/<pid>/ns)
 CLONE_BITS: Final[dict[str, tuple[int, str]]] = {
@@ -194,6 +205,15 @@ def setgroups_denied(config: Json, facts: HostFacts, ns: Namespaces) -> bool:
     """Supplementary groups cannot be set: the maps were written without rights."""
     entries = config.get("linux", {}).get("gidMappings") or []
     return "user" in ns.new and not facts.has_cap("CAP_SETGID") and _own_id_only(entries, facts.egid)
+
+
+def map_slot(entry: Json) -> str:
+    """The inherited slot of a user namespace that lends its maps: "idmap=C:H:N[/...],C:H:N[/...]" (uids, gids)."""
+
+    def text(key: str) -> str:
+        return "/".join(f"{e['containerID']}:{e['hostID']}:{e['size']}" for e in entry[key])
+
+    return f"idmap={text('uidMappings')},{text('gidMappings')}"
 
 
 def mapped(config: Json, number: int, key: str = "uidMappings") -> bool:

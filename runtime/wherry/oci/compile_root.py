@@ -17,7 +17,7 @@ from wherry.model import Json, Mount
 from wherry.oci import options as opt
 from wherry.oci.compile_builder import Builder
 from wherry.oci.compile_job import Job
-from wherry.oci.compile_namespaces import O_PATH_DIRECTORY
+from wherry.oci.compile_namespaces import O_PATH_DIRECTORY, map_slot
 from wherry.oci.options import MountOptions
 
 __all__ = ["attach_root", "overlay_options", "prepare_root", "root_directory", "split_layers"]
@@ -64,8 +64,14 @@ def _detached(job: Job, add: Add, path: str, directory: str) -> int:
     options = opt.parse(mount.options, "root filesystem")
     if options.bind or mount.type in {"bind", "rbind"}:
         return _bound(job.b, add, mount.source, options)
-    if mount.type != "overlay":
-        return _new(job.b, add, mount, options, options.data)
+    if mount.type == "overlay":
+        return _overlay(job, add, mount, options, directory)
+    return _new(job.b, add, mount, options, options.data)
+
+
+def _overlay(job: Job, add: Add, mount: Mount, options: MountOptions, directory: str) -> int:
+    if options.idmap:
+        return _idmapped(job, mount, options)
     if job.facts.overlay_lowerdir_add:
         return _new(job.b, add, mount, options, _long_paths(job.b, add, overlay_options(options.data)))
     if all(_fits(word) for word in options.data) or not directory:
@@ -84,6 +90,32 @@ def _bound(b: Builder, add: Add, path: str, options: MountOptions) -> int:
 def _new(b: Builder, add: Add, mount: Mount, options: MountOptions, data: tuple[str, ...]) -> int:
     slot = b.slot()
     add("FS_NEW", fd0=slot, s0=mount.type, s1=data, n0=len(data), n1=options.attr_set, s2=mount.source)
+    return slot
+
+
+def _idmapped(job: Job, mount: Mount, options: MountOptions) -> int:
+    """Layers of root's own ids, shown with the container's: an overlay cannot be mapped itself, its lower layers can
+    (their
+    detached trees by slot, 6.15). The upper directory is not mapped, since the mounter itself must be able to write in
+    it: whoever makes it gives it to the container's root, and what the container writes has the ids of the host."""
+    if job.facts.kernel < (6, 15):
+        raise WherryError(
+            Kind.UNSUPPORTED,
+            "this kernel cannot show an image's layers with other ids",
+            hint="Linux 6.15 can; or use no --userns",
+        )
+    users = job.b.inherited_slot(map_slot(job.linux))
+    data: list[str] = []
+    for word in overlay_options(options.data):
+        key, _, value = word.partition("=")
+        data.append(f"{key}=slot:{_mapped_tree(job.b, value, users)}" if key == "lowerdir+" else word)
+    return _new(job.b, job.b.host, mount, options, _long_paths(job.b, job.b.host, tuple(data)))
+
+
+def _mapped_tree(b: Builder, path: str, users: int) -> int:
+    slot = b.slot()
+    b.host("TREE", fd0=slot, s0=path)
+    b.host("ATTR", fd0=slot, fd1=users, n0=opt.IDMAP)
     return slot
 
 

@@ -52,6 +52,7 @@ class LaunchHow:
 
     id: str = ""
     rootfs: tuple[Mount, ...] = ()  # from a snapshotter (overlay or bind); empty: root.path is bound
+    #   with the option "idmap" the layers are shown with the container's id maps; upper must be its root's
     root_dir: str = ""  # existing host directory that the root is attached on; "": bundle/rootfs or root.path
     cgroup: str = ""  # absolute path of the container's cgroup; "": stay in the caller's
     cgroup_exists: bool = False  # it may exist already (exec, shared pods)
