@@ -20,7 +20,7 @@ __all__ = ["Wherry", "until"]
 
 TOP = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.executable).with_name("wherry")
-COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from wherry.cli.main import entry; entry()"]
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "wherry"]
 
 
 def until(what: Callable[[], Any], seconds: float = 15, message: str = "") -> Any:

@@ -24,8 +24,7 @@ class Screen:
         tools.need("tmux")
         self._socket = str(directory / "tmux.sock")
         start = directory / "bashrc"
-        start.write_text(f'PS1="ready$ "\nw() {{ {" ".join(COMMAND)!s} "$@"; }}\n' if " " not in COMMAND[-1] else
-                         f'PS1="ready$ "\nw() {{ {COMMAND[0]} -c "{COMMAND[2]}" "$@"; }}\n')  # fmt: skip
+        start.write_text(f'PS1="ready$ "\nw() {{ {" ".join(COMMAND)} "$@"; }}\n')
         env = {**own.env, "LC_ALL": "C.UTF-8", "HISTFILE": ""}
         self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", f"bash --rcfile {start}", env=env)
         self.wait("ready$")

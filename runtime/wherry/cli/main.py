@@ -20,9 +20,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 PLACES = ("--root", "--state", "--config")
 
 
-def entry() -> None:
-    """The console script."""
-    sys.exit(main(sys.argv[1:]))
+def entry() -> int:
+    """The console script, which exits with what this returns."""
+    return main(sys.argv[1:])
 
 
 def main(argv: Sequence[str], env: Mapping[str, str] | None = None, stdio: Stdio | None = None) -> int:
