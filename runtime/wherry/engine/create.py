@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, ImageConfig, ImageRecord, Json, LogConfig, PortMapping, ProgressEvent, RunOptions
 
-from . import codec, events, health, images, limits, mounts, names, restart, security, specgen
+from . import codec, confine, devices, events, health, images, limits, mounts, names, restart, security, specgen
 from .db import Container
 from .house import House
 from .undo import Undo, making
@@ -54,6 +54,7 @@ def draft(house: House, options: RunOptions, progress: Progress | None, *, dry: 
     restart.check(options.restart, options.remove)
     name = _free_name(house, options)
     security.parse(options)
+    _check_userns(options)
     _check_cidfile(options)
     limits.check(options.limits, house.facts)
     record = _image(house, options, progress, dry=dry)
@@ -70,9 +71,17 @@ def draft(house: House, options: RunOptions, progress: Progress | None, *, dry: 
 
 def _rehearse(house: House, made: Draft) -> None:
     """What the spec generator refuses, it refuses now and not at the first start."""
-    specgen.argv(made.options, made.record.config)
-    specgen.asked_rlimits(made.options)
-    security.capabilities(made.options, house.facts.cap_bounding)
+    options = made.options
+    host = {kind for kind in ("ipc", "pid", "uts") if getattr(options, kind) == "host"}
+    host |= {"network"} if made.networks[0].network == "host" else set()
+    specgen.check(options, made.record.config, frozenset({"network", "ipc", "pid", "uts"} - host))
+    caps = security.capabilities(options, house.facts.cap_bounding)
+    if options.devices:
+        devices.resolve(options.devices)
+    chosen = security.parse(options)
+    if chosen.seccomp:
+        confine.seccomp(chosen, caps, house.facts)
+    confine.selinux(chosen, made.id, house.facts)
 
 
 def _image(house: House, options: RunOptions, progress: Progress | None, *, dry: bool) -> ImageRecord:
@@ -91,6 +100,16 @@ def _free_name(house: House, options: RunOptions) -> str:
             raise WherryError(Kind.EXISTS, message, hint=hint)
         return name
     return ""
+
+
+def _check_userns(options: RunOptions) -> None:
+    """A private range needs layers with mapped ids, which the planner cannot mount yet: refused, never done by halves."""
+    if options.userns in ("host", "private") or (not options.userns and options.profile != "strict"):
+        return
+    asked = f"--userns {options.userns}" if options.userns else "--profile strict"
+    hint = "--profile strict --userns host gives all of it but the user namespace" if not options.userns else ""
+    message = f"{asked} needs a user namespace of its own, which this version cannot give to an image's layers"
+    raise WherryError(Kind.UNSUPPORTED, message, hint=hint)
 
 
 def _check_cidfile(options: RunOptions) -> None:

@@ -180,7 +180,14 @@ def inputs(house: House, row: Container, options: RunOptions, image: ImageConfig
         resources=resources, cgroup=cgroup_path(house, row.id, options),
         seccomp=confine.seccomp(chosen, caps, house.facts), apparmor=confine.apparmor(chosen, house),
         selinux=confine.selinux(chosen, row.id, house.facts), id_map=_id_map(house, row, options),
+        init=_helper() if options.init else "",
     )  # fmt: skip
+
+
+def _helper() -> str:
+    from wherry.kernel import shim
+
+    return str(shim.HELPER)
 
 
 def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other

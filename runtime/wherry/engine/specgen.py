@@ -19,7 +19,7 @@ from . import devices as device_rules
 from . import security as sec
 from .users import User
 
-__all__ = ["Inputs", "argv", "environment", "generate", "hostname", "process"]
+__all__ = ["Inputs", "argv", "asked_rlimits", "check", "environment", "generate", "hostname", "process"]
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT = "/sbin/wherry-init"
@@ -56,6 +56,7 @@ class Inputs:
     apparmor: str = ""
     selinux: tuple[str, str] = ("", "")  # process label, mount label
     id_map: tuple[int, int] = (0, 0)  # first host id and size of a private user namespace
+    init: str = ""  # host path of the static helper, for --init
     root: str = "rootfs"
 
 
@@ -141,7 +142,7 @@ def process(inputs: Inputs) -> Json:
     made: Json = {
         "terminal": options.tty,
         "user": user,
-        "args": list(argv(options, inputs.image)),
+        "args": _command(options, inputs.image),
         "env": environment(options, inputs.image, inputs.hostname, inputs.user, tuple(inputs.devices.env)),
         "cwd": _cwd(options, inputs.image),
         "capabilities": capability_sets(options, inputs.facts),
@@ -155,6 +156,12 @@ def process(inputs: Inputs) -> Json:
     if inputs.selinux[0]:
         made["selinuxLabel"] = inputs.selinux[0]
     return made
+
+
+def _command(options: RunOptions, image: ImageConfig) -> list[str]:
+    """With --init the helper is pid 1: `init FILE ARGV...`."""
+    words = list(argv(options, image))
+    return [INIT, "init", words[0], *words] if options.init else words
 
 
 def _cwd(options: RunOptions, image: ImageConfig) -> str:
@@ -193,7 +200,8 @@ def _mounts(inputs: Inputs) -> list[Json]:
     taken = {mount["destination"] for mount in own}
     files = [_bind(t, s, ["rw", "nodev", "nosuid"]) for t, s in inputs.files.items() if t not in taken]
     base = [mount for mount in _base_mounts(inputs) if mount["destination"] not in taken]
-    return [*base, *files, *own]
+    init = [_bind(INIT, inputs.init, ["ro", "nodev", "nosuid"])] if inputs.options.init else []
+    return [*base, *files, *own, *init]
 
 
 def _namespaces(inputs: Inputs) -> list[Json]:
@@ -206,17 +214,26 @@ def _sysctls(inputs: Inputs) -> dict[str, str]:
     if own_net:  # docker 20.10: low ports and ping need no capability in a network namespace of one's own
         found = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
     for key, value in inputs.options.sysctls.items():
-        _check_sysctl(key, inputs)
+        _check_sysctl(key, frozenset(inputs.namespaces))
         found[key] = value
     return found
 
 
-def _check_sysctl(key: str, inputs: Inputs) -> None:
+def check(options: RunOptions, image: ImageConfig, private: frozenset[str]) -> None:
+    """Refuse at creation what the spec could not say. `private`: the kinds of namespaces that are not the host's."""
+    argv(options, image)
+    asked_rlimits(options)
+    _cwd(options, image)
+    for key in options.sysctls:
+        _check_sysctl(key, private)
+
+
+def _check_sysctl(key: str, private: frozenset[str]) -> None:
     needs = "network" if key.startswith("net.") else "ipc" if key in _SYSCTL_IPC or key.startswith("fs.mqueue.") else ""
     needs = "uts" if key in ("kernel.domainname", "kernel.hostname") else needs
     if not needs:
         raise WherryError(Kind.INVALID, f'sysctl "{key}" is not of a namespace: it would change the host')
-    if needs not in inputs.namespaces:
+    if needs not in private:
         raise WherryError(Kind.INVALID, f'sysctl "{key}" is not allowed in the host\'s {needs} namespace')
 
 
