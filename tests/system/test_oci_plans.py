@@ -90,13 +90,15 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
 
 
 def test_the_example(bundle: Bundle) -> None:
-    found = bundle.run(
-        "busybox id; busybox hostname; busybox cat /etc/motd /work/seed; busybox grep -E 'CapBnd|CapEff|NoNew'
-        /proc/self/status;"
-        "busybox cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/keys; ulimit -Sn;
-        ulimit -Hn;"
-        "busybox touch /x; echo 1 > /etc/motd; busybox ls /sys/firmware /proc/self/fd; busybox ifconfig lo"
-    )
+    script = """
+        busybox id; busybox hostname; busybox cat /etc/motd /work/seed
+        busybox grep -E 'CapBnd|CapEff|NoNew' /proc/self/status
+        busybox cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/keys
+        ulimit -Sn; ulimit -Hn
+        busybox touch /x; echo 1 > /etc/motd
+        busybox ls /sys/firmware /proc/self/fd; busybox ifconfig lo
+    """
+    found = bundle.run(script)
     for wanted in (
         "uid=1000 gid=1000 groups=50\nexample\nfrom the host\nseed\n",
         "CapEff:\t0000000000000000\nCapBnd:\t0000000000000400\nNoNewPrivs:\t1\n100\n0\n1024\n4096\n",
