@@ -28,7 +28,6 @@ __all__ = [
     "make_private",
     "mount_id",
     "os_failure",
-    "remove_tree",
     "try_lock",
     "write_atomic",
 ]
@@ -226,53 +225,3 @@ class Walker:
     def _replace(self, fd: int) -> None:
         os.close(self.fd)
         self.fd = fd
-
-
-def remove_tree(parent_fd: int, name: str) -> None:
-    """Remove `name` below `parent_fd` with all it holds, by descriptors, never into another mount. Absent is fine."""
-    if _unlink(parent_fd, name):
-        return
-    walker = Walker(os.dup(parent_fd))
-    try:
-        _remove(walker, name)
-    finally:
-        walker.close()
-
-
-def _unlink(fd: int, name: str) -> bool:
-    """True when `name` is gone, False when it is a directory."""
-    try:
-        os.unlink(name, dir_fd=fd)
-    except FileNotFoundError:
-        return True
-    except IsADirectoryError:
-        return False
-    return True
-
-
-def _remove(walker: Walker, name: str) -> None:
-    names = [name]
-    if not walker.down(name):
-        return
-    pending = [_directories(walker.fd)]
-    while pending:
-        if pending[-1]:
-            child = pending[-1].pop()
-            if walker.down(child):
-                names.append(child)
-                pending.append(_directories(walker.fd))
-        else:
-            pending.pop()
-            walker.up()
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(names.pop(), dir_fd=walker.fd)
-
-
-def _directories(fd: int) -> list[str]:
-    """Unlink what is no directory; the names of the directories."""
-    with os.scandir(fd) as entries:
-        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, directory in listed:
-        if not directory:
-            _unlink(fd, name)
-    return [name for name, directory in listed if directory]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
 from wherry.image.reference import DIGEST
+from wherry.kernel.files import remove_tree
 from wherry.model import Mount
 
 __all__ = ["Snapshotter", "check_place", "layer_path"]
@@ -197,7 +198,7 @@ class Snapshotter:
     def _sweep_one(self, name: str) -> None:
         fd = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            disk.remove_tree(fd, name)
+            remove_tree(name, fd)
         finally:
             os.close(fd)
 

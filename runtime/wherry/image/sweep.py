@@ -18,6 +18,7 @@ from wherry.errors import WherryError
 from wherry.image import disk
 from wherry.image.manifest import CONFIG_MAX, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
+from wherry.kernel.files import remove_tree
 from wherry.model import Json
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def layer_bytes(path: str) -> int:
 def _remove(place: str, name: str) -> None:
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        disk.remove_tree(fd, name)
+        remove_tree(name, fd)
     finally:
         os.close(fd)
 

@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
 from wherry.image.snapshot import layer_path
+from wherry.kernel.files import remove_tree
 
 __all__ = ["LayerLimits", "Unpacker", "inflate"]
 
@@ -244,7 +245,7 @@ class Unpacker:
     def _discard(temporary: str) -> None:
         fd = os.open(os.path.dirname(temporary), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            disk.remove_tree(fd, os.path.basename(temporary))
+            remove_tree(os.path.basename(temporary), fd)
         finally:
             os.close(fd)
 
