@@ -60,7 +60,7 @@ def start(container_dir: str, plan: Plan, role: str, fds: Mapping[str, int], *, 
 
 
 def _spawn(stack: ExitStack, plan: Plan, role: str, fds: Mapping[str, int]) -> tuple[int, int]:
-    """Spawn the helper: its pid and our end of the report pipe."""
+    """Spawn the helper: its pid and our end of the report pipe, which `stack` closes."""
     from wherry.container import idmaps, wire
     from wherry.kernel import shim
 
@@ -69,26 +69,25 @@ def _spawn(stack: ExitStack, plan: Plan, role: str, fds: Mapping[str, int]) -> t
     missing = [slot for slot in plan.inherited if slot not in fds]
     if missing:
         raise WherryError(Kind.INTERNAL, f"no descriptor for {', '.join(missing)}")
-    image = _keep(stack, shim.sealed_memfd("wherry-plan", wire.encode(plan)))
-    ours, theirs = (_keep(stack, fd) for fd in os.pipe2(os.O_CLOEXEC))
-    null = _keep(stack, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-    helper = _keep(stack, shim.helper_memfd())
-    stdio = [null] * 3 if role == "monitor" else [0, 1, 2]
-    wanted = [*stdio, image, theirs, *(fds[slot] for slot in plan.inherited)]
-    # above every target first, so that no dup2 overwrites a source that is still needed
-    high = [_keep(stack, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted))) for fd in wanted]
-    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)]
-    path = f"/proc/self/fd/{helper}"
-    pid = os.posix_spawn(path, ["wherry-helper", role], os.environ if role == "launch" else {}, file_actions=actions)
-    # the writing ends go now, or the end of the helper would not be the end of the pipe
-    _close(theirs)
-    for fd in high:
-        _close(fd)
-    return pid, ours
+    # the writing ends go with the inner stack, or the end of the helper would not be the end of the pipe
+    with ExitStack() as passed:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        _keep(stack, ours)
+        _keep(passed, theirs)
+        image = _keep(passed, shim.sealed_memfd("wherry-plan", wire.encode(plan)))
+        null = _keep(passed, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        helper = _keep(passed, shim.helper_memfd())
+        stdio = [null] * 3 if role == "monitor" else [0, 1, 2]
+        wanted = [*stdio, image, theirs, *(fds[slot] for slot in plan.inherited)]
+        # above every target first, so that no dup2 overwrites a source that is still needed
+        high = [_keep(passed, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted))) for fd in wanted]
+        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)]
+        env = os.environ if role == "launch" else {}
+        return os.posix_spawn(f"/proc/self/fd/{helper}", ["wherry-helper", role], env, file_actions=actions), ours
 
 
 def _keep(stack: ExitStack, fd: int) -> int:
-    stack.callback(_close, fd)
+    stack.callback(os.close, fd)
     return fd
 
 
@@ -186,14 +185,6 @@ def _remove_cgroup(path: str) -> None:
             time.sleep(0.005)
 
 
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
-
-
 def stdio_pipes(streams: tuple[str, ...], uid: int = 0) -> dict[str, int]:
     """Pipes for `streams` (of stdin, stdout, stderr): both ends by slot name (stdin, stdin_w, stdout, stdout_r ...).
 
@@ -240,10 +231,10 @@ def listen(path: str) -> int:
         raise
 
 
-def close_all(fds: Mapping[str, int]) -> None:
-    """Close descriptors; those closed already are fine."""
-    for fd in fds.values():
-        _close(fd)
+def close_all(fds: dict[str, int]) -> None:
+    """Close descriptors and forget them: a number closed twice may be another thread's by then."""
+    while fds:
+        os.close(fds.popitem()[1])
 
 
 # --- a failed step in words ---
