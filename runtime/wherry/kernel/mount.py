@@ -91,7 +91,7 @@ def opened(how: Iterable[Mount], *, readonly: bool = False) -> Iterator[int]:
 
 
 def detached(how: Iterable[Mount], readonly: bool = False) -> int:
-    """The root that these mounts make (a snapshotter's: one overlay or bind), as a descriptor that nobody else sees."""
+    """The root that these mounts make (a snapshotter's: one overlay or bind), as an O_PATH descriptor. Nobody else sees it."""
     first, *rest = how
     if rest or first.target not in ("", "/"):
         raise WherryError(Kind.UNSUPPORTED, "a detached root of more than one mount")
