@@ -46,8 +46,7 @@ storage: {filesystem: {rootdirectory: $BENCH_HOME/registry}}
 http: {addr: $REGISTRY}
 YML
     background registry docker-registry serve "$BENCH_HOME/registry.yml"
-    wait_until inside busybox wget -q -O /dev/null "http://$REGISTRY/v2/"
-    inside skopeo --insecure-policy copy --quiet --dest-tls-verify=false \
+    wait_until inside skopeo --insecure-policy copy --quiet --dest-tls-verify=false \
         "oci:$BENCH_HOME/layout" "docker://$REGISTRY/busybox:test"
 
     if have containerd; then

@@ -121,9 +121,10 @@ class Wherry:
 
 
 def _rmdir_empty(path: Path) -> None:
-    """The parent group itself stays as long as a wherry may want it; empty, it is nobody's."""
-    with contextlib.suppress(OSError):
-        path.rmdir()
+    """Parent groups stay as long as a wherry may want them; empty, they are nobody's. The lowest go first."""
+    for directory, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _remove_tree(path: Path) -> None:
