@@ -339,3 +339,38 @@ def _monitor(house: House, cid: str) -> Process:
     found = folder(house, cid).load().monitor
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+def test_a_user_namespace_of_its_own(engine: Engine, image: str, wherry: Wherry, network: str) -> None:
+    probe = "id -u; touch /new /v/new; stat -c %u /bin/busybox /new /v/new; cat /proc/self/uid_map"
+    options = RunOptions(
+        image,
+        ("sh", "-c", probe),
+        profile="strict",
+        remove=True,
+        network=(Attachment(network),),
+        mounts=(MountRequest("volume", "/v", wherry.name("v")),),
+    )
+    status, out, err = output(engine.run(options))
+    if b"" == out and err:
+        pytest.fail(err.decode())
+    assert status.code == 0
+    *ids, mapping = out.split(b"\n")[:-1]
+    assert ids == [b"0"] * 4
+    assert mapping.split() == [b"0", b"268435456", b"65536"]
+    owners = {found.stat().st_uid for found in Path(engine.volume_inspect(wherry.name("v"))["Mountpoint"]).iterdir()}
+    assert owners == {0}  # a volume keeps the host's ids
+    engine.volume_remove(wherry.name("v"))
+
+
+def test_shared_namespaces(engine: Engine, image: str, wherry: Wherry) -> None:
+    first = wherry.name()
+    detached(engine, image, first, "sleep", "100", ipc="shareable")
+    join = f"container:{first}"
+    options = RunOptions(
+        image, ("sh", "-c", "touch /dev/shm/mark; ps"), remove=True, network=(Attachment(join),), ipc=join, pid=join
+    )
+    assert b"sleep 100" in output(engine.run(options))[1]
+    assert output(engine.exec(first, ExecOptions(("ls", "/dev/shm"))))[1] == b"mark\n"  # noqa: S108
+    engine.remove(first, force=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-from . import rootfs
+from . import rootfs, tarread
 from .house import House
 from .status import look
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["get", "put", "stat"]
 
 _CHUNK = 1 << 20
-_HEADER_MAX = 1 << 20  # a pax header is read into memory
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PSEUDO = frozenset({"proc", "sysfs", "cgroup2", "cgroup", "debugfs", "tracefs", "securityfs", "bpf", "configfs"})
 # Go's os.FileMode, which docker's clients read
@@ -209,55 +208,21 @@ def _pack_file(parent: int, name: str, info: tarfile.TarInfo) -> Iterator[bytes]
 # ---- in ----
 
 
-_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
-class _Info(tarfile.TarInfo):
-    """Refuses headers that would be read whole into memory."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _EXTENDED and self.size > _HEADER_MAX:
-            raise WherryError(Kind.INVALID, "the archive holds an extended header that is too large")
-        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
-        return made
-
-
-class _Reader:
-    """A file-like over chunks of bytes."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks, self._left = iter(chunks), b""
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; fewer only at the end."""
-        parts, have = [self._left], len(self._left)
-        while have < size and (chunk := next(self._chunks, b"")):
-            parts.append(chunk)
-            have += len(chunk)
-        data = b"".join(parts)
-        self._left = data[size:]
-        return data[:size]
-
-
 def put(house: House, ref: str, path: str, stream: BinaryIO | Iterable[bytes], *, archive_owner: bool) -> None:
     """The verb."""
     row = house.db.find(ref)
-    source = stream if hasattr(stream, "read") else _Reader(stream)
     with _place(house, row, path, writable=True) as place:
         top = _in_root(place, place.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _unpack(_Target(place, top, archive_owner), source)  # type: ignore[arg-type]
+            _unpack(_Target(place, top, archive_owner), tarread.Chunks(stream))
         finally:
             os.close(top)
 
 
-def _unpack(target: _Target, source: BinaryIO) -> None:
+def _unpack(target: _Target, source: tarread.Chunks) -> None:
     try:
-        with tarfile.open(fileobj=source, mode="r|", tarinfo=_Info, errorlevel=2) as archive:
-            for member in archive:
-                target.add(archive, member)
-    except tarfile.TarError as error:
-        raise WherryError(Kind.INVALID, f"the archive is not a tar: {error}") from error
+        for member in tarread.members(source):
+            target.add(source, member)
     except OSError as error:
         kind = {28: Kind.EXHAUSTED, 30: Kind.CONFLICT}.get(error.errno or 0, Kind.INVALID)
         raise WherryError(kind, f"cannot write into the container: {error.strerror or error}") from error
@@ -287,7 +252,7 @@ class _Target:
         if self._types.get(int(line.split()[1]), "") in _PSEUDO:
             raise WherryError(Kind.DENIED, "cp does not write into a pseudo file system of the container")
 
-    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def add(self, source: tarread.Chunks, member: tarread.Member) -> None:
         """Make one member."""
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if ".." in parts or member.name.startswith("/"):
@@ -297,7 +262,7 @@ class _Target:
         parent = self._parent(parts[:-1])
         try:
             self._refuse_pseudo(parent)
-            self._make(archive, member, parent, parts[-1])
+            self._make(source, member, parent, parts[-1])
         finally:
             os.close(parent)
 
@@ -318,32 +283,38 @@ class _Target:
             here = below
         return here
 
-    def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
-        if member.isdir():
+    def _make(self, source: tarread.Chunks, member: tarread.Member, parent: int, name: str) -> None:
+        if member.type == "5":
             self._directory(member, parent, name)
             return
+        makers = {"1": self._link, "2": self._symlink, "6": self._fifo}
+        if member.type not in ("0", *makers):
+            raise WherryError(Kind.INVALID, f'"{member.name[:200]}" in the archive is neither a file nor a link')
+        self._clear(member, parent, name)
+        if member.type == "0":
+            self._file(source, member, parent, name)
+        else:
+            makers[member.type](member, parent, name)
+
+    def _clear(self, member: tarread.Member, parent: int, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             if stats.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                raise WherryError(Kind.CONFLICT, f"cannot overwrite directory {member.name} with a file")
+                raise WherryError(Kind.CONFLICT, f"cannot overwrite directory {member.name[:200]} with a file")
             os.unlink(name, dir_fd=parent)
-        if member.isreg():
-            self._file(archive, member, parent, name)
-        elif member.issym():
-            os.symlink(member.linkname, name, dir_fd=parent)
-            self._chown(member, name, parent)
-        elif member.islnk():
-            self._link(member, parent, name)
-        elif member.isfifo():
-            os.mkfifo(name, stats.S_IMODE(member.mode), dir_fd=parent)
-            self._chown(member, name, parent)
-        else:
-            raise WherryError(Kind.INVALID, f"the archive holds {member.name}, a device node")
 
-    def _chown(self, member: tarfile.TarInfo, name: str, parent: int) -> None:
+    def _symlink(self, member: tarread.Member, parent: int, name: str) -> None:
+        os.symlink(member.link, name, dir_fd=parent)
+        self._chown(member, name, parent)
+
+    def _fifo(self, member: tarread.Member, parent: int, name: str) -> None:
+        os.mkfifo(name, stats.S_IMODE(member.mode), dir_fd=parent)
+        self._chown(member, name, parent)
+
+    def _chown(self, member: tarread.Member, name: str, parent: int) -> None:
         if self._owner:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
 
-    def _directory(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def _directory(self, member: tarread.Member, parent: int, name: str) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
@@ -356,25 +327,24 @@ class _Target:
         finally:
             os.close(fd)
 
-    def _finish(self, member: tarfile.TarInfo, fd: int) -> None:
+    def _finish(self, member: tarread.Member, fd: int) -> None:
         if self._owner:
             os.fchown(fd, member.uid, member.gid)
         os.fchmod(fd, stats.S_IMODE(member.mode))
         os.utime(fd, (member.mtime, member.mtime))
 
-    def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def _file(self, source: tarread.Chunks, member: tarread.Member, parent: int, name: str) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         with open(fd, "wb") as file:
-            source = archive.extractfile(member)
-            while source is not None and (data := source.read(_CHUNK)):
+            for data in tarread.body(source, member):
                 file.write(data)
             file.flush()
             self._finish(member, fd)
 
-    def _link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
-        parts = [part for part in member.linkname.split("/") if part not in ("", ".")]
+    def _link(self, member: tarread.Member, parent: int, name: str) -> None:
+        parts = [part for part in member.link.split("/") if part not in ("", ".")]
         if ".." in parts or not parts:
-            raise WherryError(Kind.INVALID, f'a link to "{member.linkname[:200]}" leads out of its place')
+            raise WherryError(Kind.INVALID, f'a link to "{member.link[:200]}" leads out of its place')
         folder = self._parent(parts[:-1])
         try:
             os.link(parts[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)

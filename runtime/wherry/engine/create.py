@@ -54,7 +54,7 @@ def draft(house: House, options: RunOptions, progress: Progress | None, *, dry: 
     restart.check(options.restart, options.remove)
     name = _free_name(house, options)
     security.parse(options)
-    _check_userns(options)
+    _check_userns(house, options)
     _check_cidfile(options)
     limits.check(options.limits, house.facts)
     record = _image(house, options, progress, dry=dry)
@@ -102,14 +102,16 @@ def _free_name(house: House, options: RunOptions) -> str:
     return ""
 
 
-def _check_userns(options: RunOptions) -> None:
-    """A private range needs layers with mapped ids, which the planner cannot mount yet: refused, never done by halves."""
-    if options.userns in ("host", "private") or (not options.userns and options.profile != "strict"):
-        return
-    asked = f"--userns {options.userns}" if options.userns else "--profile strict"
-    hint = "--profile strict --userns host gives all of it but the user namespace" if not options.userns else ""
-    message = f"{asked} needs a user namespace of its own, which this version cannot give to an image's layers"
-    raise WherryError(Kind.UNSUPPORTED, message, hint=hint)
+def _check_userns(house: House, options: RunOptions) -> None:
+    first, _, size = options.userns.partition(":")
+    named = first.isdigit() and size.isdigit() and int(size) > 0 and int(first) > 0
+    if not named and options.userns not in ("", "host", "private", "auto"):
+        raise WherryError(Kind.INVALID, f'invalid --userns "{options.userns}"', hint="host, auto or FIRST:SIZE")
+    wanted = named or options.userns == "auto" or (options.profile == "strict" and not options.userns)
+    if wanted and options.privileged:
+        raise WherryError(Kind.INVALID, "privileged mode is incompatible with user namespaces", hint="--userns host")
+    if wanted and not house.facts.user_namespaces:
+        raise WherryError(Kind.UNSUPPORTED, "this kernel has no user namespaces", hint="--userns host")
 
 
 def _check_cidfile(options: RunOptions) -> None:

@@ -200,6 +200,7 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
     spaces, fds = namespaces(house, options, joined, held)
     if made.id_map[1]:
         spaces = {"user": "", **spaces}
+        _own_upper(house, row, made.id_map[0])
     made = replace(
         made, user=user, namespaces=spaces, files=joined.files, shm=_shm(house, row, options, undo),
         mounts=_mounts(house, row, user, made.id_map),
@@ -244,7 +245,7 @@ def launch_how(
     slots = {name.removeprefix("ns_"): name for name in fds}
     return LaunchHow(
         id=row.id,
-        rootfs=dry or tuple(house.snapshots.mounts(row.id)),
+        rootfs=_root(dry or tuple(house.snapshots.mounts(row.id)), config),
         root_dir=house.container_dir(row.id),
         cgroup=config["linux"]["cgroupsPath"],
         cgroup_writes=tuple(cgroup2.writes(resources)),
@@ -254,6 +255,21 @@ def launch_how(
         namespace_slots=slots,
         asked=asked,
     )
+
+
+def _root(mounts: tuple[Mount, ...], config: Json) -> tuple[Mount, ...]:
+    """With a user namespace of its own, the layers are shown with the container's ids."""
+    if not config["linux"].get("uidMappings"):
+        return mounts
+    return tuple(replace(mount, options=(*mount.options, "idmap")) for mount in mounts)
+
+
+def _own_upper(house: House, row: Container, first: int) -> None:
+    """The mounter, root of the user namespace, must be able to write: the upper directories are its own."""
+    upper = house.snapshots.upper(row.id)
+    for path in (upper, f"{os.path.dirname(upper)}/work"):
+        if os.stat(path).st_uid < first:
+            os.chown(path, first + os.stat(path).st_uid, first + os.stat(path).st_gid)
 
 
 def _seccomp(house: House, config: Json, *, dry: bool) -> bytes:
