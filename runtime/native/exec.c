@@ -85,7 +85,7 @@ void wh_run_init(struct wh_run *run, const struct wh_plan *plan, int stays) {
     run->plan = plan;
     run->stays = stays;
     run->report = WH_REPORT_FD;
-    run->pidfd = run->sock = run->procfd = run->self = -1;
+    run->pidfd = run->sock = run->procfd = run->self = run->root_at = -1;
     run->failed = WH_NO_RECORD;
     for (int k = 0; k < WH_MAX_SLOTS; k++) run->slots[k] = k < (int)plan->head->inherited ? WH_FIRST_FD + k : -1;
 }
@@ -131,6 +131,14 @@ static int child_begin(struct wh_run *run, int theirs) {
     return 0;
 }
 
+/* In a new user namespace: while the child still has the host's id, it may pass the directories that ours lie in. */
+static void hold_root(struct wh_run *run) {
+    for (uint32_t i = 0; i < run->plan->head->count; i++) {
+        const struct wh_record *r = &run->plan->rec[i];
+        if (r->op == WH_OP_ROOT) run->root_at = open(s0(run, r), O_PATH | O_DIRECTORY | O_CLOEXEC);
+    }
+}
+
 static int needs_self(const struct wh_plan *plan) {
     for (uint32_t i = 0; i < plan->head->count; i++)
         if (plan->rec[i].op == WH_OP_EXEC) return !!(plan->rec[i].flags & WH_F_INIT);
@@ -154,6 +162,7 @@ int wh_do_CLONE(struct wh_run *run, const struct wh_record *r) {
     uint64_t flags = r->n0;
     if (r->fd0 >= 0 && cgroup < 0) return fail(EBADF);
     if (cgroup >= 0 && flags & CLONE_NEWCGROUP) flags &= ~(uint64_t)(late = CLONE_NEWCGROUP);
+    if (flags & CLONE_NEWUSER) wh_trees_early(run);
     if (prepare(run, pair) < 0) return -1;
     run->sock = pair[0];
     struct clone_args args = {
@@ -166,6 +175,7 @@ int wh_do_CLONE(struct wh_run *run, const struct wh_record *r) {
     long pid = syscall(SYS_clone3, &args, sizeof args);
     if (!pid) {
         uint32_t here = (uint32_t)(r - run->plan->rec);
+        if (flags & CLONE_NEWUSER) hold_root(run);
         if (child_begin(run, pair[1]) < 0 || (late && unshare(late) < 0)) wh_child_fail(run, here);
         child_main(run, here);
     }

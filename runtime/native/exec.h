@@ -48,6 +48,8 @@ struct wh_run {
     int in_child, arrived, stash[8], stashed;
     int deathsig, wish, umask_set, ready, procfd, self; /* deathsig: in force; wish: what the plan wants to stay */
     mode_t umask;
+    int root_at;                       /* where ROOT goes, opened before the ids change; -1 */
+    uint8_t early[WH_MAX_OPS / 8];     /* TREE records that the host has carried out already: exec_mount.c */
     struct { int target, source; } late[64]; /* STDIO of descriptors above 2, done at EXEC */
     int late_count;
     struct { const char *path; uint32_t from; } made[64]; /* cgroup directories to take away again: exec_cgroup.c */

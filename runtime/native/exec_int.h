@@ -56,6 +56,9 @@ void wh_undo(struct wh_run *run);
 int wh_pid_text(const struct wh_run *run, const char *in, char *out, size_t room); /* %p outside of quotes -> pid */
 void wh_child_path(const struct wh_run *run, struct wh_buf *b);                    /* /proc/<child or self> */
 
+/* exec_mount.c */
+void wh_trees_early(struct wh_run *run); /* before a clone into a new user namespace */
+
 /* exec_hook.c: argv[0] is replaced by nothing; input may be NULL. detail gets the last line of output */
 int wh_spawn(struct wh_run *run, const char *path, const char *const *argv, const char *const *env, const char *input,
              uint64_t timeout_ms);

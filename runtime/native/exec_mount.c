@@ -101,8 +101,29 @@ static int clone_and_close(int fd, const struct wh_record *r) {
     return tree;
 }
 
+static uint8_t *early_bit(struct wh_run *run, const struct wh_record *r, uint8_t *bit) {
+    size_t i = (size_t)(r - run->plan->rec);
+    *bit = (uint8_t)(1 << i % 8);
+    return &run->early[i / 8];
+}
+
+/* A child in a user namespace of its own may not pass 0700 directories of the host: its host trees are cloned by us, while
+ * we may. Slaves, as after the child's PROPAGATE. What fails here is tried again, and reported, at its turn. */
+void wh_trees_early(struct wh_run *run) {
+    struct mount_attr slave = {.propagation = 1 << 19 /* MS_SLAVE */};
+    for (uint32_t i = 0; i < run->plan->head->count; i++) {
+        const struct wh_record *r = &run->plan->rec[i];
+        uint8_t bit, *byte = early_bit(run, r, &bit);
+        if (r->op != WH_OP_TREE || r->side != WH_SIDE_C || r->fd1 >= 0 || wh_do_TREE(run, r) < 0) continue;
+        if (!syscall(__NR_mount_setattr, slot(run, r->fd0), "", AT_EMPTY_PATH | AT_RECURSIVE, &slave, sizeof slave))
+            *byte |= bit;
+    }
+}
+
 int wh_do_TREE(struct wh_run *run, const struct wh_record *r) {
     const char *path = s0(run, r);
+    uint8_t bit;
+    if (*early_bit(run, r, &bit) & bit) return 0;
     uint64_t flags = O_PATH | (r->flags & WH_F_NOFOLLOW ? O_NOFOLLOW : 0);
     wh_say(run, path, "");
     if (!*path) return wh_slot_put(run, r->fd0, clone_of(slot(run, r->fd1), r->flags & WH_F_RECURSIVE ? AT_RECURSIVE : 0));
@@ -131,8 +152,9 @@ int wh_do_ROOT(struct wh_run *run, const struct wh_record *r) {
     int fd = slot(run, r->fd0);
     struct mount_attr slave = {.propagation = 1 << 19 /* MS_SLAVE */};
     if (syscall(__NR_mount_setattr, fd, "", AT_EMPTY_PATH | AT_RECURSIVE, &slave, sizeof slave) < 0) return -1;
-    if (syscall(SYS_move_mount, fd, "", AT_FDCWD, s0(run, r), MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS) < 0)
-        return -1;
+    int done = (int)syscall(SYS_move_mount, fd, "", AT_FDCWD, s0(run, r), MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS);
+    if (done < 0 && errno == EACCES && run->root_at >= 0) done = move_to(fd, run->root_at);
+    if (done < 0) return -1;
     return wh_slot_put(run, r->fd1, fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 

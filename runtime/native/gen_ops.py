@@ -41,8 +41,11 @@ def flags(text: str) -> list[str]:
 def render() -> str:
     ops = operations((HERE / "ops.def").read_text())
     names = flags((HERE / "plan.h").read_text())
-    lines = [HEAD, "#: name -> (sides that may carry it, template for people)\n",
-             "OPS: Final[dict[str, tuple[str, str]]] = {\n"]
+    lines = [
+        HEAD,
+        "#: name -> (sides that may carry it, template for people)\n",
+        "OPS: Final[dict[str, tuple[str, str]]] = {\n",
+    ]
     lines += [f'    "{name}": ("{sides}", "{template}"),\n' for name, sides, template in ops]
     lines += ["}\n\nFLAGS: Final[frozenset[str]] = frozenset({\n"]
     lines += [f'    "{name}",\n' for name in names]

@@ -87,8 +87,9 @@ class Outcome:
         return index, number, detail
 
 
-def run(ops: Sequence[Op], fds: Sequence[int] = (), *, slots: int = 16, data: bytes | None = None,
-        wait: bool = True) -> Outcome:
+def run(
+    ops: Sequence[Op], fds: Sequence[int] = (), *, slots: int = 16, data: bytes | None = None, wait: bool = True
+) -> Outcome:
     """Carry `ops` out in role launch; `fds` fill the first slots. Waits for init and gathers its output."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: init comes to us when the helper leaves
     if data is None:
