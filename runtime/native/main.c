@@ -2,9 +2,6 @@
 #define _GNU_SOURCE
 #include "exec_int.h"
 
-#pragma weak wh_role_monitor
-#pragma weak wh_role_unpack
-
 static const struct {
     const char *name;
     int (*run)(int, char **);
@@ -35,6 +32,6 @@ int main(int argc, char **argv) {
     if (argc < 2) return 2;
     if (strcmp(argv[1], "init")) syscall(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
-        if (!strcmp(argv[1], roles[i].name) && roles[i].run) return roles[i].run(argc - 1, argv + 1);
+        if (!strcmp(argv[1], roles[i].name)) return roles[i].run(argc - 1, argv + 1);
     return 2;
 }

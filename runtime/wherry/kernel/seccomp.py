@@ -31,13 +31,22 @@ def compiled(rules: Json, cache_dir: str) -> bytes:
     WherryError(INVALID) for an action, architecture or operator that libseccomp does not know.
     """
     text = json.dumps(rules, sort_keys=True, separators=(",", ":")).encode()
-    key = hashlib.sha256(b"%d %s " % (_VERSION, os.uname().machine.encode()) + text).hexdigest()
+    key = hashlib.sha256(f"{_VERSION} {os.uname().machine} {_libraries()} ".encode() + text).hexdigest()
     path = os.path.join(cache_dir, key)
     program = _cached(path)
     if program is None:
         program = translate(rules)
         _keep(cache_dir, path, program)
     return program
+
+
+def _libraries() -> int:
+    """Changes with every library that is installed: a newer libseccomp knows more calls by name. Asking it would mean
+    loading it, which is what the cache is to save."""
+    try:
+        return os.stat("/etc/ld.so.cache").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _cached(path: str) -> bytes | None:
