@@ -5,14 +5,14 @@ Units are in the names or the comments: bytes, seconds (float), nanoseconds only
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 __all__ = [
     "ATTACH_ACK", "ATTACH_CLAIM", "ATTACH_DONE", "ATTACH_EOF", "ATTACH_EXIT", "ATTACH_QUIET", "ATTACH_RESIZE",
     "ATTACH_STDERR", "ATTACH_STDIN", "ATTACH_STDOUT", "Address", "Attachment", "Descriptor", "ExitStatus",
-    "HealthCheck", "ImageConfig", "ImageRecord", "Interface", "Json", "Limits", "LogConfig", "Mount", "MountRequest", "NetworkResult", "Place",
-    "Platform", "PortMapping", "ProgressEvent", "RestartPolicy", "RunOptions",
+    "HealthCheck", "ImageConfig", "ImageRecord", "Interface", "Json", "Limits", "LogConfig", "Mount", "MountRequest",
+    "NetworkResult", "Place", "Platform", "PortMapping", "ProgressEvent", "RestartPolicy", "RunOptions",
 ]
 
 Json = dict[str, Any]
@@ -22,8 +22,7 @@ ATTACH_STDIN, ATTACH_STDOUT, ATTACH_STDERR, ATTACH_EXIT, ATTACH_ACK = 0, 1, 2, 3
 ATTACH_EOF, ATTACH_RESIZE, ATTACH_CLAIM, ATTACH_DONE, ATTACH_QUIET = 5, 6, 7, 8, 9
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where one whole wherry lives (docs/state.md). Several can live side by side."""
 
     root: str = "/var/lib/wherry"
@@ -33,8 +32,7 @@ class Place:
     cni_bin: tuple[str, ...] = ("/opt/cni/bin",)
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One mount as data: an OCI runtime-spec mount, or what a snapshotter returns (then `target` is "/")."""
 
     type: str
@@ -43,8 +41,7 @@ class Mount:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """An image platform (image-spec 1.1, image-index.md). `variant` is "" where the architecture has none."""
 
     os: str = "linux"
@@ -52,19 +49,17 @@ class Platform:
     variant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """An OCI content descriptor (image-spec 1.1, descriptor.md). `size` in bytes."""
 
     media_type: str
     digest: str
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
     platform: Platform | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """The part of an image's config that a container starts from, and the diff ids of its layers, lowest first."""
 
     entrypoint: tuple[str, ...] = ()
@@ -74,7 +69,7 @@ class ImageConfig:
     workdir: str = ""
     volumes: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     stop_signal: str = ""
     healthcheck: Json | None = None  # docker's config.Healthcheck, durations in ns
     shell: tuple[str, ...] = ()
@@ -84,8 +79,7 @@ class ImageConfig:
     history: tuple[Json, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """A stored image. `id` is the config's digest ("sha256:..."), `manifest` the manifest's; `size` unpacked bytes."""
 
     id: str
@@ -97,8 +91,7 @@ class ImageRecord:
     created: float  # unix seconds, from the config; 0 where unset
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressEvent:
+class ProgressEvent(NamedTuple):
     """Progress of one piece of long work: `done` of `total` bytes (total 0: unknown); `status` is docker's word."""
 
     key: str
@@ -107,8 +100,7 @@ class ProgressEvent:
     total: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PortMapping:
+class PortMapping(NamedTuple):
     """One published port. `host_port` 0 asks for a free one; `host_ip` "" is the setting `publish_default`.
 
     With `host_port_end` the request is any free port of host_port..host_port_end; a granted mapping has none.
@@ -121,16 +113,14 @@ class PortMapping:
     host_port_end: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """One address of an interface: "10.88.0.5/16" and its gateway ("" where none)."""
 
     address: str
     gateway: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(NamedTuple):
     """One interface inside the container's network namespace."""
 
     name: str
@@ -138,8 +128,7 @@ class Interface:
     addresses: tuple[Address, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(NamedTuple):
     """A wish to join a network."""
 
     network: str
@@ -149,8 +138,7 @@ class Attachment:
     interface: str = "eth0"
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkResult:
+class NetworkResult(NamedTuple):
     """What CNI ADD gave for one network. `raw` is the CNI result as printed (for DEL, CHECK and inspect).
 
     `ports` are the published ports as granted: every `host_port` is a number that is taken now.
@@ -160,20 +148,18 @@ class NetworkResult:
     interfaces: tuple[Interface, ...]
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
-    raw: Json = field(default_factory=dict)
+    raw: Mapping[str, Any] = {}
     ports: tuple[PortMapping, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
+class RestartPolicy(NamedTuple):
     """docker's: no, on-failure (max_retries 0: no limit), always, unless-stopped."""
 
     name: str = "no"
     max_retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
+class HealthCheck(NamedTuple):
     """Seconds. `test` as docker's: ("CMD", ...), ("CMD-SHELL", text), ("NONE",); empty inherits the image's."""
 
     test: tuple[str, ...] = ()
@@ -184,20 +170,18 @@ class HealthCheck:
     retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LogConfig:
+class LogConfig(NamedTuple):
     """`driver` "" is the default (local); options are strings as given: max-size, max-file, tag, labels, env."""
 
     driver: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class MountRequest:
+class MountRequest(NamedTuple):
     """-v, --mount, --tmpfs and --volumes-from after parsing, before resolving.
 
-    `kind`: bind, volume, tmpfs. `source`: host path, volume name, or "" (anonymous). `options`: ro, rw, z, Z, U, nocopy,
-    nosuid, dev, suid, exec, rshared..., "size=..", "mode=..".
+    `kind`: bind, volume, tmpfs. `source`: host path, volume name, or "" (anonymous). `options`: ro, rw, z, Z, U,
+    nocopy, nosuid, dev, suid, exec, rshared..., "size=..", "mode=..".
     """
 
     kind: str
@@ -207,8 +191,7 @@ class MountRequest:
     create_source: bool = False  # -v makes a missing host directory, --mount does not
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the user asked of the cgroup; None: not asked. Bytes, CPUs, counts."""
 
     memory: int | None = None
@@ -221,8 +204,7 @@ class Limits:
     pids: int | None = None  # -1: unlimited
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """What `run` and `create` were asked, as typed values: no image value is mixed in (invariant 2).
 
     None and empty mean "not given": the image's or the default's turn.
@@ -264,12 +246,12 @@ class RunOptions:
     read_only: bool = False
     shm_size: int | None = None  # bytes
     ulimits: tuple[str, ...] = ()  # "name=soft[:hard]"
-    sysctls: Mapping[str, str] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = {}
     init: bool = False
     platform: str = ""
     pull: str = "missing"  # always, missing, never
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
+    annotations: Mapping[str, str] = {}
     stop_signal: str = ""
     stop_timeout: int | None = None  # seconds
     restart: RestartPolicy = RestartPolicy()
@@ -285,8 +267,7 @@ class RunOptions:
     cidfile: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(NamedTuple):
     """How a container ended: docker's code (128+n by signal), whether the kernel's OOM killer did it, when (unix s)."""
 
     code: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 from helpers.monitors import Box
@@ -62,7 +61,7 @@ class Bundle(Box):
     def how(self, **monitor: object) -> LaunchHow:
         place = self.place
         mon = MonitorHow(log_driver="cri", log_path=place.file("log"), attach=True, exit_dir=place.path, oom=False)
-        mon = replace(mon, **monitor)  # type: ignore[arg-type]
+        mon = mon._replace(**monitor)  # type: ignore[arg-type]
         streams = () if self.config["process"]["terminal"] else ("stdout", "stderr")
         return LaunchHow(id=place.id, cgroup=self.cgroup, monitor=mon, stdio=streams)
 

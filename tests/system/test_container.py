@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,7 +198,7 @@ def test_create_then_start(one: Bundle) -> None:
     process.become_subreaper()
     try:
         one.configure("sh", "-c", "exit 6")
-        one.run(replace(one.how(), monitor=None, wait_start=True, stdio=()), role="launch")
+        one.run(one.how()._replace(monitor=None, wait_start=True, stdio=()), role="launch")
         assert one.launched is not None
         assert one.launched.monitor is None
         assert one.place.status() is Status.CREATED

@@ -7,7 +7,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def layers(bundle: Bundle, tmp_path: Path) -> Mount:
 def test_many_layers(bundle: Bundle, tmp_path: Path, kernel: str) -> None:
     """A list of layers that no single fsconfig value can hold."""
     mount = layers(bundle, tmp_path)
-    bundle.facts = replace(bundle.facts, overlay_lowerdir_add=kernel == "new" and bundle.facts.overlay_lowerdir_add)
+    bundle.facts = bundle.facts._replace(overlay_lowerdir_add=kernel == "new" and bundle.facts.overlay_lowerdir_add)
     bundle.config["root"]["readonly"] = False
     found = bundle.run(
         "busybox ls / | busybox grep -c file; busybox cat /etc/motd", rootfs=(mount,), root_dir=str(tmp_path / "on")
@@ -174,7 +173,7 @@ def test_user_namespace_with_mapped_layers(bundle: Bundle, tmp_path: Path) -> No
     bundle.config["root"]["readonly"] = False
     mount = layers(bundle, tmp_path)
     bundle.give(tmp_path / "up", 100000)
-    mount = replace(mount, options=(*mount.options, "idmap"))
+    mount = mount._replace(options=(*mount.options, "idmap"))
     bundle.config["mounts"].append(
         {"destination": "/data", "type": "bind", "source": str(tmp_path / "on"), "options": ["bind", "idmap"]}
     )

@@ -76,7 +76,7 @@ def test_the_verbs_of_the_issue_are_there() -> None:
         assert {(group, sub) for sub in subs.split()} <= paths
 
 
-@pytest.mark.parametrize(("path", "verb", "entry"), ALL, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+@pytest.mark.parametrize(("path", "verb", "entry"), ALL, ids=lambda v: " ".join(v) if type(v) is tuple else "")
 @pytest.mark.filterwarnings("error")
 def test_every_command_explains_itself(path: tuple[str, ...], verb: Verb, entry: Entry) -> None:
     code, out, err = told(*path, "--help")
@@ -89,7 +89,7 @@ def test_every_command_explains_itself(path: tuple[str, ...], verb: Verb, entry:
         assert len(verb.examples.strip()) > 0
 
 
-@pytest.mark.parametrize(("path", "verb", "entry"), ALL, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+@pytest.mark.parametrize(("path", "verb", "entry"), ALL, ids=lambda v: " ".join(v) if type(v) is tuple else "")
 def test_wrong_usage_is_one_sentence_and_125(path: tuple[str, ...], verb: Verb, entry: Entry) -> None:
     code, out, err = told(*path, "--no-such-flag")
     assert (code, out) == (125, "")

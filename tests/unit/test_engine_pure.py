@@ -127,8 +127,9 @@ def test_limits_as_docker_converts_them() -> None:
     assert found["memory"] == {"limit": 64 << 20, "swap": 128 << 20}
     assert found["cpu"] == {"quota": 150000, "period": 100000, "cpus": "0-1"}
     assert found["pids"] == {"limit": 2048}
-    for bad in (Limits(memory=1 << 20), Limits(memory_swap=1), Limits(memory=64 << 20, memory_swap=1 << 20),
-                Limits(cpus=0.001), Limits(cpuset_cpus="all"), Limits(memory=64 << 20, memory_reservation=65 << 20)):  # fmt: skip
+    mega = 64 << 20
+    for bad in (Limits(memory=1 << 20), Limits(memory_swap=1), Limits(memory=mega, memory_swap=mega - 1),
+                Limits(cpus=0.001), Limits(cpuset_cpus="all"), Limits(memory=mega, memory_reservation=mega + 1)):  # fmt: skip
         with pytest.raises(WherryError):
             limits.check(bad, HostFacts())
 

@@ -12,8 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 USAGE_ERROR = 125
 
 
-@dataclass(frozen=True, slots=True)
-class Stdio:
+class Stdio(NamedTuple):
     """The caller's three streams. Those of a real process have `fileno`; relays use the descriptors."""
 
     stdin: TextIO
@@ -57,17 +55,17 @@ def is_terminal(stream: TextIO) -> bool:
     return fd >= 0 and os.isatty(fd)
 
 
-@dataclass(slots=True)
 class App:
     """One call of the CLI."""
 
-    env: Mapping[str, str]
-    stdio: Stdio
-    cwd: str
-    places: dict[str, str] = field(default_factory=dict)
-    debug: bool = False
-    failure: int = USAGE_ERROR
-    _engine: Engine | None = None
+    __slots__ = ("_engine", "cwd", "debug", "env", "failure", "places", "stdio")
+
+    def __init__(self, env: Mapping[str, str], stdio: Stdio, cwd: str) -> None:
+        self.env, self.stdio, self.cwd = env, stdio, cwd
+        self.places: dict[str, str] = {}
+        self.debug = False
+        self.failure = USAGE_ERROR
+        self._engine: Engine | None = None
 
     @property
     def engine(self) -> Engine:
@@ -332,8 +330,7 @@ def verb(name: str, words: str, *flags: Flag, **more: Any) -> Callable[[Action],
     return make
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One row of a group: where the command lives (module:attribute) and what it does, in one line."""
 
     where: str

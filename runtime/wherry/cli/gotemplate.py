@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -33,8 +32,7 @@ class Wrong(Exception):
 # ---- words ----
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """One token of an action."""
 
     kind: str  # field, var, name, number, string, punct
@@ -92,16 +90,14 @@ def unquoted(text: str) -> str:
 Scope = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(NamedTuple):
     """A value: where it starts, and the fields after it."""
 
     start: Any  # Word (name, var, string, number, "."), or a nested Pipe
     fields: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Pipe:
+class Pipe(NamedTuple):
     """Commands, each fed with the value of the one before; `names` are the variables that it sets."""
 
     commands: tuple[tuple[Operand, ...], ...]
@@ -109,8 +105,7 @@ class Pipe:
     declares: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """if, range or with."""
 
     kind: str

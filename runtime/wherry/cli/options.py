@@ -7,8 +7,7 @@ the current directory and a way to read files. Knows nothing of click (see `app.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, HealthCheck, Limits, LogConfig, MountRequest, RestartPolicy, RunOptions
@@ -18,8 +17,7 @@ from . import parse
 Parser = Callable[[str, str], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """One flag: its names as docker spells them, how its value is read (None: a switch), and its help."""
 
     names: tuple[str, ...]
@@ -143,8 +141,7 @@ ATTACHED_FLAGS: tuple[Flag, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What the flags may refer to: the caller's environment, current directory and files."""
 
     env: Mapping[str, str]
@@ -247,8 +244,8 @@ def networks(given: Values) -> tuple[Attachment, ...]:
         first = wishes[0]
         aliases = first.aliases + tuple(extra.get("network_alias", ()))
         ip, mac = extra.get("ip", first.ip), extra.get("mac_address", first.mac)
-        wishes[0] = replace(first, ip=ip, mac=mac, aliases=aliases)
-    return tuple(replace(wish, interface=f"eth{n}") for n, wish in enumerate(wishes))
+        wishes[0] = first._replace(ip=ip, mac=mac, aliases=aliases)
+    return tuple(wish._replace(interface=f"eth{n}") for n, wish in enumerate(wishes))
 
 
 def _network_conflicts(wishes: Sequence[Attachment], extra: bool) -> None:
@@ -270,7 +267,7 @@ def mounts(given: Values, cwd: str) -> Iterator[MountRequest]:
         if request.target in seen:
             raise conflict(f"two mounts on {request.target}", "mount one thing on one path")
         seen.add(request.target)
-        yield replace(request, source=absolute(request.source, cwd)) if request.kind == "bind" else request
+        yield request._replace(source=absolute(request.source, cwd)) if request.kind == "bind" else request
 
 
 def absolute(path: str, cwd: str) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT
@@ -30,8 +29,7 @@ ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 IMPATIENCE = 3  # docker's client gives up waiting at the third SIGINT or SIGTERM
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """How a process is shown: is its input ours, which outputs are printed, what detaches, who gets our signals."""
 
     stdin: bool

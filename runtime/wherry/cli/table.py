@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -20,16 +19,14 @@ from .options import Flag, Values, many, one, switch, text
 PADDING, NARROWEST = 3, 10  # docker's tabwriter
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """How cells are to read."""
 
     full: bool = False
-    now: float = field(default_factory=time.time)
+    now: float = time.time()
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One field of a row: its name in templates, its header, and its text."""
 
     name: str

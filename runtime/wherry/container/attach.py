@@ -11,8 +11,8 @@ import selectors
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import (
@@ -193,8 +193,7 @@ class End(Enum):
     LOST = "lost"  # the monitor hung up without a status
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(NamedTuple):
     """How a relay ended; `status` with EXIT only."""
 
     end: End

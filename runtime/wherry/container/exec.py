@@ -6,7 +6,7 @@ Decides which descriptors a session gets. Refuses to know where the process come
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.container import attach, launch
 from wherry.container.attach import AttachStream
@@ -19,8 +19,7 @@ from wherry.oci.plan import Plan
 __all__ = ["Session", "start", "target_pidfd"]
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """A running exec session; `stream` is None when it is detached."""
 
     launched: Launched

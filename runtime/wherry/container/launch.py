@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.container.state import kill_cgroup
 from wherry.errors import Kind, WherryError
@@ -31,8 +31,7 @@ _FIRST_FD = 5
 _PIPE_BYTES = 1 << 18  # a burst of output should not wait for the monitor's next turn
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(NamedTuple):
     """A plan that went through. `monitor` is None for the role launch."""
 
     init: Process

@@ -15,10 +15,10 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files, process
@@ -42,8 +42,7 @@ class Status(str, Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """state.json. `cgroup` is an absolute path; "" without one. Times in unix seconds."""
 
     id: str
@@ -54,16 +53,19 @@ class State:
     created: float = 0.0
     started: float = 0.0
     degraded: tuple[str, ...] = ()  # limits that could not be set
-    extra: Json = field(default_factory=dict)
+    extra: Mapping[str, Any] = {}
 
     def to_json(self) -> Json:
         """As stored."""
-        return asdict(self)
+        members = self._asdict()
+        for name in ("init", "monitor"):
+            members[name] = members[name] and members[name]._asdict()
+        return members
 
     @staticmethod
     def from_json(data: Json) -> State:
         """As read; unknown members of a newer version are dropped."""
-        known = {name: data[name] for name in State.__slots__ if name in data}
+        known = {name: data[name] for name in State._fields if name in data}
         for name in ("init", "monitor"):
             known[name] = Process(**known[name]) if known.get(name) else None
         known["degraded"] = tuple(known.get("degraded", ()))
@@ -165,7 +167,7 @@ class ContainerDir:
 
     def change(self, **members: object) -> State:
         """`load`, replace, `save`; the caller holds the lock."""
-        state = replace(self.load(), **members)  # type: ignore[arg-type]
+        state = self.load()._replace(**members)  # type: ignore[arg-type]
         self.save(state)
         return state
 

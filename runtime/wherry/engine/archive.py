@@ -13,9 +13,8 @@ import posixpath
 import stat as stats
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -37,8 +36,7 @@ _GO_MODE = {stats.S_IFDIR: 1 << 31, stats.S_IFLNK: 1 << 27, stats.S_IFBLK: 1 << 
             stats.S_IFIFO: 1 << 25, stats.S_IFSOCK: 1 << 24}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A root to resolve in, and the path in it."""
 
     root: int

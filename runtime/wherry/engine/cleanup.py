@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -58,14 +57,14 @@ def settle_locked(house: House, row: Container) -> Life | None:
     if not seen.unsettled:
         return seen.life
     status = _exit_status(house, row)
-    life = replace(
-        seen.life, finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
+    life = seen.life._replace(
+        finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
     )
     _tell(house, row, life)
     teardown(house, row)
     options = codec.decode_options(row.config["options"])
     again = restart.wanted(options.restart, life)
-    life = replace(life, settled=True, restarting=_me() if again else None)
+    life = life._replace(settled=True, restarting=_me() if again else None)
     if options.remove and not again:
         from . import remove
 
@@ -171,7 +170,7 @@ def _announce(house: House, row: Container, options: RunOptions) -> float | None
         if not mine or not restart.wanted(options.restart, seen.life):
             return None
         pause = restart.delay(seen.life)
-        records.store(house.container_dir(row.id), replace(seen.life, restarting=note, delay=pause))
+        records.store(house.container_dir(row.id), seen.life._replace(restarting=note, delay=pause))
         return pause
 
 

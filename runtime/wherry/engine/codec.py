@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from wherry.model import (
@@ -26,8 +25,9 @@ _T = TypeVar("_T")
 
 def encode(value: Any) -> Any:
     """Return plain JSON values; members equal to their defaults are left out, so that a row stays short."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default}
+    if hasattr(value, "_asdict"):
+        unset = value._field_defaults
+        return {k: encode(v) for k, v in value._asdict().items() if k not in unset or v != unset[k]}
     if isinstance(value, (tuple, list)):
         return [encode(item) for item in value]
     return dict(value) if hasattr(value, "keys") else value
@@ -35,11 +35,10 @@ def encode(value: Any) -> Any:
 
 def _plain(kind: type[_T], data: Json, inner: dict[str, Callable[[Any], Any]] | None = None) -> _T:
     members: Json = {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name in data:
-            value = data[field.name]
-            convert = (inner or {}).get(field.name)
-            members[field.name] = convert(value) if convert else _frozen(value)
+    for name in kind._fields:  # type: ignore[attr-defined]
+        if name in data:
+            convert = (inner or {}).get(name)
+            members[name] = convert(data[name]) if convert else _frozen(data[name])
     return kind(**members)
 
 

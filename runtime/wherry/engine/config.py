@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Place
@@ -18,8 +18,7 @@ __all__ = ["Settings", "place", "settings"]
 _MAX_CONFIG = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """wherry.toml. Every key has a default; an unknown key is an error, for a typing mistake must not be silent."""
 
     publish_default: str = "0.0.0.0"  # noqa: S104  # as docker; the setting exists to narrow it
@@ -52,7 +51,7 @@ def place(root: str = "", state: str = "", config: str = "", env: Mapping[str, s
         "config": config or env.get("WHERRY_CONFIG", ""),
     }
     given = {key: os.path.abspath(value) for key, value in wanted.items() if value}
-    return replace(base, **given)  # type: ignore[arg-type]
+    return base._replace(**given)  # type: ignore[arg-type]
 
 
 def settings(path: str) -> Settings:
@@ -81,8 +80,8 @@ def _parse(path: str, text: bytes) -> Json:
 def _checked(path: str, values: Json) -> Settings:
     defaults = Settings()
     for key, value in values.items():
-        if key not in Settings.__slots__:
-            hint = f"known: {', '.join(Settings.__slots__)}"
+        if key not in Settings._fields:
+            hint = f"known: {', '.join(Settings._fields)}"
             raise WherryError(Kind.INVALID, f"{path}: unknown setting {key}", hint=hint)
         if type(value) is not type(getattr(defaults, key)):
             kind = type(getattr(defaults, key)).__name__

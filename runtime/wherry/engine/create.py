@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, ImageConfig, ImageRecord, Json, LogConfig, PortMapping, ProgressEvent, RunOptions
@@ -28,8 +28,7 @@ _LOG_DRIVERS = {"local": "cri", "json-file": "json", "journald": "journald", "no
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A container that does not exist yet."""
 
     id: str
@@ -131,7 +130,7 @@ def _networks(house: House, options: RunOptions, *, dry: bool) -> tuple[Attachme
     for index, attachment in enumerate(asked):
         known = dry and attachment.network == "bridge"  # to ask for it would make it
         canonical = "bridge" if known else house.networks.inspect(attachment.network)["Name"]
-        found.append(replace(attachment, network=canonical, interface=f"eth{index}"))
+        found.append(attachment._replace(network=canonical, interface=f"eth{index}"))
     return tuple(found)
 
 
@@ -144,7 +143,7 @@ def _mode(house: House, options: RunOptions, attachment: Attachment) -> Attachme
                             (options.dns, "dns"), (options.add_host, "custom host-to-IP mapping")):  # fmt: skip
             if given:
                 raise WherryError(Kind.INVALID, f"conflicting options: {what} and the container type network mode")
-        return replace(attachment, network=f"container:{house.db.find(ref).id}")
+        return attachment._replace(network=f"container:{house.db.find(ref).id}")
     return attachment
 
 
@@ -223,15 +222,15 @@ def ports(house: House, options: RunOptions, image: ImageConfig) -> list[PortMap
             port, _, protocol = text.partition("/")
             if (int(port), protocol) not in have:
                 given.append(PortMapping(int(port), 0, protocol))
-    return [p if p.host_ip else replace(p, host_ip=house.settings.publish_default) for p in given]
+    return [p if p.host_ip else p._replace(host_ip=house.settings.publish_default) for p in given]
 
 
 def _config(
     house: House, cid: str, options: RunOptions, record: ImageRecord, networks: Sequence[Attachment]
 ) -> Json:
-    image = replace(record.config, history=())
+    image = record.config._replace(history=())
     return {
-        "options": codec.encode(replace(options, network=tuple(networks))),
+        "options": codec.encode(options._replace(network=tuple(networks))),
         "image_config": codec.encode(image),
         "image_name": options.image,
         "layers": list(image.diff_ids),
@@ -331,7 +330,7 @@ def _volume(house: House, mount: mounts.Resolved, undo: Undo) -> tuple[mounts.Re
     if new:
         undo.add(volumes.discard, house, row)
     empty = new or house.volumes.empty(row.dir)
-    return replace(mount, name=row.name, source=house.volumes.path(row.dir)), empty
+    return mount._replace(name=row.name, source=house.volumes.path(row.dir)), empty
 
 
 def _bind_source(mount: mounts.Resolved, undo: Undo) -> None:

@@ -10,10 +10,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -50,8 +49,7 @@ CREATE TABLE ranges (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):
     """One row: `config` is what `create` resolved (docs/state.md), never a status."""
 
     id: str
@@ -61,16 +59,15 @@ class Container:
     config: Json
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """One row: `dir` is the minted id of its directory."""
 
     name: str
     dir: str
     created: float
     anonymous: bool = False
-    labels: Json = field(default_factory=dict)
-    options: Json = field(default_factory=dict)
+    labels: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
 
 
 def _container(row: Sequence[Any]) -> Container:

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import Final
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -23,15 +23,20 @@ _MAX_CDI = 4 << 20
 _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 
 
-@dataclass(slots=True)
 class Devices:
-    """What the spec gets: nodes, cgroup rules, and CDI's env, mounts and hooks."""
+    """What the spec gets: nodes, cgroup rules, and CDI's env, mounts and hooks. Filled step by step."""
 
-    nodes: list[Json] = field(default_factory=list)
-    rules: list[Json] = field(default_factory=list)
-    env: list[str] = field(default_factory=list)
-    mounts: list[Json] = field(default_factory=list)
-    hooks: list[tuple[str, Json]] = field(default_factory=list)
+    __slots__ = ("env", "hooks", "mounts", "nodes", "rules")
+
+    def __init__(self) -> None:
+        self.nodes: list[Json] = []
+        self.rules: list[Json] = []
+        self.env: list[str] = []
+        self.mounts: list[Json] = []
+        self.hooks: list[tuple[str, Json]] = []
+
+
+NONE: Final = Devices()
 
 
 def resolve(asked: Sequence[str]) -> Devices:
@@ -108,7 +113,8 @@ def _rule(letter: str, major: int, minor: int, access: str) -> Json:
 
 def everything() -> Devices:
     """Every device node below /dev, and the rule that allows all: --privileged."""
-    found = Devices(rules=[{"allow": True, "access": "rwm"}])
+    found = Devices()
+    found.rules.append({"allow": True, "access": "rwm"})
     skip = {"/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console"}  # noqa: S108  # names, not files of ours
     for base, folders, names in os.walk("/dev"):
         folders[:] = [name for name in folders if f"{base}/{name}" not in skip]

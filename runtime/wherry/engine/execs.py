@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import select
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -78,7 +77,7 @@ def _process(house: House, row: Container, state: State, config: Json, options: 
     extra = () if options.user else asked.group_add
     with rootfs.live(state) as root:
         user = users.lookup(root, who, extra)
-    combined = replace(asked, env=(*asked.env, *options.env), tty=options.tty)
+    combined = asked._replace(env=(*asked.env, *options.env), tty=options.tty)
     env = specgen.environment(combined, image, row.config["hostname"], user)
     process: Json = {
         **config["process"],
@@ -89,7 +88,7 @@ def _process(house: House, row: Container, state: State, config: Json, options: 
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
     }
     if options.privileged:
-        full = replace(asked, privileged=True, cap_drop=(), cap_add=())
+        full = asked._replace(privileged=True, cap_drop=(), cap_add=())
         process["capabilities"] = specgen.capability_sets(full, house.facts)
         process["noNewPrivileges"] = False
         process.pop("apparmorProfile", None)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import replace
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Mount, RunOptions
@@ -30,11 +29,11 @@ def run(house: House, options: RunOptions) -> list[Section]:
     draft = create.draft(house, options, None, dry=True)
     draft.config["mounts"] = [mounts.inspect_row(_found(house, mount)) for mount in draft.mounts]
     row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)
-    asked = replace(options, network=draft.networks)
+    asked = options._replace(network=draft.networks)
     root = _root(house, row, draft.record.config.diff_ids)
     config = _config(house, row, asked, draft.record.config, root)
     how = preparing.launch_how(house, row, asked, config, {}, dry=(root,))
-    how = replace(how, monitor=preparing.monitor_how(house, row))
+    how = how._replace(monitor=preparing.monitor_how(house, row))
     return [
         Section("Image", (f"{options.image} is {draft.record.id}", *_layers(draft.record.config.diff_ids))),
         Section("Network", tuple(_network(house, row, asked))),
@@ -53,7 +52,7 @@ def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
     if mount.kind != "volume":
         return mount
     row = house.db.volume(mount.name) if mount.name else None
-    return replace(mount, source=house.volumes.path(row.dir) if row else _VOLUME, name=mount.name or _VOLUME)
+    return mount._replace(source=house.volumes.path(row.dir) if row else _VOLUME, name=mount.name or _VOLUME)
 
 
 def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:
@@ -71,7 +70,7 @@ def _user(options: RunOptions, image_user: str, root: Mount) -> users.User:
 
     lower = next(option for option in root.options if option.startswith("lowerdir="))
     single = ":" not in lower
-    view = Mount("bind", lower.partition("=")[2], "/", ("ro",)) if single else replace(root, options=(lower, "ro"))
+    view = Mount("bind", lower.partition("=")[2], "/", ("ro",)) if single else root._replace(options=(lower, "ro"))
     with contextlib.closing(_Fd(mount.detached([view], True))) as fd:
         return users.lookup(fd.number, options.user or image_user, options.group_add)
 
@@ -97,7 +96,7 @@ def _config(house: House, row: Container, options: RunOptions, image: object, ro
     files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
     own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
     user = _user(options, image.user, root)
-    return specgen.generate(replace(made, user=user, namespaces=namespaces, files=files, mounts=own))
+    return specgen.generate(made._replace(user=user, namespaces=namespaces, files=files, mounts=own))
 
 
 def _network(house: House, row: Container, options: RunOptions) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,7 @@ class House:
         from wherry.kernel import facts
 
         if not os.path.exists(f"{self.place.state}/facts.json"):
-            self.__dict__["facts"] = facts.measure(replace(self.place, state=os.devnull))
+            self.__dict__["facts"] = facts.measure(self.place._replace(state=os.devnull))
 
     def prepare(self) -> None:
         """Make the directories of the place with their rights (invariant 10)."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
@@ -31,13 +30,12 @@ __all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_pee
 _DEFAULT = "bridge"
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(NamedTuple):
     """What the launch needs of it. `namespace`: None the host's, "" a new empty one, else a path to join."""
 
     namespace: str | None
-    files: dict[str, str] = field(default_factory=dict)
-    facts: Json = field(default_factory=dict)
+    files: Mapping[str, str] = {}
+    facts: Mapping[str, Any] = {}
 
 
 def mode(options: RunOptions) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, MountRequest, RunOptions
@@ -25,8 +25,7 @@ _OURS = frozenset({"z", "Z", "U", "nocopy", "copy", "idmap", "tmpcopyup", "notmp
                    "delegated", "readonly", "bind-nonrecursive"})  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """One mount. `name` is a volume's, "" for an anonymous one until it is made; `source` the host path once known."""
 
     kind: str  # bind, volume, tmpfs
@@ -102,7 +101,7 @@ def inherit(rows: Sequence[Json], mode: str) -> list[Resolved]:
         if row["Type"] != "tmpfs":
             mount = from_row(row)
             options = (*mount.options, "ro") if mode == "ro" and mount.writable else mount.options
-            found.append(replace(mount, options=options, anonymous=False))
+            found.append(mount._replace(options=options, anonymous=False))
     return found
 
 

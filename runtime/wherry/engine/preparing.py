@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageConfig, Json, Mount, RunOptions
@@ -41,8 +40,7 @@ __all__ = ["Ready", "cgroup_path", "inputs", "launch_how", "monitor_how", "names
 MONITORS = "/wherry-monitors"
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """What the launch takes. `fds` stay open as long as the caller's stack."""
 
     config: Json
@@ -201,8 +199,8 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
     if made.id_map[1]:
         spaces = {"user": "", **spaces}
         _own_upper(house, row, made.id_map[0])
-    made = replace(
-        made, user=user, namespaces=spaces, files=joined.files, shm=_shm(house, row, options, undo),
+    made = made._replace(
+        user=user, namespaces=spaces, files=joined.files, shm=_shm(house, row, options, undo),
         mounts=_mounts(house, row, user, made.id_map),
     )  # fmt: skip
     config = specgen.generate(made)
@@ -261,7 +259,7 @@ def _root(mounts: tuple[Mount, ...], config: Json) -> tuple[Mount, ...]:
     """With a user namespace of its own, the layers are shown with the container's ids."""
     if not config["linux"].get("uidMappings"):
         return mounts
-    return tuple(replace(mount, options=(*mount.options, "idmap")) for mount in mounts)
+    return tuple(mount._replace(options=(*mount.options, "idmap")) for mount in mounts)
 
 
 def _own_upper(house: House, row: Container, first: int) -> None:

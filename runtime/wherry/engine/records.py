@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 __all__ = ["Life", "Restarting", "load", "store"]
 
 
-@dataclass(frozen=True, slots=True)
-class Restarting:
+class Restarting(NamedTuple):
     """The process that sleeps through a back-off."""
 
     pid: int
     start_time: int
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
+class Life(NamedTuple):
     """One container's past. Times are unix seconds, 0: never."""
 
     started: float = 0
@@ -43,14 +41,18 @@ def load(directory: str) -> Life:
         with open(f"{directory}/life.json", encoding="utf-8") as file:
             values = json.load(file)
         again = values.pop("restarting", None)
-        return replace(Life(**values), restarting=Restarting(**again) if again else None)
+        return Life(**values, restarting=Restarting(**again) if again else None)
     except (FileNotFoundError, ValueError, TypeError):
         return Life()
+
+
+def _plain(life: Life) -> dict[str, object]:
+    return {**life._asdict(), "restarting": life.restarting and life.restarting._asdict()}
 
 
 def store(directory: str, life: Life) -> None:
     """Replace it in one rename. No fsync: after a power cut the older truth is as good."""
     temporary = f"{directory}/life.json.new"
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(life)))
+        file.write(json.dumps(_plain(life)))
     os.replace(temporary, f"{directory}/life.json")

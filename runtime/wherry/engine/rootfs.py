@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -32,7 +31,7 @@ def _read_only(mount: Mount) -> Mount:
     kept = [o for o in mount.options if not o.startswith(("upperdir=", "workdir="))]
     if upper:
         kept = [f"lowerdir={upper}:{o.partition('=')[2]}" if o.startswith("lowerdir=") else o for o in kept]
-    return replace(mount, options=(*kept, *([] if "ro" in kept else ["ro"])))
+    return mount._replace(options=(*kept, *([] if "ro" in kept else ["ro"])))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import RunOptions
@@ -21,8 +21,7 @@ PROFILES = ("default", "docker", "strict")
 _TRUE = {"", "true", "1"}
 
 
-@dataclass(frozen=True, slots=True)
-class Security:
+class Security(NamedTuple):
     """The options' meaning. `seccomp`: "" the profile's own, "unconfined", or a file's path."""
 
     profile: str = "default"
@@ -55,28 +54,28 @@ def _paths(text: str) -> tuple[str, ...]:
 def _systempaths(now: Security, text: str) -> Security:
     if text != "unconfined":
         raise WherryError(Kind.INVALID, f'invalid value "{text}" of security option systempaths', hint="unconfined")
-    return replace(now, open_paths=True)
+    return now._replace(open_paths=True)
 
 
 def _unmask(now: Security, text: str) -> Security:
     paths = _paths(text)
     everything = any(path.upper() == "ALL" for path in paths)
-    return replace(now, open_paths=now.open_paths or everything, unmask=now.unmask + paths)
+    return now._replace(open_paths=now.open_paths or everything, unmask=now.unmask + paths)
 
 
 def _seccomp(now: Security, text: str) -> Security:
     if text in ("unconfined", "builtin", ""):
-        return replace(now, seccomp="" if text == "builtin" else text)
-    return replace(now, seccomp=os.path.abspath(text))
+        return now._replace(seccomp="" if text == "builtin" else text)
+    return now._replace(seccomp=os.path.abspath(text))
 
 
 _OPTIONS: dict[str, Callable[[Security, str], Security]] = {
     "seccomp": _seccomp,
-    "no-new-privileges": lambda now, text: replace(now, no_new_privileges=_bool(text, "no-new-privileges")),
-    "apparmor": lambda now, text: replace(now, apparmor=text),
-    "label": lambda now, text: replace(now, label=(*now.label, text)),
+    "no-new-privileges": lambda now, text: now._replace(no_new_privileges=_bool(text, "no-new-privileges")),
+    "apparmor": lambda now, text: now._replace(apparmor=text),
+    "label": lambda now, text: now._replace(label=(*now.label, text)),
     "systempaths": _systempaths,
-    "mask": lambda now, text: replace(now, mask=now.mask + _paths(text)),
+    "mask": lambda now, text: now._replace(mask=now.mask + _paths(text)),
     "unmask": _unmask,
 }
 
@@ -90,7 +89,7 @@ def parse(options: RunOptions) -> Security:
         raise WherryError(Kind.INVALID, "--privileged and --profile strict contradict each other")
     found = Security(profile=options.profile, privileged=options.privileged, no_new_privileges=strict)
     if options.privileged:
-        found = replace(found, seccomp="unconfined", apparmor="unconfined", label=("disable",), open_paths=True)
+        found = found._replace(seccomp="unconfined", apparmor="unconfined", label=("disable",), open_paths=True)
     for text in options.security_opt:
         found = _one(found, text)
     return found

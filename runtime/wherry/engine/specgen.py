@@ -8,7 +8,7 @@ its own prefix (invariant 2).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageConfig, Json, RunOptions
@@ -34,8 +34,7 @@ _SYSCTL_IPC = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", 
                "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Everything that a config.json is made of."""
 
     id: str
@@ -43,14 +42,14 @@ class Inputs:
     image: ImageConfig
     security: sec.Security
     facts: HostFacts
-    user: User = field(default_factory=User)
+    user: User = User()
     hostname: str = ""
     mounts: tuple[Json, ...] = ()  # OCI mounts, parents first
-    files: Mapping[str, str] = field(default_factory=dict)  # target -> host file: hosts, hostname, resolv.conf
+    files: Mapping[str, str] = {}  # target -> host file: hosts, hostname, resolv.conf
     shm: str = ""  # host path of a shared /dev/shm
-    devices: device_rules.Devices = field(default_factory=device_rules.Devices)
-    resources: Json = field(default_factory=dict)
-    namespaces: Mapping[str, str] = field(default_factory=dict)  # type -> path, "": a new one; absent: the host's
+    devices: device_rules.Devices = device_rules.NONE
+    resources: Mapping[str, Any] = {}
+    namespaces: Mapping[str, str] = {}  # type -> path, "": a new one; absent: the host's
     cgroup: str = ""
     seccomp: Json | None = None
     apparmor: str = ""

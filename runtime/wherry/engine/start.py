@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from wherry.errors import WherryError
-from wherry.model import ExitStatus, Json, ProgressEvent, RunOptions
+from wherry.model import ExitStatus, ProgressEvent, RunOptions
 
 from . import cleanup, codec, events, health, joining, preparing, records
 from .house import House
@@ -130,7 +129,7 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
 
 def _failed(house: House, row: Container, before: records.Life, error: WherryError) -> None:
     code = error.code if error.code is not None else 128
-    life = replace(before, error=error.message, code=code, finished=before.finished, restarting=None, settled=True)
+    life = before._replace(error=error.message, code=code, finished=before.finished, restarting=None, settled=True)
     with contextlib.suppress(OSError):
         records.store(house.container_dir(row.id), life)
 
@@ -181,7 +180,7 @@ def _spawn(
     from wherry.container import launch
     from wherry.oci import compile as planner
 
-    how = replace(ready.how, monitor=replace(ready.monitor, client=attach))
+    how = ready.how._replace(monitor=ready.monitor._replace(client=attach))
     plan = planner.compile_create(ready.config, house.container_dir(row.id), house.facts, how)
     fds = dict(ready.fds)
     mine: dict[str, int] = launch.stdio_pipes(how.stdio, ready.host_uid)
@@ -210,7 +209,7 @@ def _kill(house: House, row: Container, launched: Launched) -> None:
 
 
 def _write_state(  # noqa: PLR0917  # what is known at this moment
-    house: House, row: Container, place: ContainerDir, ready: preparing.Ready, launched: Launched, facts: Json
+    house: House, row: Container, place: ContainerDir, ready: preparing.Ready, launched: Launched, facts: Mapping[str, Any]
 ) -> None:
     from wherry.container.state import State
 

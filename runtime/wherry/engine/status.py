@@ -6,8 +6,7 @@ Decides docker's words for it: created, running, paused, restarting, exited.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Seen", "folder", "look", "running"]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """One look at a container. `state` is None unless its processes are there."""
 
     status: str
@@ -81,7 +79,7 @@ def _with_state(house: House, cid: str, life: Life, place: ContainerDir, state: 
 def _ended(life: Life, place: ContainerDir) -> Life:
     """The end as the monitor wrote it, while nobody has settled it yet."""
     end = place.exit_status()
-    return life if end is None else replace(life, finished=end.time, code=end.code, oom=end.oom, error=end.error)
+    return life if end is None else life._replace(finished=end.time, code=end.code, oom=end.oom, error=end.error)
 
 
 def _past(life: Life) -> str:

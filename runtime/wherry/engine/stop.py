@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -62,7 +61,7 @@ def _mark_stopped(house: House, row: Container) -> Seen:
     """Write down that it was a human, and call off a restart that waits."""
     with container_lock(house, row.id):
         seen = look(house, row.id)
-        life = replace(seen.life, stopped=True, restarting=None)
+        life = seen.life._replace(stopped=True, restarting=None)
         records.store(house.container_dir(row.id), life)
         return seen
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -21,8 +20,7 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _REGULAR = (b"0", b"\0", b"7", b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One entry. `type` is tar's letter; "0" for every regular file."""
 
     name: str
@@ -127,10 +125,9 @@ def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
     kind = "0" if info.type in _REGULAR else info.type.decode("latin-1")
     made = Member(info.name, kind, info.mode, info.uid, info.gid, float(info.mtime), info.size, info.linkname)
     if kind != "0":
-        made = replace(made, size=0)
+        made = made._replace(size=0)
     try:
-        return replace(
-            made,
+        return made._replace(
             name=extended.get("path", made.name),
             link=extended.get("linkpath", made.link),
             size=_positive(extended["size"]) if "size" in extended and kind == "0" else made.size,

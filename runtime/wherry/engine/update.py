@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
@@ -23,8 +22,8 @@ __all__ = ["update"]
 
 
 def _merged(old: Limits, new: Limits) -> Limits:
-    asked = {f.name: getattr(new, f.name) for f in fields(Limits) if getattr(new, f.name) is not None}
-    return replace(old, **asked)
+    asked = {name: value for name, value in new._asdict().items() if value is not None}
+    return old._replace(**asked)
 
 
 def update(house: House, ref: str, new: Limits, policy: RestartPolicy | None) -> list[str]:
@@ -33,7 +32,7 @@ def update(house: House, ref: str, new: Limits, policy: RestartPolicy | None) ->
     options = codec.decode_options(row.config["options"])
     if policy is not None:
         restart.check(policy, options.remove)
-    wanted = replace(options, limits=_merged(options.limits, new), restart=policy or options.restart)
+    wanted = options._replace(limits=_merged(options.limits, new), restart=policy or options.restart)
     limits.check(wanted.limits, house.facts)
     with container_lock(house, row.id):
         if wanted.limits != options.limits:

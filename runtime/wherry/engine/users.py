@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -19,8 +19,7 @@ _MAX_FILE = 4 << 20
 _MAX_ID = (1 << 31) - 1  # docker's range; 2^32-1 is the kernel's "no id"
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """Numeric identity, supplementary groups, and the home that an unset HOME gets."""
 
     uid: int = 0
@@ -30,8 +29,7 @@ class User:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: str
     uid: int
     gid: int

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Check", "ExecOptions", "LogLine", "Section"]
 
 
-@dataclass(frozen=True, slots=True)
-class ExecOptions:
+class ExecOptions(NamedTuple):
     """What `exec` was asked. None and empty: the container's own value."""
 
     command: tuple[str, ...]
@@ -21,8 +20,7 @@ class ExecOptions:
     privileged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """One record of a container's log. `data` holds its bytes, newline included where the container wrote one."""
 
     stream: str  # "stdout" or "stderr"
@@ -30,16 +28,14 @@ class LogLine:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """One section of `explain`: its title and its lines."""
 
     title: str
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One finding of `doctor`. `status` is ok, warn or fail; `cure` the command or the sentence that mends it."""
 
     name: str

@@ -12,8 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -27,8 +26,7 @@ _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "reg
 _NOT_FOUND = "credentials not found"  # docker-credential-helpers: the word for "none stored"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """A user's name and secret. `identity`: the secret is a refresh token (docker's <token>)."""
 
     user: str
@@ -43,8 +41,7 @@ class Credentials:
         return f"Credentials({self.user!r}, ...)"
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(NamedTuple):
     """One WWW-Authenticate challenge: "bearer" or "basic" and its parameters."""
 
     scheme: str

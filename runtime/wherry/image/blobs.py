@@ -14,7 +14,6 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -215,12 +214,12 @@ def _no_space(descriptor: Descriptor) -> Iterator[None]:
 
 
 def _named(descriptor: Descriptor, name: str) -> Descriptor:
-    return replace(descriptor, annotations={**_unnamed(descriptor).annotations, REF_NAME: name})
+    return descriptor._replace(annotations={**_unnamed(descriptor).annotations, REF_NAME: name})
 
 
 def _unnamed(descriptor: Descriptor) -> Descriptor:
     kept = {key: value for key, value in descriptor.annotations.items() if key != REF_NAME}
-    return replace(descriptor, annotations=kept)
+    return descriptor._replace(annotations=kept)
 
 
 def _without(entries: list[Descriptor], names: list[str]) -> list[Descriptor]:

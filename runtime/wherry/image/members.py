@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -19,8 +19,7 @@ _MEMBERS_MAX = 200_000
 _EXTENDED_MAX = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One member: `target` is the name that a link leads to, "" for a file."""
 
     offset: int

@@ -7,7 +7,7 @@ one exists.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -32,8 +32,7 @@ def is_source(text: str) -> bool:
     return text.startswith(_SOURCES)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A parsed name. `tag` is "" only where a digest is given; `digest` is "" or "sha256:..."."""
 
     registry: str
@@ -71,7 +70,7 @@ class Reference:
 
     def with_digest(self, digest: str) -> Reference:
         """The same repository at one digest, without the tag."""
-        return replace(self, tag="", digest=digest)
+        return self._replace(tag="", digest=digest)
 
     def stored(self) -> str:
         """The name under which an image is kept: a digest wins over a tag, as docker does."""

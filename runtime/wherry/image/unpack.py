@@ -14,8 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -32,8 +31,7 @@ _ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerLimits:
+class LayerLimits(NamedTuple):
     """Bounds of one layer. The ratio counts only beyond `free` bytes: small layers may hold much emptiness."""
 
     total: int = 256 << 30
@@ -310,8 +308,7 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
 
 
-@dataclass(frozen=True, slots=True)
-class _Watch:
+class _Watch(NamedTuple):
     """Who wants to know how far it is, and who may stop it."""
 
     report: Callable[[int], None]

@@ -14,7 +14,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.kernel.facts import read
@@ -43,8 +43,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """One reading. `limited` fields are -1 where nothing limits; `estimated` names what was summed over the processes
     because
     the controller is missing (it forgets processes that have ended)."""

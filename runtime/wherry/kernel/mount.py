@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Mount
@@ -22,8 +22,7 @@ _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _MOUNT_WORDS = frozenset({"ro", "rw", "rbind", "bind", "nodev", "nosuid", "noexec"})
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """One line of mountinfo (proc(5)). `root` is the part of the file system that is mounted on `target`."""
 
     id: int
@@ -91,7 +90,7 @@ def opened(how: Iterable[Mount], *, readonly: bool = False) -> Iterator[int]:
 
 
 def detached(how: Iterable[Mount], readonly: bool = False) -> int:
-    """The root that these mounts make (a snapshotter's: one overlay or bind), as an O_PATH descriptor. Nobody else sees it."""
+    """The root that these mounts (a snapshotter's: one overlay or bind) make: an O_PATH descriptor nobody else sees."""
     first, *rest = how
     if rest or first.target not in ("", "/"):
         raise WherryError(Kind.UNSUPPORTED, "a detached root of more than one mount")

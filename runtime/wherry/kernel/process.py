@@ -10,7 +10,7 @@ import select
 import signal as signals
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -23,8 +23,7 @@ _STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, co
 _STAT_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """One process for all time of this boot. `start_time` in clock ticks since boot (proc(5), field 22)."""
 
     pid: int

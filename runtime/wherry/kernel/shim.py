@@ -188,7 +188,7 @@ def helper_memfd() -> int:
     """
     fd = sealed_memfd("wherry-helper", _helper_image(), executable=True)
     try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
+        high: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
     except OSError:  # a low RLIMIT_NOFILE
         return fd
     os.close(fd)

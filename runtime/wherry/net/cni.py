@@ -17,8 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Place
@@ -39,16 +38,15 @@ _CODES = {  # CNI error codes to kinds; others are a plugin's own
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(NamedTuple):
     """One attachment as remembered: everything that DEL and CHECK need."""
 
     conflist: Json
     container_id: str
     netns: str
     ifname: str
-    args: Mapping[str, str] = field(default_factory=dict)
-    capabilities: Mapping[str, object] = field(default_factory=dict)
+    args: Mapping[str, str] = {}
+    capabilities: Mapping[str, object] = {}
     result: Json | None = None
 
     @property

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -36,8 +36,7 @@ _STUB_CONF, _REAL_CONF = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 _MAX_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class HostEntry:
+class HostEntry(NamedTuple):
     """One machine as hosts(5) sees it: each address ("10.0.0.2", a prefix length is dropped) gets one line of names."""
 
     addresses: tuple[str, ...]

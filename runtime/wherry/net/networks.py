@@ -16,8 +16,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Place, PortMapping
@@ -45,8 +45,7 @@ _OPTIONS = {  # docker's names for what a bridge network can be told, and ours
 _BUILT_IN = ("bridge", "host", "none")
 
 
-@dataclass(frozen=True, slots=True)
-class Subnet:
+class Subnet(NamedTuple):
     """One subnet as asked: "10.1.0.0/24"; gateway and ip_range "" leave the choice to us."""
 
     subnet: str

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import PortMapping
@@ -28,8 +28,7 @@ _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPP
 _EPHEMERAL_TRIES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
+class _Claim(NamedTuple):
     protocol: str
     host_ip: str
     port: int
@@ -80,7 +79,7 @@ class PortBook:
         problem: WherryError | None = None
         for port in range(wish.host_port, max(wish.host_port_end, wish.host_port) + 1):
             try:
-                return self._grant_exact(container_id, replace(wish, host_port=port, host_port_end=0), granted)
+                return self._grant_exact(container_id, wish._replace(host_port=port, host_port_end=0), granted)
             except WherryError as refused:
                 problem = refused
         assert problem is not None
@@ -103,7 +102,7 @@ class PortBook:
                 trial.bind((_bind_address(wish.host_ip, trial.family), 0))
                 port = int(trial.getsockname()[1])
             with suppress(WherryError):
-                return self._grant_exact("", replace(wish, host_port=port), granted)
+                return self._grant_exact("", wish._replace(host_port=port), granted)
         raise WherryError(Kind.EXHAUSTED, f"no free host port for {wish.container_port}/{wish.protocol}")
 
     def _refuse_clash(self, container_id: str, wish: PortMapping, granted: Sequence[PortMapping]) -> None:
@@ -193,7 +192,7 @@ def _checked(wish: PortMapping) -> PortMapping:
                           hint="tcp, udp or sctp")
     if not (0 < wish.container_port < 65536 and 0 <= wish.host_port < 65536 and 0 <= wish.host_port_end < 65536):
         raise WherryError(Kind.INVALID, f"port {_name(wish)}: ports are 1 to 65535")
-    return replace(wish, host_ip=_checked_address(wish)) if wish.host_ip else wish
+    return wish._replace(host_ip=_checked_address(wish)) if wish.host_ip else wish
 
 
 def _checked_address(wish: PortMapping) -> str:

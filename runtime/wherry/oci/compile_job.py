@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wherry.model import Json
 from wherry.oci.compile_builder import Builder
@@ -13,8 +13,7 @@ from wherry.oci.how import LaunchHow
 __all__ = ["Job"]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One plan in the making: the wish, the host, the circumstances, the namespaces, the operations so far."""
 
     config: Json

@@ -7,8 +7,7 @@ a new user namespace also every other joined one (the child would lack the right
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -48,8 +47,7 @@ O_PATH_DIRECTORY = 0o10000000 | 0o200000 | 0o2000000  # O_PATH | O_DIRECTORY | O
 O_RDONLY_CLOEXEC = 0o2000000
 
 
-@dataclass(frozen=True, slots=True)
-class Namespaces:
+class Namespaces(NamedTuple):
     """The namespaces of one container: `new` are made, `joined` maps a type to the slot of its descriptor."""
 
     new: frozenset[str]

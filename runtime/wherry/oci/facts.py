@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["CAPABILITIES", "CAPABILITY_SET", "HostFacts", "cap_mask", "cap_names"]
 
@@ -29,8 +29,7 @@ def cap_names(mask: int) -> tuple[str, ...]:
     return tuple(name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1)
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
+class HostFacts(NamedTuple):
     """Facts of one boot, as this process sees them. Defaults describe an ordinary pure cgroup v2 host run by root."""
 
     kernel: tuple[int, int] = (6, 1)
@@ -50,10 +49,8 @@ class HostFacts:
         "pids",
     )  # cgroup.controllers of the root
     cgroup_enabled: tuple[str, ...] = ()  # cgroup.subtree_control of the root
-    cgroup_holders: Mapping[str, str] = field(
-        default_factory=dict
-    )  # missing controller -> who holds it, "" nobody knows
-    cgroup_v1: Mapping[str, str] = field(default_factory=dict)  # v1 controller -> its mount point
+    cgroup_holders: Mapping[str, str] = {}  # missing controller -> who holds it, "" nobody knows
+    cgroup_v1: Mapping[str, str] = {}  # v1 controller -> its mount point
 
     cap_effective: int = (1 << 41) - 1
     cap_permitted: int = (1 << 41) - 1
@@ -61,9 +58,7 @@ class HostFacts:
     cap_bounding: int = (1 << 41) - 1
     cap_ambient: int = 0
     cap_last: int = 40
-    rlimits: Mapping[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # "RLIMIT_NOFILE" -> own (soft, hard), -1 unlimited
+    rlimits: Mapping[str, tuple[int, int]] = {}  # "RLIMIT_NOFILE" -> own (soft, hard), -1 unlimited
     oom_score_adj: int = 0  # our own
     no_new_privs: bool = False
 

@@ -10,15 +10,14 @@ named by `LaunchHow.namespace_slots`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wherry.model import Json, Mount
 
 __all__ = ["LaunchHow", "MonitorHow", "Target", "Timer"]
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
+class Timer(NamedTuple):
     """A command that the monitor starts every `interval_ms`, first after `first_ms`: health checks."""
 
     interval_ms: int
@@ -26,8 +25,7 @@ class Timer:
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MonitorHow:
+class MonitorHow(NamedTuple):
     """What the monitor role does around the container. Empty fields leave the declaration out."""
 
     log_driver: str = "none"  # none, cri, json, journald
@@ -46,8 +44,7 @@ class MonitorHow:
     cgroup: str = ""  # leaf cgroup that the monitor itself enters before the clone
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchHow:
+class LaunchHow(NamedTuple):
     """Everything of one start that is not in config.json."""
 
     id: str = ""
@@ -70,13 +67,12 @@ class LaunchHow:
     no_pivot: bool = False
     init: bool = False  # --init: the helper stays as pid 1, reaps, and passes signals on
     no_new_keyring: bool = False
-    namespace_slots: Mapping[str, str] = field(default_factory=dict)  # namespace type -> slot name, instead of its path
+    namespace_slots: Mapping[str, str] = {}  # namespace type -> slot name, instead of its path
     asked: tuple[str, ...] = ()  # rlimits and "oom_score_adj" that must not be clamped: asked for by name
     monitor: MonitorHow | None = None  # None: role launch
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A running container, for compile_exec. The caller opens and checks the pidfd (slot "pidfd")."""
 
     namespaces: tuple[str, ...]  # runtime-spec types in which the container differs from the host

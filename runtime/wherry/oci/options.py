@@ -5,8 +5,7 @@ Decides what each word means; refuses to know paths and what a filesystem makes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from wherry.errors import Kind, WherryError
 
@@ -92,8 +91,7 @@ IGNORED: Final[frozenset[str]] = frozenset({"defaults", "auto", "noauto", "user"
 UNSUPPORTED: Final[frozenset[str]] = frozenset({"remount", "copy-symlink", "move"})
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """The options of one mount, sorted by what carries them out."""
 
     bind: bool = False

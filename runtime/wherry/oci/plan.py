@@ -5,9 +5,9 @@ Refuses to know numbers of operations (the C compiler owns them) and the wire fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from wherry.oci._ops import FLAGS, OPS
+from wherry.oci._ops import OPS
 
 __all__ = ["CHILD", "HOST", "MONITOR", "Op", "Plan", "Text", "sentence"]
 
@@ -17,8 +17,7 @@ HOST, CHILD, MONITOR = "H", "C", "M"
 Text = str | bytes | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(NamedTuple):
     """One record before it has numbers. Names and flags are those of native/ops.def and native/plan.h."""
 
     name: str
@@ -33,16 +32,8 @@ class Op:
     n1: int = 0
     n2: int = 0
 
-    def __post_init__(self) -> None:
-        entry = OPS.get(self.name)
-        assert entry is not None, f"no operation {self.name}"
-        assert len(self.side) == 1, self.side
-        assert self.side in entry[0], f"no {self.name} on {self.side!r}"
-        assert FLAGS.issuperset(self.flags), f"{self.name}: unknown flags {self.flags}"
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Operations in order. `inherited` names the slots that the launcher fills, in slot order from 0."""
 
     ops: tuple[Op, ...]

@@ -7,14 +7,12 @@ with the profile of the distribution's container tools by tests/unit/test_oci_se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["ARCHITECTURES", "CLONE_NAMESPACES", "DEFAULT_ROWS", "FAMILIES", "STRICT_FAMILIES", "Row"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Calls allowed (or refused with `errno`) under a condition. Empty conditions always hold."""
 
     names: tuple[str, ...]
