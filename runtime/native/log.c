@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -19,6 +20,8 @@
 #include "monitor.h"
 
 #pragma GCC optimize("O2")
+
+#define MUTE_MS 5000 /* a journald that does not take lines is left alone for so long */
 
 static char batch[WH_BATCH] __attribute__((aligned(4096)));
 static char fields[4096] __attribute__((aligned(4096)));
@@ -96,6 +99,8 @@ static int open_journal(struct wh_log *log) {
     memcpy(to.sun_path, log->path, n);
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return -1;
+    const struct timeval patience = {.tv_sec = 1}; /* a journald that hangs must not hang us: the line is lost */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0) {
         int err = errno;
         close(fd);
@@ -298,11 +303,13 @@ static void journal(struct wh_log *log, const struct wh_line *line, const char *
         {(void *)"\n", 1},
     };
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = 6};
+    if (log->mute && wh_now() < log->mute) return;
     if (log->fd >= 0 && sendmsg(log->fd, &message, MSG_NOSIGNAL) >= 0) return;
     /* journald was restarted: its socket is a new one */
     if (log->fd >= 0) close(log->fd);
     log->fd = -1;
-    if (open_journal(log) == 0) sendmsg(log->fd, &message, MSG_NOSIGNAL);
+    log->mute = 0;
+    if (open_journal(log) < 0 || sendmsg(log->fd, &message, MSG_NOSIGNAL) < 0) log->mute = wh_now() + MUTE_MS;
 }
 
 static void record(struct wh_log *log, struct wh_line *line, const char *text, size_t n, int full) {

@@ -38,6 +38,7 @@ struct wh_log {
     uint64_t size;     /* of the file */
     size_t used;       /* of the batch */
     size_t fields;     /* bytes of journald fields */
+    int64_t mute;      /* ms: until then journald gets nothing */
 };
 struct wh_line {
     const char *name;  /* "stdout", "stderr" */

@@ -166,6 +166,15 @@ def test_journald(one: Box, tmp_path: Path) -> None:
     one.ended()
 
 
+def test_hanging_journald_does_not_stop_the_container(one: Box, tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)  # and nobody reads
+        one.start(How(sh("i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; exit 3"), log="journald",
+                      log_path=path))
+        assert one.ended(20).code == 3
+
+
 def test_journald_absent_is_an_error(one: Box) -> None:
     with pytest.raises(WherryError, match="ENOENT"):
         one.start(How(sh("echo out"), log="journald", log_path=one.place.file("nothing")))
