@@ -129,7 +129,8 @@ def test_limits_as_docker_converts_them() -> None:
     assert found["pids"] == {"limit": 2048}
     mega = 64 << 20
     for bad in (Limits(memory=1 << 20), Limits(memory_swap=1), Limits(memory=mega, memory_swap=mega - 1),
-                Limits(cpus=0.001), Limits(cpuset_cpus="all"), Limits(memory=mega, memory_reservation=mega + 1)):  # fmt: skip
+                Limits(cpus=0.001), Limits(cpuset_cpus="all"),
+                Limits(memory=mega, memory_reservation=mega + 1)):  # fmt: skip
         with pytest.raises(WherryError):
             limits.check(bad, HostFacts())
 
