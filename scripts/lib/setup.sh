@@ -120,7 +120,12 @@ print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], s
     say "installing wherry and what it imports into .venv${1:+, and what its tests need}"
     pip_quiet wheel "${requires[@]}"  # wheel: an old pip builds python-prctl the quiet way with it
     pip_quiet --no-build-isolation --editable ".${1:+[$1]}"
+    compile_all
 }
+
+# Byte code of what was installed in place. Python writes it at the first import by itself, unless
+# PYTHONDONTWRITEBYTECODE is set: then each command would compile the sources anew.
+compile_all() { "$venv/bin/python" -m compileall -q runtime/wherry cni/wherry_cni "$venv/lib" >/dev/null || true; }
 
 pip_quiet() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --root-user-action ignore "$@" >&2; }
 
