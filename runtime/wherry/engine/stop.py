@@ -77,6 +77,7 @@ def claimed(house: House, row: Container) -> Iterator[AttachStream | None]:
         yield None
         return
     try:
+        stream.quiet()  # a chatty container must not fill the queue of one that does not read
         stream.claim()
         yield stream
         stream.done()
