@@ -57,6 +57,9 @@ struct wh_run {
     const char *joined, *hook_state, *pidfile;
 };
 
+/* fork(2), but into the leaf cgroup of the plan's CGROUP_JOIN where it exists; *entered is for run->joined. */
+pid_t wh_fork_joined(const struct wh_plan *plan, const char **entered);
+
 /* Fills a run (slots from WH_FIRST_FD on); `stays` as above. */
 void wh_run_init(struct wh_run *run, const struct wh_plan *plan, int stays);
 

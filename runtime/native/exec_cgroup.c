@@ -1,6 +1,7 @@
 /* cgroup v2 by descriptor, device rules, and the undo of a start: what was made here goes away if a later step fails. */
 #define _GNU_SOURCE
 #include <linux/bpf.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -51,7 +52,30 @@ int wh_do_CGROUP_SET(struct wh_run *run, const struct wh_record *r) {
     return write_at(slot(run, r->fd0), s0(run, r), s1(run, r));
 }
 
+static const struct wh_record *join_record(const struct wh_plan *plan) {
+    for (uint32_t i = 0; i < plan->head->count; i++)
+        if (plan->rec[i].op == WH_OP_CGROUP_JOIN) return &plan->rec[i];
+    return NULL;
+}
+
+/* Being born into a cgroup is free, moving there waits for an RCU grace period (15 ms): kernel/cgroup/cgroup.c takes
+ * cgroup_threadgroup_rwsem for writing only to migrate. A leaf that is not there yet is left to CGROUP_JOIN. */
+pid_t wh_fork_joined(const struct wh_plan *plan, const char **entered) {
+    const struct wh_record *r = join_record(plan);
+    struct clone_args args = {.flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD};
+    *entered = NULL;
+    int dir = r ? open(wh_text(plan, r->s0), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (dir < 0) return fork();
+    args.cgroup = (uint64_t)dir;
+    pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    close(dir);
+    if (pid < 0) return fork();
+    *entered = wh_text(plan, r->s0);
+    return pid;
+}
+
 int wh_do_CGROUP_JOIN(struct wh_run *run, const struct wh_record *r) {
+    if (run->joined == s0(run, r)) return 0; /* born there */
     if (make_path(run, s0(run, r), 1) < 0) return -1;
     int dir = open(s0(run, r), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) return -1;

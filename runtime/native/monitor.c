@@ -561,27 +561,30 @@ static void begin(struct wh_monitor *m) {
 }
 
 /* The caller reaps its child at once and never has a zombie of ours; the monitor is nobody's child but init's. */
-static void detach(void) {
-    pid_t pid = fork();
+static const char *detach(const struct wh_plan *plan) {
+    const char *entered;
+    pid_t pid = wh_fork_joined(plan, &entered);
     if (pid) _exit(pid < 0);
     setsid();
     umask(022);
     if (chdir("/") < 0) _exit(1);
     prctl(PR_SET_NAME, "wherry-monitor", 0, 0, 0);
+    return entered;
 }
 
 int wh_role_monitor(int argc, char **argv) {
     struct wh_monitor *m = &the;
     const char *why = NULL;
     (void)argc, (void)argv;
-    detach();
-    wh_report_send(WH_REPORT_FD, WH_MONITOR, WH_NO_RECORD, 0, getpid(), NULL);
     if (wh_plan_load(WH_PLAN_FD, &m->plan, &why) < 0) {
         wh_report_send(WH_REPORT_FD, WH_FAILED, WH_NO_RECORD, errno, 0, why);
         return 1;
     }
+    const char *entered = detach(&m->plan);
     close(WH_PLAN_FD);
+    wh_report_send(WH_REPORT_FD, WH_MONITOR, WH_NO_RECORD, 0, getpid(), NULL);
     wh_run_init(&m->run, &m->plan, 1);
+    m->run.joined = entered;
     if (declare(m) < 0 || wh_execute(&m->plan, &m->run) < 0) return 1;
     begin(m);
     loop(m);
