@@ -92,9 +92,12 @@ class Puller:
 
     def get_layers(self, source: Source | None, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
         """Fetch and unpack layers, some at a time; the first failure stops the others."""
+        wanted = dict(zip(diff_ids, layers, strict=True))
+        if all(self._unpacker.has(diff_id) and self._blobs.has(layer) for diff_id, layer in wanted.items()):
+            return  # nothing to tell and no threads to start
+
         from concurrent.futures import ThreadPoolExecutor
 
-        wanted = dict(zip(diff_ids, layers, strict=True))
         with ThreadPoolExecutor(_PARALLEL, "layer") as pool:
             futures = [pool.submit(self._layer, source, layer, diff_id) for diff_id, layer in wanted.items()]
             try:

@@ -205,6 +205,10 @@ class Unpacker:
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
 
+    def has(self, diff_id: str) -> bool:
+        """Whether the layer is there; nothing is locked or made."""
+        return os.path.isdir(layer_path(self._root, diff_id))
+
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
         target = layer_path(self._root, diff_id)
