@@ -3,7 +3,6 @@
 Units are in the names or the comments: bytes, seconds (float), nanoseconds only where the OCI specs say so.
 """
 
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -6,6 +6,7 @@ is imported before the command is known. `internal` (what a container's monitor 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from .app import App, Lazy, Stdio
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+GARBAGE = 20_000  # allocations between two collections: imports make no cycles worth 8 ms of looking
 PLACES = ("--root", "--state", "--config")
 
 
 def entry() -> int:
     """The console script, which exits with what this returns."""
+    gc.set_threshold(GARBAGE)
     return main(sys.argv[1:])
 
 

@@ -44,13 +44,13 @@ def boolean(flag: str, text: str) -> bool:
 # ---- numbers ----
 
 SIZE_UNITS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgtp])i?)?b?", re.ASCII)
+SIZE = r"(?a)(\d+(?:\.\d+)?) ?(?:([kmgtp])i?)?b?"
 SIZE_HELP = "a number of bytes with an optional unit: 512b, 64k, 10m, 1.5g, 2t (powers of 1024)"
 
 
 def size(flag: str, text: str) -> int:
     """docker's RAMInBytes: units are powers of 1024."""
-    found = SIZE.fullmatch(text.lower())
+    found = re.fullmatch(SIZE, text.lower())
     if found is None:
         raise bad(flag, text, "not a size", SIZE_HELP)
     return int(float(found[1]) * 1024 ** SIZE_UNITS[found[2] or ""]) if "." in found[1] or found[2] else int(found[1])
@@ -95,14 +95,14 @@ def cpuset(flag: str, text: str) -> str:
 
 
 DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+DURATION_PART = r"(?a)(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
 
 
 def duration(flag: str, text: str) -> float:
     """Go's time.ParseDuration without a sign, in seconds."""
     if text == "0":
         return 0.0
-    parts = list(DURATION_PART.finditer(text))
+    parts = list(re.finditer(DURATION_PART, text))
     if not parts or "".join(p[0] for p in parts) != text:
         raise bad(flag, text, "not a duration", "a number with a unit, or several: 300ms, 10s, 1m30s, 1h2m3s")
     return sum(float(p[1]) * DURATION_UNITS[p[2]] for p in parts)
@@ -115,7 +115,7 @@ def moment(flag: str, text: str, now: float) -> float:
     """docker's --since and --until: a Unix time, an RFC 3339 time, or a duration before `now`. Unix seconds."""
     if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return float(text)
-    if DURATION_PART.match(text) and not re.match(r"\d{4}-", text):
+    if re.match(DURATION_PART, text) and not re.match(r"\d{4}-", text):
         return now - duration(flag, text)
     from datetime import UTC, datetime
 
@@ -128,13 +128,13 @@ def moment(flag: str, text: str, now: float) -> float:
 
 # ---- words ----
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+NAME = r"(?a)[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 
 
 def name(flag: str, text: str) -> str:
     """A name for a container, as docker allows it."""
     bare = text.removeprefix("/")
-    if not NAME.fullmatch(bare):
+    if not re.fullmatch(NAME, bare):
         raise bad(flag, text, "not a name", "two or more of a-z A-Z 0-9 _ . -, a letter or digit first")
     return bare
 
@@ -145,6 +145,19 @@ def hostname(flag: str, text: str) -> str:
     if len(text) > 64 or not re.fullmatch(rf"{label}(\.{label})*", text, re.ASCII):
         raise bad(flag, text, "not a host name", "letters, digits, dots and dashes, 64 at most")
     return text
+
+
+def namespace(*words: str) -> Callable[[str, str], str]:
+    """A parser for a namespace's mode: one of the words, or another container's."""
+
+    def mode(flag: str, text: str) -> str:
+        kind, colon, ref = text.partition(":")
+        if text not in ("", *words) and not (kind == "container" and ref):
+            why = "no container is named" if kind == "container" else "unknown value"
+            raise bad(flag, text, why, ", ".join((*words, "container:NAME")))
+        return text
+
+    return mode
 
 
 def workdir(flag: str, text: str) -> str:
@@ -254,14 +267,14 @@ def security(flag: str, text: str) -> str:
     return f"{key}={rest[1:]}"
 
 
-KEY_WORD = re.compile(r"ctrl-([a-z@\[\\\]^_])|(.)")
+KEY_WORD = r"ctrl-([a-z@\[\\\]^_])|(.)"
 
 
 def detach_keys(flag: str, text: str) -> bytes:
     """docker's key sequence "ctrl-p,ctrl-q" as the bytes that the terminal sends; empty: none."""
     keys = bytearray()
     for word in text.split(",") if text else []:
-        found = KEY_WORD.fullmatch(word)
+        found = re.fullmatch(KEY_WORD, word)
         if found is None or not word.isascii():
             raise bad(
                 flag, text, f'unknown key "{word}"', "letters and ctrl-LETTER (also @ [ \\ ] ^ _), commas between"
@@ -335,7 +348,7 @@ def _host_and_rest(body: str) -> tuple[str, str]:
 
 
 def publish(flag: str, text: str) -> tuple[PortMapping, ...]:
-    """-p: one mapping for each port of the range."""
+    """-p: one mapping for each container port; with several host ports for one, whichever is free."""
     body, protocol = _protocol(flag, text)
     address, rest = _host_and_rest(body)
     if body.count(":") > 2 and not body.startswith("["):
@@ -345,9 +358,13 @@ def publish(flag: str, text: str) -> tuple[PortMapping, ...]:
     left, colon, right = rest.rpartition(":")
     inside = _ports(flag, right, text)
     outside = _ports(flag, left, text, 0) if colon and left else None
+    if outside is not None and len(inside) == 1 and len(outside) > 1:  # any free one of the range, as docker
+        if not outside[0]:
+            raise bad(flag, text, '"0" is not a port from 1 to 65535', PORT_HELP)
+        return (PortMapping(inside[0], outside[0], protocol, address, outside[-1]),)
     if outside is not None and len(outside) != len(inside):
         why = f"{len(outside)} host ports for {len(inside)} container ports"
-        raise bad(flag, text, why, "two ranges of the same length")
+        raise bad(flag, text, why, "two ranges of the same length, or a range of host ports for one container port")
     hosts: Iterable[int] = outside if outside is not None else [0] * len(inside)
     return tuple(PortMapping(c, h, protocol, address) for c, h in zip(inside, hosts, strict=True))
 
@@ -367,12 +384,12 @@ def add_host(flag: str, text: str) -> str:
     return f"{host}:{address}"
 
 
-MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
+MAC = r"(?i)[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 
 
 def mac(flag: str, text: str) -> str:
     """A unicast MAC address (the lowest bit of the first octet marks a group)."""
-    if not MAC.fullmatch(text) or int(text[:2], 16) & 1:
+    if not re.fullmatch(MAC, text) or int(text[:2], 16) & 1:
         raise bad(flag, text, "not a unicast MAC address", "six pairs of hex digits such as 02:42:ac:11:00:02")
     return text.lower()
 
@@ -464,7 +481,7 @@ def volume(flag: str, text: str) -> MountRequest:
         return MountRequest("volume", _target(flag, text, parts[0]))
     source, target = parts[0], _target(flag, text, parts[1])
     bind = is_path(source)
-    if not bind and not NAME.fullmatch(source):
+    if not bind and not re.fullmatch(NAME, source):
         why = f'"{source}" is no volume name'
         raise bad(flag, text, why, "an absolute host path (or ./PATH), or a volume's name of a-z A-Z 0-9 _ . -")
     words = parts[2].split(",") if len(parts) == 3 else []
@@ -529,7 +546,7 @@ def _mount_fields(flag: str, text: str) -> dict[str, str]:
 def _mount_source(flag: str, text: str, kind: str, source: str) -> None:
     fits = {
         "bind": (is_path(source), "a bind mount needs source=PATH, absolute or ./PATH"),
-        "volume": (not source or bool(NAME.fullmatch(source)), f'"{source}" is no volume name'),
+        "volume": (not source or bool(re.fullmatch(NAME, source)), f'"{source}" is no volume name'),
         "tmpfs": (not source, "a tmpfs has no source"),
     }
     good, why = fits[kind]
@@ -594,12 +611,12 @@ def tmpfs(flag: str, text: str) -> MountRequest:
     return MountRequest("tmpfs", _target(flag, text, path), "", tuple(options))
 
 
-CDI = re.compile(r"[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*=[a-zA-Z0-9][\w.:-]*", re.ASCII)
+CDI = r"(?a)[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*=[a-zA-Z0-9][\w.:-]*"
 
 
 def device(flag: str, text: str) -> str:
     """HOST[:CONTAINER][:rwm], or a CDI name VENDOR/CLASS=NAME."""
-    if CDI.fullmatch(text):
+    if re.fullmatch(CDI, text):
         return text
     allowed = "/dev/HOST[:/dev/CONTAINER][:rwm], or a CDI name such as vendor.com/class=name"
     host, *rest = text.split(":")

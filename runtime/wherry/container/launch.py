@@ -256,6 +256,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("FS_NEW", errno.EINVAL): "the file system refuses an option",
     ("ATTACH", errno.EROFS): "the mount point does not exist and the root is read-only: make it in the image",
     ("ATTACH", errno.ENOTDIR): "a directory can only be mounted on a directory, a file on a file",
+    ("ATTACH", errno.EINVAL): "a directory can only be mounted on a directory, a file on a file",
     ("ATTACH", errno.ELOOP): "a symbolic link stands where a real directory is wanted",
     ("CHDIR", errno.ENOENT): "the working directory does not exist in the image (-w)",
     ("SYSCTL", errno.ENOENT): "this kernel does not have it, or it belongs to a namespace that the container shares",

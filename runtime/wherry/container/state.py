@@ -27,7 +27,7 @@ from wherry.model import ExitStatus, Json
 
 __all__ = ["ContainerDir", "State", "Status", "ids"]
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,1023}")  # runc's rule: it names a directory and a cgroup
+_ID = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,1023}"  # runc's rule: it names a directory and a cgroup
 _FILE_MAX = 1 << 20
 _KILLED = "monitor was killed"
 
@@ -84,7 +84,7 @@ class ContainerDir:
     """STATE/c/<id>: paths, the lock, and the facts in it."""
 
     def __init__(self, state_root: str, container_id: str) -> None:
-        if not _ID.fullmatch(container_id):
+        if not re.fullmatch(_ID, container_id):
             raise WherryError(Kind.INVALID, f"invalid container id {container_id!r}")
         self.id = container_id
         self.path = os.path.join(state_root, "c", container_id)

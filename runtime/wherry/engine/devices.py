@@ -17,7 +17,7 @@ from wherry.model import Json
 
 __all__ = ["Devices", "everything", "resolve"]
 
-_CDI = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*")
+_CDI = r"[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*"
 _CDI_DIRS = ("/etc/cdi", "/var/run/cdi")
 _MAX_CDI = 4 << 20
 _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
@@ -43,7 +43,7 @@ def resolve(asked: Sequence[str]) -> Devices:
     """Read every --device."""
     found = Devices()
     for text in asked:
-        if _CDI.fullmatch(text):
+        if re.fullmatch(_CDI, text):
             _cdi(text, found)
         else:
             _plain(text, found)
@@ -77,6 +77,7 @@ def _add_tree(source: str, target: str, access: str, found: Devices) -> None:
     if not stat.S_ISDIR(kind.st_mode):
         _add_node(source, target, access, kind, found)
         return
+    before = len(found.nodes)
     for base, _, names in os.walk(source):
         for name in sorted(names):
             path = f"{base}/{name}"
@@ -84,6 +85,8 @@ def _add_tree(source: str, target: str, access: str, found: Devices) -> None:
             here = os.lstat(path)
             if stat.S_IFMT(here.st_mode) in _KINDS:
                 _add_node(path, inside, access, here, found)
+    if len(found.nodes) == before:
+        raise WherryError(Kind.INVALID, f"no device node lies in {source}", hint="-v gives a directory of files")
 
 
 def _add_node(source: str, target: str, access: str, kind: os.stat_result, found: Devices) -> None:

@@ -19,7 +19,7 @@ from .undo import making
 __all__ = ["claim", "create", "inspect", "listing", "prune", "remove"]
 
 Filters = Mapping[str, Sequence[str]]
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}"
 _FILTERS = ("name", "label", "dangling", "driver")
 
 
@@ -30,7 +30,7 @@ def claim(
     found = house.db.volume(name) if name else None
     if found is not None:
         return found, False
-    if name and not _NAME.fullmatch(name):
+    if name and not re.fullmatch(_NAME, name):
         hint = "names are 2 to 255 of [a-zA-Z0-9_.-] and begin with a letter or a digit"
         raise WherryError(Kind.INVALID, f'invalid volume name "{name}"', hint=hint)
     with making(house):

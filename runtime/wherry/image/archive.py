@@ -323,7 +323,7 @@ def _split(source: str) -> tuple[str, str, str]:
         raise WherryError(
             Kind.NOT_FOUND, f"{rest.partition(':')[0]} does not exist", hint=f"expected {kind}:PATH[:TAG]"
         )
-    if tag and not (DIGEST.fullmatch(tag) or re.fullmatch(r"[\w][\w./:@-]{0,511}", tag, re.ASCII)):
+    if tag and not (re.fullmatch(DIGEST, tag) or re.fullmatch(r"[\w][\w./:@-]{0,511}", tag, re.ASCII)):
         raise WherryError(Kind.INVALID, f"{source}: invalid tag {tag[:140]!r}")
     return kind, path, tag
 

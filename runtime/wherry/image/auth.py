@@ -49,8 +49,8 @@ class Challenge(NamedTuple):
 
 
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-_PARAMETER = re.compile(rf'\s*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}))\s*(?:,|$)')
-_SCHEME = re.compile(rf"\s*,?\s*({_WORD})(?:\s+|(?=,)|$)")
+_PARAMETER = rf'\s*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}))\s*(?:,|$)'
+_SCHEME = rf"\s*,?\s*({_WORD})(?:\s+|(?=,)|$)"
 
 
 def parse_challenges(header: str) -> list[Challenge]:
@@ -58,10 +58,10 @@ def parse_challenges(header: str) -> list[Challenge]:
     found: list[Challenge] = []
     at = 0
     header = header[:8192]
-    while at < len(header) and (scheme := _SCHEME.match(header, at)):
+    while at < len(header) and (scheme := re.match(_SCHEME, header, at)):
         at = scheme.end()
         parameters: dict[str, str] = {}
-        while match := _PARAMETER.match(header, at):
+        while match := re.match(_PARAMETER, header, at):
             quoted = match[2]
             parameters[match[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else match[3]
             at = match.end()

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from wherry.errors import Kind, WherryError
@@ -105,7 +106,7 @@ class Blobs:
 
     def path(self, digest: str) -> str:
         """The file of a blob. Only well-formed digests become paths."""
-        if not DIGEST.fullmatch(digest):
+        if not re.fullmatch(DIGEST, digest):
             raise WherryError(Kind.INVALID, f"invalid digest {digest[:140]!r}")
         return os.path.join(self.place, "blobs", *digest.split(":"))
 

@@ -74,7 +74,7 @@ _MACHINES = {
     "riscv64": ("riscv64", ""), "loongarch64": ("loong64", ""), "mips64": ("mips64le", ""),
 }  # fmt: skip
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm", "armel": "arm"}
-_PLATFORM_PART = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PLATFORM_PART = r"[A-Za-z0-9_.-]{1,64}"
 
 
 class Manifest(NamedTuple):
@@ -126,7 +126,7 @@ def descriptor_from(value: Any, what: str) -> Descriptor:
     if not isinstance(value, dict):
         raise _bad(what, "a descriptor is not an object")
     digest, size, media_type = value.get("digest"), value.get("size"), value.get("mediaType", "")
-    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+    if not isinstance(digest, str) or not re.fullmatch(DIGEST, digest):
         raise _bad(what, f"invalid digest {str(digest)[:140]!r}")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 50:
         raise _bad(what, f"invalid size of {digest}")
@@ -225,7 +225,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.lower().split("/")
     if len(parts) == 1:
         parts = ["linux", parts[0]] if parts[0] != "linux" else ["linux", host_platform().architecture]
-    if len(parts) > 3 or not all(_PLATFORM_PART.fullmatch(part) for part in parts):
+    if len(parts) > 3 or not all(re.fullmatch(_PLATFORM_PART, part) for part in parts):
         raise WherryError(
             Kind.INVALID, f"invalid platform {text[:80]!r}", hint="expected os/arch[/variant], such as linux/arm64/v8"
         )
@@ -300,7 +300,7 @@ def parse_config(document: Json, what: str) -> ImageConfig:
         raise _bad(what, "config or rootfs is not an object")
     diff_ids = _texts(rootfs.get("diff_ids"), f"{what}: rootfs.diff_ids")
     for diff_id in diff_ids:
-        if not DIGEST.fullmatch(diff_id):
+        if not re.fullmatch(DIGEST, diff_id):
             raise _bad(what, f"invalid diff id {diff_id[:140]!r}")
     return ImageConfig(
         entrypoint=_texts(inner.get("Entrypoint"), f"{what}: Entrypoint"),

@@ -16,10 +16,10 @@ __all__ = ["DIGEST", "Reference", "is_source"]
 _COMPONENT = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = rf"(?:{_COMPONENT}(?:\.{_COMPONENT})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME = re.compile(rf"({_DOMAIN})/({_PATH}(?:/{_PATH})*)")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
-_HEX_ID = re.compile(r"[a-f0-9]{64}")
+_NAME = rf"({_DOMAIN})/({_PATH}(?:/{_PATH})*)"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+DIGEST = r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}"
+_HEX_ID = r"[a-f0-9]{64}"
 _SOURCES = ("oci:", "oci-archive:", "docker-archive:")
 _NAME_MAX = 255
 
@@ -43,7 +43,7 @@ class Reference(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Reference:
         """The normal form of a name as a user writes it; `latest` where neither tag nor digest is given."""
-        if _HEX_ID.fullmatch(text):
+        if re.fullmatch(_HEX_ID, text):
             raise _invalid(text, "64 hexadecimal digits are an image id, not a name")
         rest, digest = _split_digest(text)
         registry, remainder = _split_registry(rest)
@@ -86,7 +86,7 @@ def _invalid(text: str, why: str, hint: str = "") -> WherryError:
 
 def _split_digest(text: str) -> tuple[str, str]:
     rest, at, digest = text.partition("@")
-    if at and not DIGEST.fullmatch(digest):
+    if at and not re.fullmatch(DIGEST, digest):
         raise _invalid(text, "the digest after @ is not sha256: and 64 lower-case hexadecimal digits")
     return rest, digest
 
@@ -105,7 +105,7 @@ def _split_registry(rest: str) -> tuple[str, str]:
 
 def _split_tag(text: str, remainder: str) -> tuple[str, str]:
     repository, colon, tag = remainder.partition(":")
-    if colon and not _TAG.fullmatch(tag):
+    if colon and not re.fullmatch(_TAG, tag):
         raise _invalid(
             text, f"invalid tag {tag[:140]!r}", "a tag is 1 to 128 of A-Z a-z 0-9 _ . - and starts with none of . -"
         )
@@ -115,7 +115,7 @@ def _split_tag(text: str, remainder: str) -> tuple[str, str]:
 def _check_name(text: str, registry: str, repository: str) -> None:
     if repository.lower() != repository:
         raise _invalid(text, "the repository must be lower-case")
-    if not _NAME.fullmatch(f"{registry}/{repository}"):
+    if not re.fullmatch(_NAME, f"{registry}/{repository}"):
         raise _invalid(text, "expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]")
     if len(repository) > _NAME_MAX:
         raise _invalid(text, f"the repository is longer than {_NAME_MAX} characters")

@@ -28,7 +28,7 @@ _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _HUB_HOST = "registry-1.docker.io"
 _ERROR_MAX = 64 << 10
 _TOKEN_MAX = 1 << 20
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
 
 
 class RegistrySource:
@@ -122,7 +122,7 @@ class RegistrySource:
     def _manifest_once(self, name: str, media_type: str, what: str) -> Document:
         with self._send(f"manifests/{name}", {"Accept": _ACCEPT}) as response:
             self._expect(response, 200, what)
-            digest = name if DIGEST.fullmatch(name) else ""
+            digest = name if re.fullmatch(DIGEST, name) else ""
             document = Document(
                 response.body(MANIFEST_MAX, what), [response.headers.get("Content-Type", ""), media_type], digest
             )
@@ -157,7 +157,7 @@ class RegistrySource:
             if start:
                 partial.restart()  # the server knows no ranges
             return
-        match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        match = re.fullmatch(_RANGE, response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != start or match[3] not in ("*", str(partial.descriptor.size)):
             partial.restart()
             raise Retry("the registry sent another range than asked for")

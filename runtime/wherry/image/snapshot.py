@@ -23,14 +23,14 @@ from wherry.model import Mount
 
 __all__ = ["Snapshotter", "check_place", "layer_path"]
 
-_KEY = re.compile(r"[a-z0-9-]{1,64}")
+_KEY = r"[a-z0-9-]{1,64}"
 _MAX_LAYERS = 500  # OVL_MAX_STACK, fs/overlayfs/super.c
-_FORBIDDEN = re.compile(r"[:,\\\x00-\x1f]")
+_FORBIDDEN = r"[:,\\\x00-\x1f]"
 
 
 def check_place(root: str) -> str:
     """An absolute ROOT that overlay's option string can carry: ':' separates layers, ',' options, '\\' escapes."""
-    if not os.path.isabs(root) or _FORBIDDEN.search(root):
+    if not os.path.isabs(root) or re.search(_FORBIDDEN, root):
         raise WherryError(
             Kind.INVALID,
             f"{root!r} cannot hold images: the path must be absolute, without colon, comma, backslash or control bytes",
@@ -41,7 +41,7 @@ def check_place(root: str) -> str:
 
 def layer_path(root: str, diff_id: str) -> str:
     """Where the layer of this diff id lives. Only well-formed digests become paths."""
-    if not DIGEST.fullmatch(diff_id):
+    if not re.fullmatch(DIGEST, diff_id):
         raise WherryError(Kind.INVALID, f"invalid diff id {diff_id[:140]!r}")
     return os.path.join(root, "layers", diff_id.partition(":")[2])
 
@@ -96,7 +96,7 @@ class Snapshotter:
     def keys(self) -> list[str]:
         """The keys of all snapshots."""
         try:
-            return sorted(name for name in os.listdir(self._base) if _KEY.fullmatch(name))
+            return sorted(name for name in os.listdir(self._base) if re.fullmatch(_KEY, name))
         except FileNotFoundError:
             return []
 
@@ -130,7 +130,7 @@ class Snapshotter:
                     self._sweep_one(name)
 
     def _check_key(self, key: str) -> None:
-        if not _KEY.fullmatch(key):
+        if not re.fullmatch(_KEY, key):
             raise WherryError(Kind.INVALID, f"invalid snapshot key {key[:80]!r}: expected 1 to 64 of a-z 0-9 -")
 
     def _path(self, key: str) -> str:

@@ -40,7 +40,7 @@ Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
 Names = Sequence[str]
 Progress = Callable[[ProgressEvent], None]
-_ID = re.compile(r"(?:sha256:)?([a-f0-9]{1,64})")
+_ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
 
 def _silent(_event: ProgressEvent) -> None:
@@ -220,7 +220,7 @@ class ImageStore:
         return bool(reference.digest) and reference.digest == digest and same_repository
 
     def _by_id(self, text: str, images: dict[str, tuple[Descriptor, tuple[str, ...]]]) -> ImageRecord:
-        match = _ID.fullmatch(text)
+        match = re.fullmatch(_ID, text)
         found: dict[str, ImageRecord] = {}
         if match:
             for descriptor, names in images.values():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep", "usage"]
 
-_HEX = re.compile(r"[a-f0-9]{64}|[a-f0-9]{128}")
+_HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _PARTIAL_AGE = 24 * 3600.0  # a broken pull may go on where it ended for a day
 _TEMPORARY_AGE = 3600.0
 _PATIENCE = 5.0
@@ -135,7 +135,7 @@ def _sweep_layers(store: ImageStore, used: set[str]) -> int:
     place = os.path.join(store.root, "layers")
     freed = 0
     for name in _names(place):
-        if _HEX.fullmatch(name) and name not in used:
+        if re.fullmatch(_HEX, name) and name not in used:
             freed += layer_bytes(os.path.join(place, name))
             doomed = disk.fresh_name(".tmp-")  # a crash in the middle leaves no half layer under its name
             os.rename(os.path.join(place, name), os.path.join(place, doomed))
@@ -195,7 +195,7 @@ def usage(store: ImageStore) -> Json:
     for record in store.list():
         used.update(diff_id.partition(":")[2] for diff_id in record.config.diff_ids)
     place = os.path.join(store.root, "layers")
-    sizes = {name: layer_bytes(os.path.join(place, name)) for name in _names(place) if _HEX.fullmatch(name)}
+    sizes = {name: layer_bytes(os.path.join(place, name)) for name in _names(place) if re.fullmatch(_HEX, name)}
     blobs = os.path.join(store.blobs.place, "blobs", "sha256")
     return {
         "blobs": sum(os.stat(os.path.join(blobs, name)).st_size for name in _names(blobs)),

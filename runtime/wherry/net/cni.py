@@ -30,8 +30,8 @@ _MAX_OUTPUT = 1 << 20  # bytes of one stream (invariant 3)
 _TAIL = 400
 _WITH_CHECK = (0, 4, 0)
 _WITH_GC = (1, 1, 0)
-_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # specification, CNI_CONTAINERID
-_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_ID = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"  # specification, CNI_CONTAINERID
+_TYPE = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"
 _CODES = {  # CNI error codes to kinds; others are a plugin's own
     1: Kind.UNSUPPORTED, 2: Kind.INVALID, 3: Kind.NOT_FOUND, 4: Kind.INVALID, 5: Kind.INTERNAL, 6: Kind.INVALID,
     7: Kind.INVALID, 11: Kind.UNAVAILABLE, 50: Kind.UNAVAILABLE, 51: Kind.EXHAUSTED,
@@ -141,7 +141,7 @@ class Cni:
 
     def find(self, plugin_type: str) -> tuple[str, str]:
         """(executable, CNI_PATH): our own launchers first, then the directories of the host."""
-        if not _TYPE.fullmatch(plugin_type):
+        if not re.fullmatch(_TYPE, plugin_type):
             raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
         own = launchers.provide(os.path.join(self._place.root, "cni-bin"))
         directories = ([own] if own else []) + list(self._place.cni_bin)
@@ -337,7 +337,7 @@ def _version(conflist: Json) -> tuple[int, ...]:
 
 
 def _checked_id(container_id: str) -> str:
-    if not _ID.fullmatch(container_id):
+    if not re.fullmatch(_ID, container_id):
         raise WherryError(Kind.INVALID, f'"{container_id}" is not a CNI container id')
     return container_id
 

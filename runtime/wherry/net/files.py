@@ -29,8 +29,8 @@ ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
 _PEER_TAG = "# wherry: peer"  # ends every line that update_peers owns; all resolvers stop reading at "#"
-_WORD = re.compile(r"[!-\"$-~]+")  # printable ASCII without blank and "#"
-_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?")
+_WORD = r"[!-\"$-~]+"  # printable ASCII without blank and "#"
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?"
 _FALLBACK = {4: ("8.8.8.8", "8.8.4.4"), 6: ("2001:4860:4860::8888", "2001:4860:4860::8844")}  # docker's choice
 _STUB_CONF, _REAL_CONF = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 _MAX_BYTES = 1 << 20
@@ -156,7 +156,7 @@ def _host_words(text: str, keyword: str) -> list[str]:
     if not found:
         return []
     chosen = found[-1] if keyword == "search" else [word for words in found for word in words]  # resolv.conf(5)
-    return [word for word in chosen if _WORD.fullmatch(word)]
+    return [word for word in chosen if re.fullmatch(_WORD, word)]
 
 
 def _values(text: str, keyword: str) -> list[str]:
@@ -181,7 +181,7 @@ def _is_address(text: str) -> bool:
         _ip(text)
     except ValueError:
         return False
-    return _WORD.fullmatch(text) is not None
+    return re.fullmatch(_WORD, text) is not None
 
 
 def _checked_address(text: str) -> str:
@@ -191,13 +191,13 @@ def _checked_address(text: str) -> str:
 
 
 def _checked_name(text: str) -> str:
-    if not _NAME.fullmatch(text):
+    if not re.fullmatch(_NAME, text):
         raise WherryError(Kind.INVALID, f'"{_shown(text)}" is not a host name')
     return text
 
 
 def _checked_word(text: str) -> str:
-    if not _WORD.fullmatch(text):
+    if not re.fullmatch(_WORD, text):
         raise WherryError(Kind.INVALID, f'"{_shown(text)}" does not belong in resolv.conf')
     return text
 

@@ -34,7 +34,7 @@ Names = list[str]
 
 DEFAULT = "bridge"
 RESERVED = ("none", "host", "container", "default")
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
 _OPTIONS = {  # docker's names for what a bridge network can be told, and ours
     "mtu": "mtu", "com.docker.network.driver.mtu": "mtu",
@@ -205,7 +205,7 @@ class Networks:
         return next(iter(exact or matching), None)
 
     def _own(self, name: str) -> Json | None:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             return None
         return _load(os.path.join(self._directory, f"{name}.conflist"))
 
@@ -311,7 +311,7 @@ class Networks:
 
 
 def _checked_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise WherryError(Kind.INVALID, f'"{name}" is not a network name', hint="letters, digits, then also _ . -")
     if name in RESERVED:
         raise WherryError(Kind.DENIED, f'network name "{name}" is reserved')

@@ -1,6 +1,5 @@
 """What the planner wants to know of the host, as data. kernel/facts.py measures it; nothing here touches a kernel."""
 
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple

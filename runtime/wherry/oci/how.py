@@ -7,7 +7,6 @@ client (connected socket), fifo (start fifo), pidfd (target of an exec), console
 named by `LaunchHow.namespace_slots`.
 """
 
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple

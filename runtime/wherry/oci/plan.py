@@ -3,7 +3,6 @@
 Refuses to know numbers of operations (the C compiler owns them) and the wire form (container/wire.py).
 """
 
-from __future__ import annotations
 
 from typing import NamedTuple
 

@@ -17,7 +17,7 @@ from wherry.errors import Kind, WherryError
 
 __all__ = ["Volumes"]
 
-_ID = re.compile(r"^[a-z0-9-]{1,64}$")
+_ID = r"^[a-z0-9-]{1,64}$"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
 
@@ -64,7 +64,7 @@ class Volumes:
     def ids(self) -> list[str]:
         """Return the ids of all directories of the pool."""
         try:
-            return sorted(name for name in os.listdir(self._pool) if _ID.match(name))
+            return sorted(name for name in os.listdir(self._pool) if re.match(_ID, name))
         except FileNotFoundError:
             return []
 
@@ -115,7 +115,7 @@ class Volumes:
 
 
 def _checked(vid: str) -> str:
-    if not _ID.match(vid):
+    if not re.match(_ID, vid):
         raise WherryError(Kind.INVALID, f"{vid!r} is no volume id")
     return vid
 
