@@ -158,6 +158,7 @@ CONTRADICTIONS = [
     ("--memory-swap 1g", "--memory"),
     ("-m 2g --memory-swap 1g", "--memory-swap"),
     ("--uts host -h box", "--hostname"),
+    ("--uts container:db --domainname box", "--domainname"),
     ("--privileged --profile strict", "--privileged"),
 ]
 

@@ -54,6 +54,7 @@ GOOD: list[tuple[Any, str, Any]] = [
     (parse.publish, "127.0.0.1::80", (PortMapping(80, 0, "tcp", "127.0.0.1"),)),
     (parse.publish, "[::1]:80:80", (PortMapping(80, 80, "tcp", "::1"),)),
     (parse.publish, "8000-8002:80-82", tuple(PortMapping(80 + n, 8000 + n) for n in range(3))),
+    (parse.publish, "8000-8010:80", (PortMapping(80, 8000, host_port_end=8010),)),
     (parse.publish, "0:80", (PortMapping(80, 0),)),
     (parse.expose, "80-81/udp", ("80/udp", "81/udp")),
     (parse.add_host, "db:10.0.0.1", "db:10.0.0.1"),
@@ -114,7 +115,7 @@ BAD: list[tuple[Any, str]] = [
     *((parse.detach_keys, t) for t in ("ctrl-", "ctrl-1", "ab", "ctrl-p,", "ä")),
     *(
         (parse.publish, t)
-        for t in ("", "x", "0", "70000", "80:", "1:2:3:4", "1-2:80", "x:80:80", "80/icmp", "[::1", "9-8")
+        for t in ("", "x", "0", "70000", "80:", "1:2:3:4", "1-3:80-81", "x:80:80", "80/icmp", "[::1", "9-8")
     ),
     *((parse.add_host, t) for t in ("", "a", "a:", ":1.2.3.4", "a:b")),
     *((parse.mac, t) for t in ("", "02:42", "03:00:00:00:00:01")),

@@ -314,8 +314,8 @@ RULES: tuple[Rule, ...] = (
         "--memory-swap is the sum of memory and swap",
     ),
     (
-        lambda v: v.get("hostname") and (v.get("uts") == "host" or (v.get("uts") or "").startswith("container:")),
-        "--hostname goes with a UTS namespace of the container's own",
+        lambda v: (v.get("hostname") or v.get("domainname")) and (v.get("uts") or "private") != "private",
+        "--hostname and --domainname go with a UTS namespace of the container's own",
         "with --uts host or container:NAME it would change the name of another: leave one out",
     ),
     (

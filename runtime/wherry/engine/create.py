@@ -225,6 +225,15 @@ def ports(house: House, options: RunOptions, image: ImageConfig) -> list[PortMap
     return [p if p.host_ip else p._replace(host_ip=house.settings.publish_default) for p in given]
 
 
+def _hostname(house: House, cid: str, options: RunOptions, networks: Sequence[Attachment]) -> str:
+    """The name of the container whose UTS namespace, or else network, is joined: docker's rule."""
+    for text in (options.uts, networks[0].network):
+        kind, _, ref = text.partition(":")
+        if kind == "container":
+            return str(house.db.find(ref).config["hostname"])
+    return specgen.hostname(options, cid, os.uname().nodename)
+
+
 def _config(
     house: House, cid: str, options: RunOptions, record: ImageRecord, networks: Sequence[Attachment]
 ) -> Json:
@@ -236,7 +245,7 @@ def _config(
         "layers": list(image.diff_ids),
         "labels": {**image.labels, **options.labels},
         "argv": list(specgen.argv(options, image)),
-        "hostname": specgen.hostname(options, cid, os.uname().nodename),
+        "hostname": _hostname(house, cid, options, networks),
         "stop_signal": _stop_signal(options, image),
         "health": health.settings(options, image),
         "log": log_config(house, cid, options.log),

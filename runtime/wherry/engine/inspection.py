@@ -126,12 +126,25 @@ def ports(house: House, ref: str) -> dict[str, list[dict[str, str]]]:
     return port_map(look(house, house.db.find(ref).id))
 
 
-def _network_settings(row: Container, seen: Seen) -> Json:
+def _identified(house: House, row: Container, seen: Seen) -> Json:
+    """NetworkSettings.Networks with the ids; apart, since `ps` has no use for them."""
     every = networks(row, seen)
+    for name, endpoint in every.items():
+        try:
+            network = house.networks.inspect(name)
+        except WherryError:
+            continue  # a CNI list of the host that was taken away
+        endpoint["NetworkID"] = network["Id"]
+        endpoint["EndpointID"] = network["Containers"].get(row.id, {}).get("EndpointID", "")
+    return every
+
+
+def _network_settings(house: House, row: Container, seen: Seen) -> Json:
+    every = _identified(house, row, seen)
     first: Json = next(iter(every.values()), {})
     published: dict[str, Any] = dict.fromkeys(row.config["exposed"]) if seen.running else {}
     keys = ("Gateway", "IPAddress", "IPPrefixLen", "IPv6Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen",
-            "MacAddress")  # fmt: skip
+            "MacAddress", "EndpointID")  # fmt: skip
     return {
         "Bridge": "",
         "SandboxID": row.id if seen.running else "",
@@ -199,9 +212,17 @@ def _config(row: Container, options: RunOptions) -> Json:
         "WorkingDir": options.workdir or image.workdir,
         "Entrypoint": [part for part in entry if part] or None,
         "Labels": row.config["labels"],
-        "StopSignal": str(row.config["stop_signal"]),
+        "StopSignal": _signal(row.config["stop_signal"]),
         "StopTimeout": options.stop_timeout,
     }
+
+
+def _signal(number: int) -> str:
+    import signal
+
+    if signal.SIGRTMIN < number < signal.SIGRTMAX:  # the enum names the two ends only
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+    return signal.Signals(number).name
 
 
 def _env(row: Container, options: RunOptions) -> list[str]:
@@ -326,7 +347,7 @@ def container(house: House, row: Container, *, size: bool) -> Json:
         "GraphDriver": _driver(house, row),
         "Mounts": row.config["mounts"],
         "Config": _config(row, options),
-        "NetworkSettings": _network_settings(row, seen),
+        "NetworkSettings": _network_settings(house, row, seen),
         "Degraded": list(seen.state.degraded) if seen.state else [],
     }
     if size:

@@ -278,7 +278,7 @@ def generate(inputs: Inputs) -> Json:
         "linux": _linux(inputs),
         "annotations": dict(inputs.options.annotations),
     }
-    if "uts" in inputs.namespaces:
+    if inputs.namespaces.get("uts") == "":  # a joined one keeps its names
         config["hostname"] = inputs.hostname
         if inputs.options.domainname:
             config["domainname"] = inputs.options.domainname
