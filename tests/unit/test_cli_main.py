@@ -15,8 +15,10 @@ from typing import Any
 import click
 import pytest
 
-from wherry.cli.app import App, Entry, Lazy, Stdio, Verb
+from wherry.cli.app import App, Stdio
+from wherry.cli.clicks import Lazy, Verb
 from wherry.cli.main import guarded, internal_verb, main
+from wherry.cli.menu import Entry
 from wherry.cli.tree import ROOT
 from wherry.errors import Kind, WherryError
 

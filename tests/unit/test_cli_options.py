@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry.cli.app import App, Stdio, Switch, option, switches_spelled_out
+from wherry.cli import quick
+from wherry.cli.app import App, Command, Stdio
+from wherry.cli.clicks import Switch, Verb, option, switches_spelled_out
 from wherry.cli.commands.run import create, options_of, run
 from wherry.cli.options import ATTACHED_FLAGS, RUN_FLAGS
 from wherry.errors import WherryError
@@ -27,10 +29,15 @@ from wherry.model import (
 
 
 def parsed(
-    *argv: str, env: dict[str, str] | None = None, cwd: str = "/cwd", command: click.Command = run
+    *argv: str, env: dict[str, str] | None = None, cwd: str = "/cwd", command: Command = run
 ) -> RunOptions:
+    """What click makes of the line; what `quick` makes of it must be the same."""
     app = App(env or {}, Stdio.process(), cwd)
-    context = command.make_context("run", list(argv), obj=app)
+    context = Verb(command).make_context("run", list(argv), obj=app)
+    line = quick.read([command.name, *argv])
+    assert line is not None, f"not plain: {argv}"
+    assert line.command is command
+    assert dict(line.values) == context.params
     return options_of(app, context.params)
 
 
@@ -219,3 +226,17 @@ def test_switches_parse_in_any_order(flags: list[Any]) -> None:
     )
     found = command.make_context("x", args).params
     assert {f.key for f in RUN_FLAGS if f.parser is None and found[f.key]} == {f.key for f in flags}
+
+
+@given(st.lists(st.sampled_from([
+    "-it", "-d", "--rm", "-dit", "-e", "A=1", "--name", "x1", "-p8080:80", "--label=a=b", "--init=false", "-i=false",
+    "--", "-", "img", "ls", "-l", "--help", "--nope", "-z", "", "--rm=maybe", "-v", "/a:/b", "-m", "64m", "--memory=",
+]), max_size=8))
+def test_the_quick_reader_and_click_agree(argv: list[str]) -> None:
+    """Where the quick reader understands a line, click reads the same values; what click refuses, it leaves alone."""
+    line = quick.read(["run", *argv])
+    try:
+        found = Verb(run).make_context("run", list(argv), obj=App({}, Stdio.process(), "/")).params
+    except (click.UsageError, click.exceptions.Exit, WherryError):
+        found = None
+    assert line is None or found == dict(line.values)

@@ -9,7 +9,8 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 from wherry.errors import WherryError
 
 if TYPE_CHECKING:
-    from .app import App, Lazy
+    from .app import App
+    from .clicks import Lazy
 
 VARIABLE = "_WHERRY_COMPLETE"
 SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}

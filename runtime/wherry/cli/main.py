@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import click
 
-    from .app import App, Lazy, Stdio
+    from .app import App, Stdio
+    from .clicks import Lazy
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 GARBAGE = 20_000  # allocations between two collections: imports make no cycles worth 8 ms of looking
@@ -133,13 +134,20 @@ def _silence(app: App) -> None:
 
 
 def dispatch(app: App, argv: list[str]) -> int:
-    """Parse by click and run the command that it finds."""
-    import click
-
+    """Find the command and run it: the plain line by the tables, any other by click."""
     if "_WHERRY_COMPLETE" in app.env:
         from .completion import answer
 
         return answer(app, root())
+    from . import quick
+
+    line = quick.read(argv)
+    return line.run(app) if line is not None else _by_click(app, argv)
+
+
+def _by_click(app: App, argv: list[str]) -> int:
+    import click
+
     try:
         with root().make_context("wherry", argv, obj=app) as ctx:
             return int(ctx.command.invoke(ctx) or 0)

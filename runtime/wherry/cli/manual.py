@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import click
 
-from .app import Entry, Lazy, Verb
+from .clicks import Lazy, Verb
+from .menu import Entry
 from .tree import ROOT
 
 HEAD = """\
@@ -107,10 +108,10 @@ def manual() -> str:
     found = [row for row in commands(ROOT, "wherry") if isinstance(row[2], Verb)]
     for path, _, verb in sorted(found, key=lambda row: (row[0].count(" "), row[0])):
         assert isinstance(verb, Verb)
-        if id(verb) not in told:
-            told[id(verb)] = path
+        if id(verb.made) not in told:
+            told[id(verb.made)] = path
             out.extend(section(path, verb))
-    same = [f"`{path}` is `{told[id(verb)]}`" for path, _, verb in found if told[id(verb)] != path]
+    same = [f"`{p}` is `{told[id(v.made)]}`" for p, _, v in found if isinstance(v, Verb) and told[id(v.made)] != p]
     return "\n".join(out) + "\n## Other names\n\n" + ", ".join(same) + ".\n"
 
 

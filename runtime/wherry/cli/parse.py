@@ -151,7 +151,7 @@ def namespace(*words: str) -> Callable[[str, str], str]:
     """A parser for a namespace's mode: one of the words, or another container's."""
 
     def mode(flag: str, text: str) -> str:
-        kind, colon, ref = text.partition(":")
+        kind, _, ref = text.partition(":")
         if text not in ("", *words) and not (kind == "container" and ref):
             why = "no container is named" if kind == "container" else "unknown value"
             raise bad(flag, text, why, ", ".join((*words, "container:NAME")))

@@ -1,4 +1,4 @@
-"""The tree of commands, one table a group: where each command lives and what it does. Imports no command."""
+"""The tree of commands as click groups, and the options of `wherry` itself."""
 
 from __future__ import annotations
 
@@ -6,108 +6,10 @@ from typing import Any
 
 import click
 
-from .app import App, Entry, Lazy, Switch, Typed
+from .app import App
+from .clicks import Lazy, Switch, Typed
+from .menu import CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME
 from .parse import boolean
-
-COMMON, MANAGE, REST = "Common Commands", "Management Commands", "Commands"
-
-CONTAINER = {
-    "attach": Entry("commands.attach:attach", "Attach to a running container's streams"),
-    "cp": Entry("commands.cp:cp", "Copy files between a container and the host"),
-    "create": Entry("commands.run:create", "Create a container without starting it"),
-    "diff": Entry("commands.look:diff", "Show what a container changed in its filesystem"),
-    "exec": Entry("commands.exec:exec_", "Run a command in a running container"),
-    "inspect": Entry("commands.inspect:container", "Show containers in full"),
-    "kill": Entry("commands.life:kill", "Send a signal to containers"),
-    "logs": Entry("commands.logs:logs", "Show the log of a container"),
-    "ls": Entry("commands.ps:ps", "List containers"),
-    "pause": Entry("commands.life:pause", "Freeze containers"),
-    "port": Entry("commands.look:port", "List the published ports of a container"),
-    "prune": Entry("commands.prune:container", "Remove all stopped containers"),
-    "rename": Entry("commands.life:rename", "Rename a container"),
-    "restart": Entry("commands.life:restart", "Stop and start containers"),
-    "rm": Entry("commands.life:rm", "Remove containers"),
-    "run": Entry("commands.run:run", "Create and start a container from an image"),
-    "start": Entry("commands.attach:start", "Start stopped containers"),
-    "stats": Entry("commands.stats:stats", "Show what containers use"),
-    "stop": Entry("commands.life:stop", "Stop containers"),
-    "top": Entry("commands.look:top", "List the processes of a container"),
-    "unpause": Entry("commands.life:unpause", "Thaw paused containers"),
-    "update": Entry("commands.life:update", "Change limits and restart policy of containers"),
-    "wait": Entry("commands.life:wait", "Wait for containers to end and print their exit codes"),
-}
-
-IMAGE = {
-    "inspect": Entry("commands.inspect:image", "Show images in full"),
-    "load": Entry("commands.image:load", "Load images from an OCI layout or an archive"),
-    "ls": Entry("commands.image:images", "List images"),
-    "prune": Entry("commands.prune:image", "Remove unused images"),
-    "pull": Entry("commands.image:pull", "Fetch an image from a registry, a layout or an archive"),
-    "rm": Entry("commands.image:rmi", "Remove images"),
-    "tag": Entry("commands.image:tag", "Give an image one more name"),
-}
-
-VOLUME = {
-    "create": Entry("commands.volume:create", "Create a volume"),
-    "inspect": Entry("commands.inspect:volume", "Show volumes in full"),
-    "ls": Entry("commands.volume:ls", "List volumes"),
-    "prune": Entry("commands.prune:volume", "Remove unused volumes"),
-    "rm": Entry("commands.volume:rm", "Remove volumes"),
-}
-
-NETWORK = {
-    "create": Entry("commands.network:create", "Create a network"),
-    "inspect": Entry("commands.inspect:network", "Show networks in full"),
-    "ls": Entry("commands.network:ls", "List networks"),
-    "prune": Entry("commands.prune:network", "Remove unused networks"),
-    "rm": Entry("commands.network:rm", "Remove networks"),
-}
-
-SYSTEM = {
-    "df": Entry("commands.system:df", "Show how much disk wherry uses"),
-    "events": Entry("commands.events:events", "Show events as they happen"),
-    "info": Entry("commands.system:info", "Show this wherry and its host"),
-    "prune": Entry("commands.prune:system", "Remove what nothing uses"),
-}
-
-INTERNAL = {
-    "cleanup": Entry("commands.internal:cleanup", "Settle a container that has ended"),
-    "health": Entry("commands.internal:health", "Run one health check"),
-}
-
-
-def _moved(table: dict[str, Entry], names: str, section: str) -> dict[str, Entry]:
-    return {name: Entry(table[name].where, table[name].help, section) for name in names.split()}
-
-
-TOP = {
-    **_moved(CONTAINER, "run exec", COMMON),
-    "ps": Entry("commands.ps:ps", "List containers", COMMON),
-    **_moved(IMAGE, "pull", COMMON),
-    "images": Entry("commands.image:images", "List images", COMMON),
-    "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
-    **_moved(SYSTEM, "info", COMMON),
-    "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),
-    "container": Entry("tree:CONTAINER_GROUP", "Manage containers", MANAGE),
-    "image": Entry("tree:IMAGE_GROUP", "Manage images", MANAGE),
-    "network": Entry("tree:NETWORK_GROUP", "Manage networks", MANAGE),
-    "system": Entry("tree:SYSTEM_GROUP", "Manage this wherry", MANAGE),
-    "volume": Entry("tree:VOLUME_GROUP", "Manage volumes", MANAGE),
-    **_moved(CONTAINER, "attach", REST),
-    "completion": Entry("commands.completion:completion", "Print the completion script of a shell"),
-    **_moved(CONTAINER, "cp create diff", REST),
-    **_moved(SYSTEM, "events", REST),
-    "gc": Entry("commands.system:gc", "Sweep what crashes left behind"),
-    "inspect": Entry("commands.inspect:inspect", "Show containers, images, volumes and networks in full"),
-    **_moved(CONTAINER, "kill", REST),
-    **_moved(IMAGE, "load", REST),
-    **_moved(CONTAINER, "logs pause port rename restart rm", REST),
-    "rmi": Entry("commands.image:rmi", "Remove images"),
-    **_moved(CONTAINER, "start stats stop", REST),
-    **_moved(IMAGE, "tag", REST),
-    **_moved(CONTAINER, "top unpause update wait", REST),
-    "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
-}
 
 
 class Root(Lazy):

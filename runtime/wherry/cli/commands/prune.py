@@ -103,3 +103,15 @@ def system(app: App, values: Values) -> None:
     what.append("all images that no container uses" if values["all"] else "all images without a name")
     if sure(app, values, what):
         report(app, app.engine.system_prune(all=values["all"], volumes=values["volumes"], filters=wanted))
+
+
+@verb("reset", "", FORCE, aliases="wherry system reset", examples="wherry system reset -f")
+def reset(app: App, values: Values) -> None:
+    """Remove everything of this wherry: containers (running ones too), images, volumes, networks, bridges, rules.
+
+    Another wherry (its own --root and --state) is not concerned. The settings stay.
+    """
+    what = ["all containers, running ones too", "all images", "all volumes with what is in them"]
+    what += ["all networks, their bridges and firewall rules", f"all else below {app.engine.place.root}"]
+    if sure(app, values, what):
+        report(app, app.engine.system_reset())
