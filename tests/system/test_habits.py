@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,50 @@ def test_a_file_is_no_place_for_a_directory(own: Wherry) -> None:
         done = own("run", "--rm", *NONE, "-v", spec, IMAGE, "true", check=False)
         assert done.returncode == 125
         assert "a file on a file" in done.stderr
+
+
+def test_a_volume_that_is_a_directory_of_the_host(own: Wherry, tmp_path: Path) -> None:
+    volume = own.name("v")
+    place = tmp_path / "place"
+    place.mkdir()
+    opts = ("-o", "type=none", "-o", f"device={place}")
+    assert own.out("volume", "create", *opts, "-o", "o=bind", volume) == volume
+    assert "passwd" in own.out("run", "--rm", *NONE, "-v", f"{volume}:/etc", IMAGE, "ls", "/etc")
+    assert (place / "passwd").exists()  # the image's files came up, as into any new volume
+    own("volume", "create", *opts, "-o", "o=bind,ro", volume + "-ro")
+    assert own("run", "--rm", *NONE, "-v", f"{volume}-ro:/x", IMAGE, "touch", "/x/y", check=False).returncode == 1
+    assert "other options" in own("volume", "create", *opts, "-o", "o=rbind", volume, check=False).stderr
+    own("volume", "rm", volume, volume + "-ro")
+    assert (place / "passwd").exists()  # the host's directory is not the volume's to delete
+
+
+@pytest.mark.parametrize(
+    "opts", ["type=tmpfs", "type=nfs o=addr=10.0.0.1 device=:/x", "size=1g", "o=bind device=/no/dir"]
+)
+def test_volume_options_that_cannot_be_are_refused(own: Wherry, opts: str) -> None:
+    flags = [word for opt in opts.split() for word in ("-o", opt)]
+    done = own("volume", "create", *flags, own.name("v"), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "hint:" in done.stderr
+    assert own.out("volume", "ls", "-q") == ""
+
+
+def test_reset_leaves_nothing(own: Wherry) -> None:
+    network, volume = own.name("n"), own.name("v")
+    own("network", "create", network)
+    sleeper(own, "-p", "127.0.0.1::80", "-v", f"{volume}:/x", "--ipc", "shareable", network=("--network", network))
+    sleeper(own, suffix="d", network=())
+    bridges = {
+        json.loads(own.out("network", "inspect", n))[0]["IPAM"]["Config"][0]["Gateway"] for n in (network, "bridge")
+    }
+    assert own("system", "reset", check=False).returncode == 1  # nobody can be asked
+    assert len(own.containers()) == 2
+    (own.root / "mine").write_text("stays")
+    done = own("system", "reset", "-f")
+    assert network in done.stdout
+    assert volume in done.stdout
+    assert sorted(own.root.iterdir()) == [own.root / "mine"]
+    assert not own.state.exists()
+    addresses = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout
+    assert not [gateway for gateway in bridges if f"{gateway}/" in addresses]
+    own("system", "reset", "--force")  # nothing is there: no failure

@@ -338,8 +338,9 @@ def _volume(house: House, mount: mounts.Resolved, undo: Undo) -> tuple[mounts.Re
     row, new = volumes.claim(house, mount.name, {}, {}, anonymous=not mount.name)
     if new:
         undo.add(volumes.discard, house, row)
-    empty = new or house.volumes.empty(row.dir)
-    return mount._replace(name=row.name, source=house.volumes.path(row.dir)), empty
+    options = (*mount.options, *(o for o in volumes.mount_options(row) if mount.writable))
+    made = mount._replace(name=row.name, source=volumes.source(house, row), options=options)
+    return made, new or volumes.empty(house, row)
 
 
 def _bind_source(mount: mounts.Resolved, undo: Undo) -> None:

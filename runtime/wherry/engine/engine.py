@@ -397,6 +397,12 @@ class Engine:
 
         return system.prune(self._house, all=all, volumes=volumes, filters=filters or {})
 
+    def system_reset(self) -> Json:
+        """Remove everything of this wherry, running containers included; what went, in the keys of the prunes."""
+        from . import system
+
+        return system.reset(self._house)
+
     def gc(self) -> Json:
         """Sweep what crashes left. Returns what was swept: {"containers": [...], "netns": [...], ...}."""
         from . import gc

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from wherry.errors import Kind, WherryError
 
 from . import rootfs
+from . import volumes as verbs
 from .house import House
 from .mounts import Resolved
 from .users import User
@@ -30,8 +31,8 @@ def copy_up(house: House, cid: str, volumes: Sequence[Resolved]) -> None:
                 continue
             try:
                 row = house.db.volume(mount.name)
-                if row is not None and house.volumes.empty(row.dir):
-                    house.volumes.copy_up(row.dir, source)
+                if row is not None:
+                    verbs.fill(house, row, source)
             except OSError as error:
                 message = f"cannot copy {mount.target} of the image into volume {mount.name}: {error.strerror}"
                 raise WherryError(Kind.EXHAUSTED if error.errno == 28 else Kind.INTERNAL, message) from error

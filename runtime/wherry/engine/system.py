@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from . import filters, images, listing, networks, remove, volumes
 from .house import House
 from .status import look
 
-__all__ = ["VERSION", "container_prune", "df", "info", "prune", "version"]
+__all__ = ["VERSION", "container_prune", "df", "info", "prune", "reset", "version"]
 
 Filters = Mapping[str, Sequence[str]]
 VERSION = "0.1.0"
@@ -69,6 +70,58 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
     part = images.prune(house, all=all, filters=filters)
     result["ImagesDeleted"] = part["ImagesDeleted"]
     return result | {"SpaceReclaimed": freed + part["SpaceReclaimed"]}
+
+
+# What a wherry writes below its two directories; what somebody else put there stays.
+_OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "making.lock", "networks", "snapshots",
+            "volumes", "wherry.db", "wherry.db-journal")  # fmt: skip
+_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports")
+
+
+def reset(house: House) -> Json:
+    """Take this wherry back to its first day: nothing of it stays on the host but its settings."""
+    if not os.path.isdir(house.place.root) and not os.path.isdir(house.place.state):
+        return {}
+    from . import gc
+
+    gc.sweep(house, thorough=True)
+    gone = [row.id for row in house.db.containers()]
+    for cid in gone:
+        remove.remove(house, cid, force=True, volumes=True)
+    gc.sweep(house, thorough=True)  # what a remove could not finish is a failure now, before the images go
+    result = {
+        "ContainersDeleted": gone,
+        "NetworksDeleted": networks.prune(house, {})["NetworksDeleted"],
+        "VolumesDeleted": [row.name for row in house.db.volumes()],
+        "ImagesDeleted": [{"Deleted": record.id} for record in house.images.list()],
+    }
+    house.networks.teardown()
+    _drop_cgroup(house)
+    house.close()
+    _drop_files(house.place.root, _OF_ROOT)
+    _drop_files(house.place.state, _OF_STATE)
+    return result
+
+
+def _drop_cgroup(house: House) -> None:
+    """The parent of the containers' cgroups, as far as nobody else has one there."""
+    mount, parent = house.facts.cgroup_mount, house.settings.cgroup_parent.strip("/")
+    while mount and parent:
+        try:
+            os.rmdir(f"{mount}/{parent}")
+        except OSError:
+            return
+        parent = os.path.dirname(parent)
+
+
+def _drop_files(top: str, names: Sequence[str]) -> None:
+    """Never across a mount: what is mounted below is an error that names it, and stays."""
+    from wherry.kernel import files
+
+    for name in names:
+        files.remove_tree(f"{top}/{name}")
+    with contextlib.suppress(OSError):  # somebody else's files, or a mount point
+        os.rmdir(top)
 
 
 def _os_name() -> str:

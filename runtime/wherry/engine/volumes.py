@@ -16,7 +16,10 @@ from .db import Volume
 from .house import House
 from .undo import making
 
-__all__ = ["claim", "create", "inspect", "listing", "prune", "remove"]
+__all__ = [
+    "claim", "create", "discard", "empty", "fill", "inspect", "listing", "mount_options", "prune", "remove", "shape",
+    "source",
+]  # fmt: skip
 
 Filters = Mapping[str, Sequence[str]]
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}"
@@ -49,10 +52,75 @@ def create(house: House, name: str, driver: str, labels: Mapping[str, str], opti
     """`volume create`."""
     if driver != "local":
         raise WherryError(Kind.NOT_FOUND, f'volume driver "{driver}" is not there', hint="the built-in driver is local")
-    if options:
-        hint = "bind a directory or a tmpfs when running instead: --mount type=bind|tmpfs"
-        raise WherryError(Kind.UNSUPPORTED, f"the local driver takes no options ({', '.join(options)})", hint=hint)
+    _check_options(options)
+    found = house.db.volume(name) if name else None
+    if found is not None and options and dict(found.options) != dict(options):
+        hint = f"wherry volume inspect {name} shows them; remove it first, or choose another name"
+        raise WherryError(Kind.CONFLICT, f"volume {name} exists with other options", hint=hint)
     return shape(house, claim(house, name, labels, options, anonymous=not name)[0])
+
+
+_BIND_HINT = "a directory of the host: -o type=none -o o=bind -o device=/path; memory: --tmpfs when running"
+
+
+def _check_options(options: Mapping[str, str]) -> None:
+    """Of docker's local driver the bind form; nothing here could give a mount of our own back after a crash."""
+    if not options:
+        return
+    unknown = sorted(set(options) - {"type", "o", "device"})
+    if unknown:
+        raise WherryError(Kind.INVALID, f'the local driver has no option "{unknown[0]}"', hint=_BIND_HINT)
+    words = options.get("o", "").split(",")
+    if options.get("type", "none") not in ("none", "bind") or not {"bind", "rbind"} & set(words):
+        kind = options.get("type", "none")
+        message = f"the local driver mounts no file systems (type={kind}, o={options.get('o', '')})"
+        raise WherryError(Kind.UNSUPPORTED, message, hint=_BIND_HINT)
+    stray = [word for word in words if word not in ("bind", "rbind", "ro", "rw")]
+    if stray:
+        raise WherryError(Kind.INVALID, f'o={options["o"]}: unknown option "{stray[0]}"', hint="bind, rbind, ro or rw")
+    if not options.get("device", "").startswith("/"):
+        raise WherryError(Kind.INVALID, "a bind volume needs device=/path", hint=_BIND_HINT)
+    if not os.path.isdir(options["device"]):
+        raise WherryError(Kind.NOT_FOUND, f"device={options['device']} is no directory of this host", hint="make it")
+
+
+def source(house: House, row: Volume) -> str:
+    """What is mounted for the volume: its own directory, or the host's that it stands for."""
+    return str(row.options["device"]) if row.options else house.volumes.path(row.dir)
+
+
+def mount_options(row: Volume) -> tuple[str, ...]:
+    """What the volume's own options add to each of its mounts."""
+    return ("ro",) if "ro" in row.options.get("o", "").split(",") else ()
+
+
+def empty(house: House, row: Volume) -> bool:
+    """Whether nothing lies in it."""
+    if not row.options:
+        return house.volumes.empty(row.dir)
+    try:
+        with os.scandir(row.options["device"]) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        message = f"volume {row.name}: {row.options['device']} cannot be read: {error.strerror}"
+        hint = "the directory was there when the volume was made"
+        raise WherryError(Kind.PRECONDITION, message, hint=hint) from error
+
+
+def fill(house: House, row: Volume, source: int) -> None:
+    """Copy the content of the directory `source` into the volume if it is still empty."""
+    if not empty(house, row):
+        return
+    if not row.options:
+        house.volumes.copy_up(row.dir, source)
+        return
+    from wherry.volume.volumes import copy_directory
+
+    target = os.open(row.options["device"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        copy_directory(source, target)
+    finally:
+        os.close(target)
 
 
 def shape(house: House, row: Volume) -> Json:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["Volumes"]
+__all__ = ["Volumes", "copy_directory"]
 
 _ID = r"^[a-z0-9-]{1,64}$"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -112,6 +112,11 @@ class Volumes:
         """Give the volume's data directory to an owner (`:U` of an empty volume)."""
         with self.data(vid) as fd:
             os.fchown(fd, uid, gid)
+
+
+def copy_directory(source: int, target: int) -> None:
+    """Copy the content of a directory into another, owner, mode, times and xattrs included; by descriptors."""
+    _copy_directory(source, target, {})
 
 
 def _checked(vid: str) -> str:
