@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from wherry.cli.main import main
+from wherry.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry()

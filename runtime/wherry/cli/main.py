@@ -6,11 +6,13 @@ is imported before the command is known. `internal` (what a container's monitor 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import click
@@ -23,10 +25,15 @@ GARBAGE = 20_000  # allocations between two collections: imports make no cycles 
 PLACES = ("--root", "--state", "--config")
 
 
-def entry() -> int:
-    """The console script, which exits with what this returns."""
+def entry() -> NoReturn:
+    """The console script. Leaves at once: taking 150 modules apart costs a tenth of a short command."""
     gc.set_threshold(GARBAGE)
-    return main(sys.argv[1:])
+    code = main(sys.argv[1:])
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str], env: Mapping[str, str] | None = None, stdio: Stdio | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from wherry.model import HealthCheck, ImageConfig, Json, RunOptions
@@ -29,6 +28,7 @@ _DOCKER = {
     "start_period": "StartPeriod",
     "start_interval": "StartInterval",
 }
+_LEAST = 1.0  # seconds: an image may not keep the host busy with checks
 _KEPT = 5
 _OUTPUT = 4096
 
@@ -37,15 +37,23 @@ def settings(options: RunOptions, image: ImageConfig) -> Json | None:
     """The check in seconds: what was asked, else the image's, else docker's defaults; None: no check."""
     asked: HealthCheck = options.health
     own = image.healthcheck or {}
-    test = asked.test or tuple(own.get("Test") or ())
+    inherited = own.get("Test")
+    test = asked.test or (tuple(map(str, inherited)) if isinstance(inherited, list) else ())
     if options.no_healthcheck or not test or test[0] == "NONE":
         return None
     found: Json = {"test": list(test)}
     for name, default in _DEFAULTS.items():
         key = _DOCKER.get(name)
-        inherited = own.get(key, 0) / _NS if key else own.get("Retries", 0)
-        found[name] = getattr(asked, name) or inherited or default
+        found[name] = getattr(asked, name) or _inherited(own, key) or default
     return found
+
+
+def _inherited(own: Json, key: str | None) -> float:
+    """The image's value; 0 where it has none. Text where a number belongs counts as none."""
+    value = own.get(key or "Retries", 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _NS * 1_000_000:
+        return 0
+    return max(_LEAST, value / _NS) if key else int(value)
 
 
 def intervals(check: Json) -> tuple[int, int]:
@@ -147,4 +155,6 @@ def _probe(house: House, row: Container, spec: Json) -> tuple[int, str]:
 
 
 def _when(moment: float) -> str:
+    from datetime import UTC, datetime
+
     return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -125,6 +124,8 @@ def fill(house: House, row: Volume, source: int) -> None:
 
 def shape(house: House, row: Volume) -> Json:
     """docker's volume object."""
+    from datetime import UTC, datetime
+
     labels = dict(row.labels)
     if row.anonymous:
         labels.setdefault("com.docker.volume.anonymous", "")

@@ -7,14 +7,16 @@ Everything composed here rejects control bytes and blanks (invariant 10): a name
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 __all__ = [
     "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "parse_add_host", "read_bytes", "resolv_conf",
@@ -172,8 +174,10 @@ def _read_text(path: str) -> str:
         return ""
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    return ipaddress.ip_address(text.partition("/")[0])
+def _ip(text: str) -> IPv4Address | IPv6Address:
+    from ipaddress import ip_address
+
+    return ip_address(text.partition("/")[0])
 
 
 def _is_address(text: str) -> bool:
