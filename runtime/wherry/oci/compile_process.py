@@ -67,7 +67,8 @@ def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *console: str) -
         elif how.monitor is not None:
             if null < 0:
                 null = b.slot()
-                b.child("OPEN", fd0=null, s0="/dev/null", n0=O_RDWR)
+                # the container's own: by a descriptor of the host's it could change that one's mode and owner
+                b.child("OPEN", fd0=null, fd1=root, s0="/dev/null", n0=O_RDWR)
             b.child("STDIO", fd0=null, n0=number)
     b.child("SESSION")
     return -1
