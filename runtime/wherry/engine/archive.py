@@ -192,8 +192,9 @@ def _info(
 
 
 def _pack_file(parent: int, name: str, info: tarfile.TarInfo) -> Iterator[bytes]:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-    with open(fd, "rb") as file:
+    from wherry.kernel import files
+
+    with open(files.open_regular(parent, name, follow=False), "rb") as file:
         yield info.tobuf(tarfile.PAX_FORMAT)
         left = info.size
         while left:
@@ -221,6 +222,8 @@ def _unpack(target: _Target, source: tarread.Chunks) -> None:
     try:
         for member in tarread.members(source):
             target.add(source, member)
+    except (ValueError, OverflowError) as error:  # a NUL in a name, a time or owner that no file can have
+        raise WherryError(Kind.INVALID, f"the archive cannot be unpacked: {error}") from error
     except OSError as error:
         kind = {28: Kind.EXHAUSTED, 30: Kind.CONFLICT}.get(error.errno or 0, Kind.INVALID)
         raise WherryError(kind, f"cannot write into the container: {error.strerror or error}") from error

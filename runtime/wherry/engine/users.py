@@ -4,10 +4,7 @@ Decides ids, groups and home. Reads only through a descriptor of the root, benea
 (invariants 1, 3 and 5): digits are a number in range or an error, never a name.
 """
 
-from __future__ import annotations
-
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -41,16 +38,15 @@ def read_beneath(root: int, path: str, limit: int = _MAX_FILE) -> bytes:
     from wherry.kernel import files
 
     try:
-        fd = files.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = files.open_regular(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
         raise WherryError(Kind.INVALID, f"{path} of the image cannot be read: {error.strerror}") from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise WherryError(Kind.INVALID, f"{path} of the image is not a regular file")
         with open(fd, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
+            # files of procfs say 0, and some change when they are read: as for an empty file, nothing is
+            data = file.read(limit + 1) if os.fstat(fd).st_size else b""
     finally:
         os.close(fd)
     if len(data) > limit:
@@ -76,7 +72,7 @@ def _id(text: str, what: str) -> int | None:
 
 
 def _lines(data: bytes) -> Iterator[list[str]]:
-    for line in data.decode("utf-8", "replace").splitlines():
+    for line in data.decode("utf-8", "replace").split("\n"):
         if line and line[0] != "#":
             yield line.split(":")
 
