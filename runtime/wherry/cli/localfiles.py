@@ -216,7 +216,8 @@ class _Writer:
                 file.write(data)
                 self.total += len(data)
             self._own(member, parent, name)
-            os.fchmod(file.fileno(), member.mode & 0o7777)  # after chown, which clears the set-id bits
+            # after chown, which clears the set-id bits; without the archive's owner they would be the caller's
+            os.fchmod(file.fileno(), member.mode & (0o7777 if self._keep else 0o777))
 
     def _link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
         parts = self._place(member.linkname)

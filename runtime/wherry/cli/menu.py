@@ -1,7 +1,5 @@
 """The tree of commands, one table a group: where each command lives and what it does. Imports no command, nor click."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Decides what combinations of flags contradict each other before anything is done
 the current directory and a way to read files. Knows nothing of click (see `app.py`) and mixes in no image value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

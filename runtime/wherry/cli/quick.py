@@ -5,8 +5,6 @@ parse) gives None, and click reads the same line from the same tables, to explai
 means, and a test holds both to the same answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Decides the layout only; which columns there are and how a cell reads is told by
 imported only when --format is given.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

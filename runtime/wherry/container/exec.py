@@ -3,8 +3,6 @@
 Decides which descriptors a session gets. Refuses to know where the process comes from: the plan says it.
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from typing import NamedTuple
 

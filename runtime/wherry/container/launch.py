@@ -4,8 +4,6 @@ Decides how descriptors reach the helper and what a failed step means in words. 
 plan's own sentences say it. No path leaves a child, a descriptor or a cgroup behind.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

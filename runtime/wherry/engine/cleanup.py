@@ -52,10 +52,11 @@ def settle(house: House, row: Container) -> Life | None:
 def settle_locked(house: House, row: Container) -> Life | None:
     """Like `settle`, for a holder of the lock."""
     seen = look(house, row.id)
-    if seen.running or seen.status == "created":
+    if seen.running:
         return None
     if not seen.unsettled:
-        return seen.life
+        _clear(house, row)
+        return None if seen.status == "created" else seen.life
     status = _exit_status(house, row)
     life = seen.life._replace(
         finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
@@ -73,6 +74,15 @@ def settle_locked(house: House, row: Container) -> Life | None:
         return None
     records.store(house.container_dir(row.id), life)
     return life
+
+
+def _clear(house: House, row: Container) -> None:
+    """What a start left that was killed before it wrote its run down: even a running container, found by its cgroup.
+
+    A start holds the lock from its first directory to its record, so a directory that we can see is nobody's.
+    """
+    if os.path.isdir(house.state_dir(row.id)):
+        teardown(house, row)
 
 
 def _exit_status(house: House, row: Container) -> ExitStatus:

@@ -4,8 +4,6 @@ Decides between flags, environment (WHERRY_ROOT, WHERRY_STATE, WHERRY_CONFIG), a
 another user, the XDG directories. Refuses to know what a setting means to a container.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import NamedTuple

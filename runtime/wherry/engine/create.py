@@ -4,8 +4,6 @@ Decides in which order things come to be, and how each is taken back. `draft` ha
 `commit` makes what the draft says.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Decides uniqueness and order. Refuses to know pids, status and anything else that a reboot makes untrue.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3

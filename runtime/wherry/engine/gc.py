@@ -97,14 +97,15 @@ def _settle_one(house: House, row: Container, found: Json) -> None:
         _end(house, row, found)
     elif seen.status != "restarting" and seen.life.restarting is not None:
         _restart(house, row, seen.life)
-    elif seen.status == "created" and os.path.isdir(house.state_dir(row.id)):
+    elif os.path.isdir(house.state_dir(row.id)):
         _unmake(house, row)
 
 
 def _end(house: House, row: Container, found: Json) -> None:
     from .status import folder
 
-    folder(house, row.id).settle()
+    with contextlib.suppress(WherryError):  # killed between its two records: there is no state.json
+        folder(house, row.id).settle()
     life = cleanup.settle(house, row)
     found["containers"].append(row.id)
     if life is not None:
@@ -122,8 +123,7 @@ def _unmake(house: House, row: Container) -> None:
     from .undo import container_lock
 
     with container_lock(house, row.id, 0):
-        if look(house, row.id).status == "created":
-            cleanup.teardown(house, row)
+        cleanup.settle_locked(house, row)
 
 
 def _orphans(house: House, found: Json, *, wait: bool) -> None:

@@ -4,8 +4,6 @@ Decides which request wins on which target, and each mount's options: a bind or 
 `dev` or `suid` is asked. Makes nothing: `Resolved` says what is to be there, the caller makes it.
 """
 
-from __future__ import annotations
-
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,10 @@ _PLAIN = frozenset({"ro", "rw", "exec", "noexec", "dev", "nodev", "suid", "nosui
                     "relatime", "nodiratime", "strictatime", "bind", "rbind", "nosymfollow"})  # fmt: skip
 _OURS = frozenset({"z", "Z", "U", "nocopy", "copy", "idmap", "tmpcopyup", "notmpcopyup", "consistent", "cached",
                    "delegated", "readonly", "bind-nonrecursive"})  # fmt: skip
+
+
+#: an image may not put a directory of its own where the container, and its masks, expect the kernel's files
+_KERNELS = frozenset({"/proc", "/sys", "/dev"})
 
 
 class Resolved(NamedTuple):
@@ -78,7 +80,9 @@ def collect(options: RunOptions, image_volumes: Sequence[str], inherited: Sequen
     """Merge: what is asked beats --volumes-from beats the image. Parents come before what lies in them."""
     found: dict[str, Resolved] = {}
     for path in image_volumes:
-        target = _target(path)
+        target = _target(path if path.startswith("/") else f"/{path}")
+        if target in _KERNELS or target.startswith("/proc/"):
+            raise WherryError(Kind.INVALID, f"the image wants a volume at {target}, which is the kernel's")
         found[target] = Resolved("volume", target, anonymous=True)
     for mount in inherited:
         found[mount.target] = mount

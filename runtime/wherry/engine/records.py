@@ -4,8 +4,6 @@ Decides its fields. Start and finish times, the last exit, the restart count and
 reboot here; pid and "running" never do.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from typing import NamedTuple

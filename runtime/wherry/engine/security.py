@@ -4,8 +4,6 @@ Decides what each option means, with docker's semantics. Refuses to know what th
 is applied. No value of an image comes here (invariant 2).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

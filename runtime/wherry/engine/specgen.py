@@ -5,8 +5,6 @@ where the inputs came from. Values of the image reach only process.args, env, cw
 its own prefix (invariant 2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -230,6 +228,8 @@ def check(options: RunOptions, image: ImageConfig, private: frozenset[str]) -> N
 def _check_sysctl(key: str, private: frozenset[str]) -> None:
     needs = "network" if key.startswith("net.") else "ipc" if key in _SYSCTL_IPC or key.startswith("fs.mqueue.") else ""
     needs = "uts" if key in ("kernel.domainname", "kernel.hostname") else needs
+    if "" in key.replace("/", ".").split("."):  # dots and slashes change places: "net.//.kernel.x" climbs out of net
+        needs = ""
     if not needs:
         raise WherryError(Kind.INVALID, f'sysctl "{key}" is not of a namespace: it would change the host')
     if needs not in private:
@@ -238,7 +238,7 @@ def _check_sysctl(key: str, private: frozenset[str]) -> None:
 
 def _paths(inputs: Inputs) -> tuple[list[str], list[str]]:
     security = inputs.security
-    masked = [] if security.open_paths else list(defaults.MASKED_PATHS)
+    masked = [] if security.open_paths else defaults.masked_paths(inputs.facts.thermal_cpus)
     readonly = [] if security.open_paths else list(defaults.READONLY_PATHS)
     opened = set(security.unmask)
     masked = [path for path in masked if path not in opened] + list(security.mask)

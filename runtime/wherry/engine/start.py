@@ -62,7 +62,6 @@ def start(house: House, ref: str, *, attach: bool, interactive: bool) -> Stream:
     row = house.db.find(ref)
     if look(house, row.id).running:
         return _join(house, row) if attach else _detached(house, row)
-    cleanup.settle(house, row)
     return _start(house, row, attach=attach)
 
 
@@ -113,6 +112,8 @@ def _last(house: House, row: Container) -> ExitStatus:
 def _start(house: House, row: Container, *, attach: bool, policy: bool = False) -> Stream:
     options = codec.decode_options(row.config["options"])
     with container_lock(house, row.id):
+        if not look(house, row.id).running:
+            cleanup.settle_locked(house, row)  # an end, or a killed start, that nobody has cleaned up after
         row = house.db.find(row.id)
         before = records.load(house.container_dir(row.id))
         if look(house, row.id).running:
@@ -159,8 +160,8 @@ def _launch(
         undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
+        _write_life(house, row, before, policy=policy)  # first: a run without state.json is found and ended
         _write_state(house, row, place, ready, launched, joined.facts)
-        _write_life(house, row, before, policy=policy)
         if stream is not None:
             stream.claim()
     events.container(house, row, "start")

@@ -73,12 +73,12 @@ def _with_state(house: House, cid: str, life: Life, place: ContainerDir, state: 
         return Seen("created", life, state)
     if life.settled:
         return Seen(_past(life), life, state, _health(house, cid))
-    return Seen("exited", _ended(life, place), state, _health(house, cid), unsettled=True)
+    return Seen("exited", _ended(life, place, state), state, _health(house, cid), unsettled=True)
 
 
-def _ended(life: Life, place: ContainerDir) -> Life:
-    """The end as the monitor wrote it, while nobody has settled it yet."""
-    end = place.exit_status()
+def _ended(life: Life, place: ContainerDir, state: State) -> Life:
+    """The end as the monitor wrote it, or as decision 2 has it for a killed monitor; nobody has settled it yet."""
+    end = place.settle(state)
     return life if end is None else life._replace(finished=end.time, code=end.code, oom=end.oom, error=end.error)
 
 

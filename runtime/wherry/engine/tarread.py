@@ -4,8 +4,6 @@ Decides which forms are read (ustar, GNU long names, pax names, sizes and times)
 Unpacks nothing and touches no file.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple

@@ -1,7 +1,5 @@
 """Values that the engine's verbs take and give beyond those of `model`. Decides nothing, does no I/O."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 __all__ = ["Check", "ExecOptions", "LogLine", "Section"]

@@ -3,8 +3,6 @@
 Decides which secret belongs to which registry and which token server may get it (invariant 8). Sends nothing itself.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json
@@ -58,10 +56,11 @@ def parse_challenges(header: str) -> list[Challenge]:
     found: list[Challenge] = []
     at = 0
     header = header[:8192]
-    while at < len(header) and (scheme := re.match(_SCHEME, header, at)):
+    schemes, pairs = re.compile(_SCHEME), re.compile(_PARAMETER)
+    while at < len(header) and (scheme := schemes.match(header, at)):
         at = scheme.end()
         parameters: dict[str, str] = {}
-        while match := re.match(_PARAMETER, header, at):
+        while match := pairs.match(header, at):
             quoted = match[2]
             parameters[match[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else match[3]
             at = match.end()

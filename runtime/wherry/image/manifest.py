@@ -4,8 +4,6 @@ Decides which media types exist, which platform an index yields, and that header
 (CVE-2021-41190). Does no I/O.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

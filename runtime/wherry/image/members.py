@@ -4,8 +4,6 @@ Decides which headers of a tar count (ustar, pax, GNU long names) and stops at w
 know what the members mean.
 """
 
-from __future__ import annotations
-
 import os
 import posixpath
 from typing import NamedTuple

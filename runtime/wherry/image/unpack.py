@@ -4,8 +4,6 @@ Decides how much may come out of a layer and that it is published only when its 
 helper's; what images are is the store's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

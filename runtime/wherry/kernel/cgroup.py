@@ -6,8 +6,6 @@ missing
 file; refuses to know containers and what the limits should be (oci/cgroup2.py).
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import select

@@ -120,6 +120,7 @@ def _measure_boot(boot: str) -> Json:
         "newuidmap": _program("newuidmap"),
         "newgidmap": _program("newgidmap"),
         "hugepages": _hugepages(),
+        "thermal_cpus": _thermal_cpus(),
     }
 
 
@@ -143,6 +144,7 @@ _LASTING = frozenset(
         "newuidmap",
         "newgidmap",
         "hugepages",
+        "thermal_cpus",
     }
 )
 
@@ -180,6 +182,14 @@ def _hugepages() -> list[str]:
         return []
     kib = sorted(int(name.removeprefix("hugepages-").removesuffix("kB")) for name in names)
     return [_size(value) for value in kib]
+
+
+def _thermal_cpus() -> int:
+    """One more than the highest possible CPU, where CPUs have thermal counters."""
+    if not os.path.isdir("/sys/devices/system/cpu/cpu0/thermal_throttle"):
+        return 0
+    last = read("/sys/devices/system/cpu/possible", "0").strip().rpartition(",")[2].rpartition("-")[2]
+    return min(int(last) + 1, 1024) if last.isdigit() else 0
 
 
 def _size(kib: int) -> str:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "atomic_write", "directory", "flock", "lock_fd", "open_beneath", "open_in_root", "open_regular", "read_capped", "remove_tree",
-    "sync_dir",
+    "atomic_write", "directory", "flock", "lock_fd", "open_beneath", "open_in_root", "open_regular", "read_capped",
+    "remove_tree", "sync_dir",
 ]
 
 

@@ -4,8 +4,6 @@ A detached mount dissolves with its descriptor: reading an image's /etc/passwd o
 leaves nothing to unmount, also not after a crash.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager

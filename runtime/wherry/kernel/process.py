@@ -3,8 +3,6 @@
 Decides what "the same process" means. Refuses to know containers. The only user of python-prctl.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal as signals

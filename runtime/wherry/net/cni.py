@@ -5,8 +5,6 @@ it may take and what its answer must look like. Refuses to know what any plugin 
 What ADD was given and what it answered is kept in STATE/cni/results, so that DEL and CHECK need nothing but names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

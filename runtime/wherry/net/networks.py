@@ -5,8 +5,6 @@ firewall rules (the plugins' work), and which containers exist (the engine's).
 A network is one CNI list, ROOT/networks/NAME.conflist; lists in /etc/cni/net.d are usable by name, never changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

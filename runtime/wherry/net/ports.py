@@ -6,8 +6,6 @@ The book is STATE/ports: one file a port, holding the container's id, changed un
 the rules do.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import ipaddress

@@ -7,8 +7,6 @@ without
 their surprises: a request of "rw" needs both, whichever rules grant them.
 """
 
-from __future__ import annotations
-
 import struct
 import sys
 from typing import Final, NamedTuple

@@ -112,10 +112,10 @@ def cgroups(how: LaunchHow, b: Builder) -> int:
 
 
 def _keyring(how: LaunchHow, b: Builder) -> None:
-    """A session keyring of its own, or the process would see the caller's keys. Kernels without keyrings have none to
-    see."""
+    """A session keyring of its own, or the process would see the caller's keys. The helper takes ENOSYS for
+    success: a kernel without keyrings has none to see."""
     if not how.no_new_keyring:
-        b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{how.id}" if how.id else "_ses")
+        b.child("KEYRING", s0=f"_ses.{how.id}" if how.id else "_ses")
 
 
 def _root(job: Job, mounts: Mounts, prepared: int) -> int:

@@ -33,7 +33,7 @@ def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> 
     procfs = _procfs(process, b)
     _enter(config, ns, pidfd, b)
     if not how.no_new_keyring:
-        b.child("KEYRING", "MAY_FAIL", s0=f"_ses.{target.id}" if target.id else "_ses")
+        b.child("KEYRING", s0=f"_ses.{target.id}" if target.id else "_ses")
     root = b.slot()
     b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
     master = proc.stdio(process, how, root, b, "NO_BIND")

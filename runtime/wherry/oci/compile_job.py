@@ -1,7 +1,5 @@
 """What every step of one compilation looks at, as one value."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from wherry.model import Json

@@ -169,7 +169,8 @@ class Mounts:
         if options.copy_up:
             self.b.child("COPY_UP", fd0=slot, fd1=self.root, s0=target)
         self._attributes(slot, options.attr_set & late, 0, options)
-        flags = ("MAKE_DIR", "REAL_DIR") if kind in _REAL_DIR else ("MAKE_DIR",)
+        real = kind in _REAL_DIR or target == "/dev"  # else nodes could land in a volume that /dev is a link to
+        flags = ("MAKE_DIR", "REAL_DIR") if real else ("MAKE_DIR",)
         self._attach(slot, target, *flags, options=options)
 
     def _data(self, kind: str, options: MountOptions) -> tuple[str, ...]:

@@ -5,8 +5,6 @@ clone; with
 a new user namespace also every other joined one (the child would lack the rights over them); all others in the child.
 """
 
-from __future__ import annotations
-
 from typing import Final, NamedTuple
 
 from wherry.errors import Kind, WherryError

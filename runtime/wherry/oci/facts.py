@@ -76,6 +76,7 @@ class HostFacts(NamedTuple):
     gid_map: tuple[tuple[int, int, int], ...] = ((0, 0, 4294967295),)
     newuidmap: str = ""  # path of the set-id helper, "" where absent
     newgidmap: str = ""
+    thermal_cpus: int = 0  # CPUs that may have thermal counters; 0 where the first has none
     hugepages: tuple[str, ...] = ()  # sizes as cgroup file names have them: "2MB", "1GB"
 
     def has_cap(self, name: str) -> bool:

@@ -3,8 +3,6 @@
 Decides what each word means; refuses to know paths and what a filesystem makes of its own options.
 """
 
-from __future__ import annotations
-
 from typing import Final, NamedTuple
 
 from wherry.errors import Kind, WherryError

@@ -5,8 +5,6 @@ Compared
 with the profile of the distribution's container tools by tests/unit/test_oci_seccomp.py.
 """
 
-from __future__ import annotations
-
 from typing import Final, NamedTuple
 
 __all__ = ["ARCHITECTURES", "CLONE_NAMESPACES", "DEFAULT_ROWS", "FAMILIES", "STRICT_FAMILIES", "Row"]
