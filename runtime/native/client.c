@@ -13,6 +13,8 @@
 
 #include "monitor.h"
 
+#define HEARD 64 /* chunks that a client may have on the way at the end: far above a socket's buffer */
+
 static char scratch[WH_CHUNK] __attribute__((aligned(4096)));
 
 /* A client's input waits while standard input is full. Nothing to wait for: out of the set, for a hang-up would wake us
@@ -197,7 +199,7 @@ void wh_client_event(struct wh_monitor *m, struct wh_client *c, uint32_t events)
 void wh_clients_hear(struct wh_monitor *m) {
     for (struct wh_client *c = wh_clients(m); c < wh_clients(m) + WH_CLIENTS; c++) {
         int more = c->fd >= 0;
-        while (more > 0) more = receive(m, c);
+        for (int turn = 0; more > 0 && turn < HEARD; turn++) more = receive(m, c); /* it may send without an end */
         if (more < 0) wh_client_drop(m, c);
     }
 }
