@@ -72,7 +72,7 @@ int wh_execute(struct wh_plan *plan, struct wh_run *run);
 int wh_collect(struct wh_plan *plan, struct wh_run *run);
 
 /* Sends one struct wh_report (detail may be NULL); ignores errors: the reader may be gone. */
-void wh_report_send(int fd, uint32_t stage, uint32_t index, int err, pid_t pid, const char *detail);
+int wh_report_send(int fd, uint32_t stage, uint32_t index, int err, pid_t pid, const char *detail);
 
 /* Roles: argv[0] is the role's name. Return an exit status. */
 int wh_role_launch(int argc, char **argv);

@@ -147,10 +147,12 @@ int wh_do_RECV_FD(struct wh_run *run, const struct wh_record *r) {
     return wh_slot_put(run, r->fd0, wh_await(run, WH_AWAIT_FD));
 }
 
-/* A plan without WAIT_START reports "created" as it comes by; else the child must have arrived there. */
+/* A plan without WAIT_START reports "created" as it comes by; else the child must have arrived there. Whoever waits for
+ * "started" and is gone by then (killed) has written no record: what nobody knows of does not run. */
 int wh_do_REPORT(struct wh_run *run, const struct wh_record *r) {
     if (r->n0 == WH_STARTED && wh_await(run, WH_AWAIT_EXEC) < 0) return -1;
-    if (r->n0 == WH_CREATED && wh_has_op(run->plan, WH_OP_WAIT_START) && wh_await(run, WH_AWAIT_WAIT) < 0) return -1;
-    wh_report_send(run->report, (uint32_t)r->n0, (uint32_t)(r - run->plan->rec), 0, run->pid, NULL);
-    return 0;
+    int waits = wh_has_op(run->plan, WH_OP_WAIT_START);
+    if (r->n0 == WH_CREATED && waits && wh_await(run, WH_AWAIT_WAIT) < 0) return -1;
+    int sent = wh_report_send(run->report, (uint32_t)r->n0, (uint32_t)(r - run->plan->rec), 0, run->pid, NULL);
+    return waits ? 0 : sent;
 }

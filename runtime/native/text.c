@@ -42,9 +42,9 @@ int wh_write_all(int fd, const void *data, size_t n) {
     return 0;
 }
 
-void wh_report_send(int fd, uint32_t stage, uint32_t index, int err, pid_t pid, const char *detail) {
+int wh_report_send(int fd, uint32_t stage, uint32_t index, int err, pid_t pid, const char *detail) {
     struct wh_report report = {.magic = WH_MAGIC, .stage = stage, .index = index, .err = err, .pid = pid};
     struct wh_buf b = wh_buf(report.detail, sizeof report.detail);
     if (detail) wh_put(&b, detail);
-    if (fd >= 0) wh_write_all(fd, &report, sizeof report);
+    return fd < 0 ? 0 : wh_write_all(fd, &report, sizeof report);
 }

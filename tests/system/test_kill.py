@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -133,5 +134,51 @@ def test_a_killed_monitor_is_seen_by_the_next_command(wherry: Wherry, busybox: s
     until(lambda: gone(init))
     state = wherry.inspect(name)["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 137)
+    wherry("start", name)
+    assert wherry.inspect(name)["State"]["Running"] is True
+
+
+#: where a start is cut: a function of engine/start.py in whose stead, or after which, the command line dies
+CUTS = ("before _spawn", "before _write_life", "before _write_state", "after _write_state")
+DIES = """
+import os, sys
+import wherry.engine.start as start
+when, name = sys.argv.pop(1).split()
+real = getattr(start, name)
+def cut(*words, **named):
+    if when == "after":
+        real(*words, **named)
+    os.kill(os.getpid(), 9)
+setattr(start, name, cut)
+from wherry.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "restart"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_start_cut_at_each_of_its_records(wherry: Wherry, busybox: str, cut: str, verb: str) -> None:
+    """Also between the launch and the record of it: what runs unknown is found by its cgroup and ended."""
+    wherry("rm", "-f", start_sleeper(wherry, busybox, wherry.name("warm")))
+    before, files = audit.take(wherry.mark), audit.files_below(wherry.root, wherry.state)
+    name = wherry.name("cut")
+    words = ["run", "-d", "--name", name, busybox, "sleep", "1000"]
+    if verb == "restart":
+        start_sleeper(wherry, busybox, name)
+        words = ["restart", "-t", "0", name]
+    done = subprocess.run([sys.executable, "-c", DIES, cut, *words], env=wherry.env, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if cut == "after _write_state":
+        assert wherry.inspect(name)["State"]["Running"] is True
+    left = settled(wherry, before, files)
+    assert not left, "\n".join(left)
+
+
+def test_a_start_by_hand_follows_one_that_was_cut(wherry: Wherry, busybox: str) -> None:
+    """Without a sweep in between, the unknown container still running."""
+    name = wherry.name("again")
+    wherry("create", "--name", name, busybox, "sleep", "1000")
+    words = [sys.executable, "-c", DIES, "before _write_life", "start", name]
+    assert subprocess.run(words, env=wherry.env, check=False).returncode == -signal.SIGKILL
     wherry("start", name)
     assert wherry.inspect(name)["State"]["Running"] is True
