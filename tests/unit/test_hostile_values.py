@@ -14,13 +14,15 @@ from wherry.kernel import files
 from wherry.model import HealthCheck, ImageConfig, RunOptions
 from wherry.oci import defaults
 from wherry.oci.facts import HostFacts
+from wherry.volume.volumes import copy_directory
 
 ALL = frozenset({"mount", "network", "uts", "pid", "ipc", "cgroup"})
-PASSWD = b"root:x:0:0::/root:/bin/sh\n0x0:x:0:0::/:/\nbig:x:4294967295:0::/:/\nneg:x:-1:0::/:/\nok:x:7:8::/home/\x1b[0m:/\n"
+PASSWD = b"root:x:0:0::/root:/bin/sh\n0x0:x:0:0::/:/\nbig:x:4294967295:0::/:/\nneg:x:-1:0::/:/\n"
+PASSWD += b"ok:x:7:8::/home/\x1b[0m:/\n"
 
 
-@pytest.mark.parametrize("key", ["net.//.kernel.core_pattern", "net.ipv4...x", "net./../kernel/x", "kernel.core_pattern",
-                                 "net.ipv4.", "net", "", "/net/ipv4/ip_forward"])  # fmt: skip
+@pytest.mark.parametrize("key", ["net.//.kernel.core_pattern", "net.ipv4...x", "net./../kernel/x", "net.ipv4.", "net",
+                                 "kernel.core_pattern", "", "/net/ipv4/ip_forward"])  # fmt: skip
 def test_a_kernel_parameter_of_the_host_is_refused(key: str) -> None:
     with pytest.raises(WherryError):
         specgen.check(RunOptions("x", ("true",), sysctls={key: "1"}), ImageConfig(), ALL)
@@ -124,3 +126,26 @@ def test_the_counters_of_each_cpu_are_masked() -> None:
     masked = specgen.generate(made)["linux"]["maskedPaths"]
     assert masked == [*defaults.MASKED_PATHS,
                       *(f"/sys/devices/system/cpu/cpu{cpu}/thermal_throttle" for cpu in (0, 1))]  # fmt: skip
+
+
+def test_a_sparse_file_fills_no_volume(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    with open(tmp_path / "from/huge", "wb") as file:
+        file.write(b"begin")
+        file.seek(1 << 40)
+        file.write(b"middle")
+        file.truncate(1 << 42)
+    one, two = os.open(tmp_path / "from", os.O_RDONLY), os.open(tmp_path / "to", os.O_RDONLY)
+    try:
+        copy_directory(one, two)
+    finally:
+        os.close(one)
+        os.close(two)
+    found = (tmp_path / "to/huge").stat()
+    assert found.st_size == 1 << 42
+    assert found.st_blocks * 512 < 1 << 20
+    with open(tmp_path / "to/huge", "rb") as file:
+        assert file.read(6) == b"begin\0"
+        file.seek(1 << 40)
+        assert file.read(7) == b"middle\0"

@@ -178,14 +178,31 @@ def _copy_file(source: int, target: int, name: str, found: os.stat_result) -> No
     try:
         two = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
-            left = found.st_size
-            while left > 0 and (sent := os.sendfile(two, one, None, min(left, _CHUNK))):
-                left -= sent
+            _copy_data(one, two, found.st_size)
             _copy_meta(one, two)
         finally:
             os.close(two)
     finally:
         os.close(one)
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
+    """The pieces that hold data: a sparse file of an image may claim more than any disk has."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != 6:  # ENXIO: nothing but a hole is left
+                raise
+            break
+        end = min(os.lseek(source, at, os.SEEK_HOLE), size)
+        os.lseek(target, at, os.SEEK_SET)
+        while at < end:
+            if not (sent := os.sendfile(target, source, at, min(end - at, _CHUNK))):
+                return  # it was cut off meanwhile
+            at += sent
+    os.ftruncate(target, size)
 
 
 def _copy_meta(source: int, target: int) -> None:
