@@ -323,3 +323,11 @@ def test_compiling_changes_nothing() -> None:
     before = copy.deepcopy(config)
     assert created(config) == created(config)
     assert config == before
+
+
+def test_ptmx_is_the_containers_own_even_where_the_devices_list_it() -> None:
+    """--privileged lists every node of the host; the host's ptmx would open terminals of the host's devpts."""
+    config = example(devices=[{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}])
+    ops = [(op.name, op.s0, op.s1) for op in created(config).ops]
+    assert not [op for op in ops if op[:2] == ("NODE", "/dev/ptmx")]
+    assert ("SYMLINK", "pts/ptmx", "/dev/ptmx") in ops

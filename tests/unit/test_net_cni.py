@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,21 @@ def test_a_second_add_is_refused_without_cutting_the_first_and_half_an_add_is_un
     record.write_text(json.dumps({**json.loads(record.read_text()), "result": None}))  # killed in the middle
     bench.cni.add(chain("one"), "c1", "/none")
     assert bench.lines() == ["ADD one", "DEL one", "ADD one"]
+
+
+def test_del_waits_for_the_add_of_a_runtime_that_was_killed(bench: Bench) -> None:
+    """The plugin goes on without its caller; what it makes late must not outlive the DEL."""
+    made, begun = bench.path / "made", bench.path / "begun"
+    bench.plugin("late", f"[ $CNI_COMMAND = DEL ] && exec rm -f {made}\ntouch {begun}; sleep 0.7; touch {made}\n")
+    program = "import json, sys; from wherry.model import Place; from wherry.net.cni import Cni\n"
+    program += "root, state, bin, conflist = sys.argv[1:]\n"
+    program += "Cni(Place(root=root, state=state, cni_bin=(bin,))).add(json.loads(conflist), 'c1', '/none')"
+    places = [str(bench.path / part) for part in ("root", "state", "bin")]
+    with subprocess.Popen([sys.executable, "-c", program, *places, json.dumps(chain("late"))]) as runtime:
+        while not begun.exists():
+            time.sleep(0.01)
+        runtime.kill()
+    bench.cni.delete(None, "c1", network="net")
+    time.sleep(1)
+    assert not made.exists()
+    assert not list((bench.path / "state" / "cni" / "results").iterdir())

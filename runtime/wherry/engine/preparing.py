@@ -221,14 +221,12 @@ def _write_config(directory: str, config: Json) -> None:
 def _make_way(house: House, cid: str, how: LaunchHow) -> None:
     """Note the cgroup before it exists, for a sweep must find it whatever dies when; then make its parents."""
     from wherry.kernel import cgroup
-    from wherry.oci import cgroup2
 
     if not how.cgroup:
         return
     with open(f"{house.state_dir(cid)}/cgroup", "w", encoding="utf-8") as file:
         file.write(how.cgroup)
-    wanted = tuple({name for file, _ in how.cgroup_writes if (name := cgroup2.controller(file))})
-    cgroup.prepare(house.facts, how.cgroup, wanted)
+    cgroup.prepare(house.facts, how.cgroup)  # every controller: an update may ask for what the start did not
 
 
 def launch_how(

@@ -210,7 +210,12 @@ def _kill(house: House, row: Container, launched: Launched) -> None:
 
 
 def _write_state(  # noqa: PLR0917  # what is known at this moment
-    house: House, row: Container, place: ContainerDir, ready: preparing.Ready, launched: Launched, facts: Mapping[str, Any]
+    house: House,
+    row: Container,
+    place: ContainerDir,
+    ready: preparing.Ready,
+    launched: Launched,
+    facts: Mapping[str, Any],
 ) -> None:
     from wherry.container.state import State
 

@@ -45,13 +45,17 @@ def update(house: House, ref: str, new: Limits, policy: RestartPolicy | None) ->
 def _apply(house: House, row: Container, old: RunOptions, new: RunOptions) -> None:
     """Write what changed into the cgroup; on failure write back what was."""
     from wherry.container import lifecycle
+    from wherry.kernel import cgroup
     from wherry.oci import cgroup2
 
     default = house.settings.pids_limit
     before = dict(cgroup2.writes(limits.resources(old.limits, house.facts, default)))
     after = dict(cgroup2.writes(limits.resources(new.limits, house.facts, default)))
     changed = [(name, value) for name, value in after.items() if before.get(name) != value]
-    if look(house, row.id).running:
+    seen = look(house, row.id)
+    if seen.running and seen.state is not None:
+        if seen.state.cgroup:
+            cgroup.prepare(house.facts, seen.state.cgroup)  # the parents may have lost a controller meanwhile
         try:
             lifecycle.set_resources(folder(house, row.id), changed)
         except WherryError:

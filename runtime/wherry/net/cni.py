@@ -14,10 +14,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
+from wherry.kernel import files
 from wherry.model import Json, Place
 from wherry.net import launchers
 
@@ -65,33 +66,41 @@ class Cni:
             args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
         """Attach. When a plugin refuses, the whole list is undone (DEL), and its error is the one that is told."""
         wish = Joined(conflist, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
-        self._refuse_second(wish)
+        with self._locked(wish.network, container_id, ifname) as lock:
+            return self._add(wish, lock)
+
+    def _add(self, wish: Joined, lock: int) -> Json:
+        self._refuse_second(wish, lock)
         self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
         result: Json = {}
         try:
-            for plugin in _plugins(conflist):
-                result = self._call("ADD", wish, plugin, result) or {}
-            _checked_result(result, conflist)
+            for plugin in _plugins(wish.conflist):
+                result = self._call("ADD", wish, plugin, result, lock) or {}
+            _checked_result(result, wish.conflist)
         except WherryError as refused:
             try:
-                self._undo(wish)
+                self._undo(wish, lock)
+                self._unlock(wish)
             except WherryError as second:
                 refused.add_note(f"and while undoing it: {second.message}")
             raise
-        self._remember(Joined(conflist, container_id, netns_path, ifname, wish.args, wish.capabilities, result))
+        self._remember(wish._replace(result=result))
         return result
 
     def delete(self, conflist: Json | None, container_id: str, netns_path: str = "", ifname: str = "eth0", *,
                network: str = "") -> None:
         """Detach; done already, or never done, is success. What was remembered of ADD goes before `conflist`."""
         name = network or str((conflist or {}).get("name", ""))
-        joined = self.recall(name, container_id, ifname)
-        if joined is None and conflist is None:
+        if conflist is None and self.recall(name, container_id, ifname) is None:
             return
-        known = joined or Joined(conflist or {}, _checked_id(container_id), netns_path, ifname)
-        alive = netns_path or known.netns
-        self._undo(Joined(known.conflist, container_id, alive if os.path.exists(alive) else "", ifname, known.args,
-                          known.capabilities, known.result))
+        with self._locked(name, container_id, ifname) as lock:
+            joined = self.recall(name, container_id, ifname)
+            if joined is None and conflist is None:
+                return
+            known = joined or Joined(conflist or {}, _checked_id(container_id), netns_path, ifname)
+            alive = netns_path or known.netns
+            self._undo(known._replace(netns=alive if os.path.exists(alive) else ""), lock)
+            self._unlock(known)
 
     def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Ask every plugin whether the attachment still is as ADD left it (raises when not)."""
@@ -150,20 +159,40 @@ class Cni:
         raise WherryError(Kind.PRECONDITION, f'CNI plugin "{plugin_type}" is not installed',
                           hint=f"looked in {', '.join(directories)}")
 
-    def _refuse_second(self, wish: Joined) -> None:
+    @contextlib.contextmanager
+    def _locked(self, network: str, container_id: str, ifname: str) -> Iterator[int]:
+        """One ADD or DEL at a time for an attachment. The plugins inherit the lock: when the runtime is killed, its
+        ADD goes on, and a DEL that did not wait for it would leave what it makes later."""
+        os.makedirs(self._results, mode=0o700, exist_ok=True)
+        path = self._lock_path(network, container_id, ifname)
+        while True:
+            with files.flock(path, self._timeout) as fd:
+                if os.fstat(fd).st_nlink:  # else: the attachment went while we waited, and its lock with it
+                    yield fd
+                    return
+
+    def _lock_path(self, network: str, container_id: str, ifname: str) -> str:
+        return os.path.join(self._results, _file_name(network, container_id, ifname).removesuffix("json") + "lock")
+
+    def _unlock(self, joined: Joined) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._lock_path(joined.network, joined.container_id, joined.ifname))
+
+    def _refuse_second(self, wish: Joined, lock: int) -> None:
         """A runtime must not ADD twice; undoing that would cut the first. Half an ADD (a crash) is undone."""
         known = self.recall(wish.network, wish.container_id, wish.ifname)
         if known is not None and known.result is not None:
             raise WherryError(Kind.CONFLICT, f"{wish.ifname} of container {wish.container_id[:12]} is attached to "
                                              f"network {wish.network} already", hint="detach it first")
         if known is not None:
-            self._undo(known)
+            self._undo(known, lock)
 
-    def _undo(self, joined: Joined) -> None:
+    def _undo(self, joined: Joined, lock: int) -> None:
         problems: list[WherryError] = []
         for plugin in reversed(_plugins(joined.conflist)):
             try:
-                self._call("DEL", joined, plugin, joined.result if _version(joined.conflist) >= _WITH_CHECK else None)
+                previous = joined.result if _version(joined.conflist) >= _WITH_CHECK else None
+                self._call("DEL", joined, plugin, previous, lock)
             except WherryError as problem:  # the plugins before it still get their turn
                 problems.append(problem)
         if problems:
@@ -171,13 +200,13 @@ class Cni:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
 
-    def _call(self, verb: str, joined: Joined, plugin: Json, previous: Json | None) -> Json | None:
+    def _call(self, verb: str, joined: Joined, plugin: Json, previous: Json | None, *locks: int) -> Json | None:
         path, search = self.find(str(plugin.get("type", "")))
         environment = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": verb, "CNI_PATH": search,
                        "CNI_CONTAINERID": joined.container_id, "CNI_NETNS": joined.netns, "CNI_IFNAME": joined.ifname,
                        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
         config = _plugin_config(joined, plugin, previous)
-        code, out, err = _run(path, environment, json.dumps(config).encode(), self._timeout)
+        code, out, err = _run(path, environment, json.dumps(config).encode(), self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'
         if code:
             raise _refused(what, code, out, err)
@@ -227,11 +256,12 @@ def _plugin_config(joined: Joined, plugin: Json, previous: Json | None) -> Json:
     return config
 
 
-def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: float,
+         inherited: Sequence[int] = ()) -> tuple[int, bytes, bytes]:
     """(exit code, stdout, stderr) of one plugin in a session of its own; too long or too loud means killed."""
     try:
         child = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env=environment, cwd="/", start_new_session=True)
+                                 env=environment, cwd="/", start_new_session=True, pass_fds=inherited)
     except OSError as problem:
         raise WherryError(Kind.PRECONDITION, f"CNI plugin {path} does not start: {problem.strerror}") from problem
     with child:

@@ -49,7 +49,8 @@ def _wanted(config: Json) -> list[Json]:
         for path, (major, minor) in DEFAULT_DEVICES.items()
     }
     for device in config.get("linux", {}).get("devices") or []:
-        wanted[inside(device["path"])] = device
+        if inside(device["path"]) != "/dev/ptmx":  # as runc: the container's own terminals, whatever a node would open
+            wanted[inside(device["path"])] = device
     return list(wanted.values())
 
 
