@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_peers"]
 
-_DEFAULT = "bridge"
-
 
 class Joined(NamedTuple):
     """What the launch needs of it. `namespace`: None the host's, "" a new empty one, else a path to join."""
@@ -210,8 +208,8 @@ def leave(house: House, row: Container, options: RunOptions) -> None:
 
 
 def named_networks(options: RunOptions) -> list[str]:
-    """The networks on which names are told: all but the default one, as docker."""
-    return [] if mode(options) else [a.network for a in options.network if a.network != _DEFAULT]
+    """The networks on which names are told: all of them, the default one too, where docker tells none."""
+    return [] if mode(options) else [a.network for a in options.network]
 
 
 @contextlib.contextmanager
@@ -241,10 +239,9 @@ def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple
 
     peers = []
     for fact in facts["networks"]:
-        if fact["network"] != _DEFAULT:
-            for cid in house.db.network_users(fact["network"]):
-                if cid != row.id:
-                    peers += _entries(house, cid, fact["network"], present)
+        for cid in house.db.network_users(fact["network"]):
+            if cid != row.id:
+                peers += _entries(house, cid, fact["network"], present)
     with contextlib.suppress(OSError):
         files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
 
