@@ -346,3 +346,16 @@ def test_a_udp_flow_follows_its_port_to_the_next_container(house: House) -> None
         finally:
             served[-1].kill()
             served[-1].communicate()
+
+
+def test_a_bridge_of_a_deleted_root_does_not_stand_in_the_way(house: House) -> None:
+    """Its name follows from the root's path and the network's name, its address was the old list's."""
+    house.nets.list()
+    bridge = house.nets._bridge_name("bridge")
+    house.host.run("h", "ip", "link", "add", bridge, "type", "bridge")
+    house.host.run("h", "ip", "addr", "add", "10.250.0.1/16", "dev", bridge)
+    house.host.run("h", "ip", "link", "set", bridge, "up")
+    os.unlink(f"{house.place.root}/networks/bridge.conflist")
+    one = house.join("one")
+    house.host.run(house.space("one"), "busybox", "ping", "-c1", "-W2", one.interfaces[0].addresses[0].gateway)
+    assert "10.250.0.1" not in house.host.run("h", "ip", "addr").stdout

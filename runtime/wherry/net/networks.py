@@ -219,10 +219,12 @@ class Networks:
     def _conflist(self, name: str, wishes: Sequence[Subnet], options: Mapping[str, str], labels: Mapping[str, str],
                   *, internal: bool = False, ipv6: bool = False) -> Json:
         settings = _settings(options)
+        own = self._bridge_name(name)
+        plan.delete_idle_bridge(own)  # of a deleted ROOT at the same path: its subnet is free again, its address is wrong
         chosen = self._subnets(name, wishes, ipv6)
         ranges = [[{key: value for key, value in part.items() if key != "ip_range"}] for part in chosen]
         bridge: Json = {
-            "type": "bridge", "bridge": settings.get("name") or self._bridge_name(name), "isGateway": True,
+            "type": "bridge", "bridge": settings.get("name") or own, "isGateway": True,
             "isDefaultGateway": not internal, "ipMasq": not internal and settings.get("masquerade", "true") == "true",
             "ipMasqBackend": "nftables", "hairpinMode": True, "nftTable": self._table, "isolate": True,
             "internal": internal, "capabilities": {"ips": True, "mac": True},

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets", "delete_link",
-           "delete_table", "drop_leases", "host_networks"]
+__all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets",
+           "delete_idle_bridge", "delete_link", "delete_table", "drop_leases", "host_networks"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DEFAULTS = tuple(f"10.{second}.0.0/16" for second in range(87, 79, -1))  # podman's is 10.88, docker's 172.17
@@ -101,6 +101,20 @@ def delete_link(name: str) -> None:
 
     with IPRoute() as route, contextlib.suppress(NetlinkError):
         route.link("del", ifname=name)
+
+
+def delete_idle_bridge(name: str) -> None:
+    """Remove a link of the host unless it is the master of another. Absent is success."""
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        return
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as route, contextlib.suppress(NetlinkError):
+        if not any(link.get_attr("IFLA_MASTER") == index for link in route.get_links()):
+            route.link("del", index=index)
 
 
 def delete_table(name: str) -> None:
