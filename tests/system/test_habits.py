@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from helpers.wherry import Wherry
+from helpers.wherry import Wherry, until
 
 IMAGE = "busybox"
 NONE = ("--network", "none")
@@ -118,3 +120,13 @@ def test_reset_leaves_nothing(own: Wherry) -> None:
     addresses = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout
     assert not [gateway for gateway in bridges if f"{gateway}/" in addresses]
     own("system", "reset", "--force")  # nothing is there: no failure
+
+
+def test_the_restart_that_a_sweep_finds_is_not_lost(own: Wherry) -> None:
+    name = sleeper(own, "--restart", "always")
+    state = json.loads((own.state / "c" / own.inspect(name)["Id"] / "state.json").read_text())
+    os.kill(state["monitor"]["pid"], signal.SIGKILL)
+    until(lambda: own.inspect(name)["State"]["Status"] == "exited")
+    own("run", "--rm", *NONE, IMAGE, "sleep", "2")  # sweeps, hands the restart over, and lives on for a while
+    until(lambda: own.inspect(name)["State"]["Running"])
+    assert own.inspect(name)["RestartCount"] == 1

@@ -193,12 +193,30 @@ def _me() -> records.Restarting:
 
 
 def in_background(house: House, cid: str) -> None:
-    """Let `internal cleanup ID` of its own do the restart: the caller wants to go home."""
+    """Let `internal cleanup ID` of its own do the restart: the caller wants to go home.
+
+    The restart is handed over by name: while the caller's own name stands in the record, and the caller lives, the
+    other one would take the restart for somebody else's and leave it.
+    """
+    with contextlib.suppress(WherryError), container_lock(house, cid):
+        life = records.load(house.container_dir(cid))
+        if life.restarting is None:  # started, stopped or given up meanwhile
+            return
+        heir = _spawn_cleanup(house, cid)
+        records.store(house.container_dir(cid), life._replace(restarting=heir))
+
+
+def _spawn_cleanup(house: House, cid: str) -> records.Restarting:
     import subprocess
+
+    from wherry.kernel import process
 
     from . import command
 
-    subprocess.Popen(
+    child = subprocess.Popen(
         command.argv("cleanup", cid), env=command.environment(house), cwd="/", stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    found = process.identify(child.pid)  # not reaped by anyone yet, so it is there
+    assert found is not None
+    return records.Restarting(found.pid, found.start_time)
