@@ -15,8 +15,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from wherry_cni import netlink, nft, skel
 from wherry_cni.config import boolean, integer, refuse, table_name, text
@@ -39,8 +38,7 @@ _DEFAULT_ROUTE = {"4": "0.0.0.0/0", "6": "::/0"}
 _NODAD = 0x02  # IFA_F_NODAD: the lease already says that nobody else has the address
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(NamedTuple):
     """The configuration, typed."""
 
     bridge: str
@@ -79,12 +77,23 @@ def add(call: Call) -> Json:
 def delete(call: Call) -> None:
     """Links, rules, address; absent is success. The host end goes now: the kernel takes a dead namespace down later."""
     wish = _wish(call)
-    if not netlink.delete_link(host_ifname(call)) and call.netns and os.path.exists(call.netns):
+    first = netlink.delete_link(host_ifname(call))
+    if not first and call.netns and os.path.exists(call.netns):
         netlink.in_namespace(call.netns, lambda: netlink.delete_link(call.ifname))
     if wish.masquerade:
-        nft.remove(wish.table, nft.owner(call.network, call.container_id, call.ifname), ("masq4", "masq6"))
+        _unmask(call, wish, call.previous or {} if first else {})
     if wish.ipam:
         delegate(call, "DEL")
+
+
+def _unmask(call: Call, wish: _Wish, previous: Json) -> None:
+    """Drop the container's addresses from masquerading. `previous` names them only for the DEL that took the link: from
+    then on the lease may be another's, and the elements are told by their owner."""
+    addresses = [str(part["address"]).partition("/")[0] for part in previous.get("ips") or []]
+    if addresses:
+        nft.drop(wish.table, [(f"masq{nft.family(address)}", address) for address in addresses])
+    else:
+        nft.remove(wish.table, nft.owner(call.network, call.container_id, call.ifname), ("masq4", "masq6"))
 
 
 def check(call: Call) -> None:

@@ -12,8 +12,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from wherry_cni import netlink, nft, skel
 from wherry_cni.config import boolean, refuse, table_name, text
@@ -33,8 +32,7 @@ _EVERYBODY = {"4": "0.0.0.0/0", "6": "::/0"}
 _LOCAL = {"4": ("127.0.0.0/8",), "6": ()}  # IPv6 has no route_localnet: ::1 cannot speak to another link
 
 
-@dataclass(frozen=True, slots=True)
-class _Mapping:
+class _Mapping(NamedTuple):
     host_port: int
     container_port: int
     protocol: str

@@ -12,8 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from wherry_cni.errors import BAD_CONFIG, BAD_ENV, INCOMPATIBLE, INTERNAL, UNDECODABLE, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -35,8 +34,7 @@ _NEEDS = {  # specification, section 2: variables a verb cannot do without
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of a plugin. `program` is the path that it was started by, `env` the whole environment."""
 
     verb: str

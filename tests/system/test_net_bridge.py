@@ -359,3 +359,17 @@ def test_a_bridge_of_a_deleted_root_does_not_stand_in_the_way(house: House) -> N
     one = house.join("one")
     house.host.run(house.space("one"), "busybox", "ping", "-c1", "-W2", one.interfaces[0].addresses[0].gateway)
     assert "10.250.0.1" not in house.host.run("h", "ip", "addr").stdout
+
+
+def test_a_late_second_del_leaves_the_next_holder_of_the_address_alone(house: House) -> None:
+    one = house.join("one")
+    record = Path(house.place.state) / "cni/results/bridge,one,eth0.json"
+    kept = record.read_text()
+    house.leave("one")
+    assert f"{plain(one)} comment" not in house.host.rules()
+    two = house.join("two", wish=Attachment("bridge", ip=plain(one)))
+    assert plain(two) == plain(one)
+    record.write_text(kept)
+    house.leave("one")
+    assert f"{plain(two)} comment" in house.host.rules()
+    house.host.run(house.space("two"), "busybox", "ping", "-c1", "-W2", OUTSIDE)
