@@ -43,6 +43,12 @@ def prepared() -> None:
         pytest.skip(f"no testbed here: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
 
 
+def checkout() -> list[str]:
+    """The guest's /tmp and /run are its own: a checkout that lies there is shared with it."""
+    hidden = any(TOP.is_relative_to(place) for place in ("/tmp", "/run"))
+    return ["--rw", str(TOP)] if hidden else []
+
+
 class Boot:
     """One run of the inner tests in one guest."""
 
@@ -51,7 +57,7 @@ class Boot:
         python = Path(sys.executable)
         path = f"{python.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         command = [
-            str(VM_RUN), *MODES[mode], "--timeout", str(BOOT_SECONDS), "--rw", str(results),
+            str(VM_RUN), *MODES[mode], "--timeout", str(BOOT_SECONDS), "--rw", str(results), *checkout(),
             "--env", f"PATH={path}", "--env", "WHERRY_TESTBED=1", "--",
             str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=/scratch/t",
             f"--junitxml={xml}", str(INNER),

@@ -53,6 +53,7 @@ def many(names: str, parser: Parser, metavar: str, help: str) -> Flag:
 
 
 COUNT = parse.integer(0, 2**31 - 1)
+IPC_MODES = ("private", "shareable", "host", "none")
 LOG_DRIVERS = ("json-file", "local", "journald", "none")
 
 RUN_FLAGS: tuple[Flag, ...] = (
@@ -89,7 +90,7 @@ RUN_FLAGS: tuple[Flag, ...] = (
     switch("--init", "run an init that forwards signals and reaps"),
     switch("-i --interactive", "keep standard input open"),
     one("--ip", parse.ip, "IP", "address on the network"),
-    one("--ipc", parse.namespace("private", "shareable", "host", "none"), "MODE", "private, shareable, host, none or container:NAME"),
+    one("--ipc", parse.namespace(*IPC_MODES), "MODE", "private, shareable, host, none or container:NAME"),
     many("-l --label", parse.key_value, "KEY=VALUE", "set a label"),
     many("--label-file", text, "FILE", "read labels from a file"),
     one("--log-driver", parse.choice(*LOG_DRIVERS), "DRIVER", "json-file, local, journald or none"),
