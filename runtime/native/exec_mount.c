@@ -11,6 +11,7 @@
 #include "sys.h"
 
 #define MAX_PATH 4096
+#define MAX_LINKS 40
 #ifndef MS_REC
 #define MS_REC 16384
 #endif
@@ -158,25 +159,43 @@ int wh_do_ROOT(struct wh_run *run, const struct wh_record *r) {
     return wh_slot_put(run, r->fd1, fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
+/* `at`, the last component of which is a symlink in `parent`, becomes what that names. */
+static int follow_link(int parent, const char *name, char *at) {
+    char link[MAX_PATH], next[MAX_PATH];
+    struct wh_buf b = wh_buf(next, sizeof next);
+    const char *slash = strrchr(at, '/');
+    ssize_t n = readlinkat(parent, name, link, sizeof link - 1);
+    if (n <= 0) return n ? -1 : fail(ENOENT);
+    link[n] = 0;
+    if (link[0] != '/' && slash) wh_put_n(&b, at, (size_t)(slash - at + 1));
+    wh_put(&b, link);
+    if (b.used + 1 >= sizeof next) return fail(ENAMETOOLONG);
+    memcpy(at, next, b.used + 1);
+    return 0;
+}
+
+/* Makes the file `at`, and the directories that lead to it; 1: it is a symlink to nothing, and `at` is now what that names. */
+static int make_file(int root, char *at, uint64_t nofollow) {
+    char name[256];
+    int parent = wh_parent(root, at, name, sizeof name), done = 0;
+    if (parent < 0) return -1;
+    int fd = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0) done = errno != EEXIST || nofollow || follow_link(parent, name, at) < 0 ? -1 : 1;
+    wh_close_keep(fd);
+    wh_close_keep(parent);
+    return done;
+}
+
 /* A file to mount on, made if need be: created by name in a handle, opened again beneath the root. */
 static int file_target(int root, const char *path, uint64_t nofollow) {
-    char name[256];
-    int fd = wh_open_in(root, path, O_PATH | nofollow, 0);
+    char at[MAX_PATH];
+    struct wh_buf b = wh_buf(at, sizeof at);
+    int fd = wh_open_in(root, path, O_PATH | nofollow, 0), more = 1;
     if (fd >= 0 || errno != ENOENT) return fd;
-    int parent = wh_parent(root, path, name, sizeof name);
-    if (parent < 0) return -1;
-    fd = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
-    if (fd < 0 && errno == EEXIST && !nofollow) { /* a symlink to nothing: make what it names */
-        char link[MAX_PATH];
-        ssize_t n = readlinkat(parent, name, link, sizeof link - 1);
-        if (n > 0) link[n] = 0;
-        if (n > 0) fd = wh_openat2(link[0] == '/' ? root : parent, link, O_WRONLY | O_CREAT | O_EXCL,
-                                   link[0] == '/' ? RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-                                                  : RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS, 0644);
-    }
-    wh_close_keep(parent);
-    if (fd < 0) return -1;
-    close(fd);
+    wh_put(&b, path);
+    if (b.used + 1 >= sizeof at) return fail(ENAMETOOLONG);
+    for (int links = 0; more > 0 && links < MAX_LINKS; links++) more = make_file(root, at, nofollow);
+    if (more) return more < 0 ? -1 : fail(ELOOP);
     return wh_open_in(root, path, O_PATH | nofollow, 0);
 }
 

@@ -18,7 +18,6 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/ptrace.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -147,7 +146,6 @@ static int acts(void) {
     said("firmware", readdir(opendir("/sys/firmware")) && mkdir("/sys/firmware/x", 0700));
     said("abstract", unix_abstract());
     said("kill-all", kill(-1, 0));
-    said("ptrace-init-parent", ptrace(PTRACE_ATTACH, getppid(), NULL, NULL));
     return 0;
 }
 
