@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -287,7 +288,8 @@ def test_exec_into_a_container_that_changed_everything(wherry: Wherry, busybox: 
 def test_cp_stays_in_its_places(wherry: Wherry, busybox: str, tmp_path: Path, canary: Path) -> None:
     name = wherry.name()
     make = f"""mkdir -p /out/a; cd /out; ln -s {canary} a/link; ln -s /proc/self/root/ magic; mkfifo pipe; echo x > x
-        ln x hard; cp /bin/busybox setid; chmod 6755 setid; mknod dev c 1 3; touch /ready; sleep 100"""
+        ln x hard; cp /bin/busybox setid; chmod 6755 setid; mknod dev c 1 3
+        mkdir /deep; cd /deep; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done; touch /ready; sleep 100"""
     wherry("run", "-d", "--name", name, *NONE, "-v", f"{tmp_path}:/seen:ro", busybox, "sh", "-c", make)
     until(lambda: list(wherry.root.glob("snapshots/*/upper/ready")))
     target = tmp_path / "target"
@@ -301,6 +303,9 @@ def test_cp_stays_in_its_places(wherry: Wherry, busybox: str, tmp_path: Path, ca
     wherry("cp", canary / "file", f"{name}:/out/a/link/file", check=False)
     wherry("cp", canary / "file", f"{name}:/out/magic/{canary}/new", check=False)
     wherry("cp", canary / "file", f"{name}:/seen/new", check=False)
+    deep = wherry("cp", f"{name}:/deep", target, check=False)
+    assert "nested deeper" in deep.stderr, deep.stderr
+    shutil.rmtree(target)
     for path in ("/proc/sys/kernel", "/proc/self/root", "/sys/kernel", "/proc/1/cwd"):
         assert wherry("cp", canary / "file", f"{name}:{path}", check=False).returncode, path
     _hostile_archives(wherry, name, canary)

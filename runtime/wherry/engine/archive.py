@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["get", "put", "stat"]
 
 _CHUNK = 1 << 20
+_DEPTH = 250  # levels: each holds a descriptor open
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PSEUDO = frozenset({"proc", "sysfs", "cgroup2", "cgroup", "debugfs", "tracefs", "securityfs", "bpf", "configfs"})
 # Go's os.FileMode, which docker's clients read
@@ -157,6 +158,8 @@ def _pack(parent: int, name: str, shown: str, links: dict[tuple[int, int], str])
         return
     yield info.tobuf(tarfile.PAX_FORMAT)
     if info.isdir():
+        if shown.count("/") > _DEPTH:
+            raise WherryError(Kind.UNSUPPORTED, f"directories nested deeper than {_DEPTH} cannot be copied")
         fd = os.open(name, _DIR, dir_fd=parent)
         try:
             for child in sorted(os.listdir(fd)):

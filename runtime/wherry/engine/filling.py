@@ -16,6 +16,7 @@ from .users import User
 
 __all__ = ["copy_up", "own"]
 
+_DEPTH = 200  # levels: each holds two descriptors open
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -50,7 +51,9 @@ def own(path: str, user: User, base: int = 0) -> None:
         os.close(top)
 
 
-def _own(fd: int, device: int, uid: int, gid: int) -> None:
+def _own(fd: int, device: int, uid: int, gid: int, depth: int = 0) -> None:
+    if depth > _DEPTH:
+        raise WherryError(Kind.UNSUPPORTED, f"directories nested deeper than {_DEPTH} cannot be given an owner by :U")
     found = os.fstat(fd)
     if found.st_dev != device or stat.S_ISLNK(found.st_mode):
         return
@@ -62,7 +65,7 @@ def _own(fd: int, device: int, uid: int, gid: int) -> None:
         for name in os.listdir(readable):
             inner = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=readable)
             try:
-                _own(inner, device, uid, gid)
+                _own(inner, device, uid, gid, depth + 1)
             finally:
                 os.close(inner)
     finally:

@@ -20,6 +20,7 @@ __all__ = ["Volumes", "copy_directory"]
 _ID = r"^[a-z0-9-]{1,64}$"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
+_DEPTH = 200  # levels of a tree that is copied: each holds two descriptors open
 
 
 class Volumes:
@@ -106,7 +107,7 @@ class Volumes:
     def copy_up(self, vid: str, source: int) -> None:
         """Fill the empty volume with the content of the directory `source`, owner, mode, times and xattrs included."""
         with self.data(vid) as target:
-            _copy_directory(source, target, {})
+            _copy_directory(source, target)
 
     def own(self, vid: str, uid: int, gid: int) -> None:
         """Give the volume's data directory to an owner (`:U` of an empty volume)."""
@@ -116,7 +117,7 @@ class Volumes:
 
 def copy_directory(source: int, target: int) -> None:
     """Copy the content of a directory into another, owner, mode, times and xattrs included; by descriptors."""
-    _copy_directory(source, target, {})
+    _copy_directory(source, target)
 
 
 def _checked(vid: str) -> str:
@@ -141,23 +142,25 @@ def _sizes(fd: int, seen: set[tuple[int, int]]) -> Iterator[int]:
                 os.close(inner)
 
 
-def _copy_directory(source: int, target: int, links: dict[tuple[int, int], tuple[int, str]]) -> None:
+def _copy_directory(source: int, target: int, depth: int = 0) -> None:
     """Copy entry by entry by descriptor; nothing is resolved as a path."""
+    if depth > _DEPTH:
+        raise WherryError(Kind.UNSUPPORTED, f"directories nested deeper than {_DEPTH} cannot be copied into a volume")
     with os.scandir(source) as entries:
         names = [entry.name for entry in entries]
     for name in names:
-        _copy_entry(source, target, name, links)
+        _copy_entry(source, target, name, depth)
     _copy_meta(source, target)
 
 
-def _copy_entry(source: int, target: int, name: str, links: dict[tuple[int, int], tuple[int, str]]) -> None:
+def _copy_entry(source: int, target: int, name: str, depth: int) -> None:
     found = os.stat(name, dir_fd=source, follow_symlinks=False)
     kind = stat.S_IFMT(found.st_mode)
     if kind == stat.S_IFDIR:
         os.mkdir(name, 0o700, dir_fd=target)
         one, two = os.open(name, _DIR, dir_fd=source), os.open(name, _DIR, dir_fd=target)
         try:
-            _copy_directory(one, two, links)
+            _copy_directory(one, two, depth + 1)
         finally:
             os.close(one)
             os.close(two)
