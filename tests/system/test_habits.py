@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,30 @@ def test_the_restart_that_a_sweep_finds_is_not_lost(own: Wherry) -> None:
     own("run", "--rm", *NONE, IMAGE, "sleep", "2")  # sweeps, hands the restart over, and lives on for a while
     until(lambda: own.inspect(name)["State"]["Running"])
     assert own.inspect(name)["RestartCount"] == 1
+
+
+def test_a_registry_that_is_not_there_is_told_at_once(own: Wherry) -> None:
+    begun = time.monotonic()
+    done = own("run", "--rm", "127.0.0.1:1/team/app:1", "true", check=False)
+    assert done.returncode == 125
+    assert "Connection refused" in done.stderr
+    assert "Errno" not in done.stderr
+    assert "does the registry run?" in done.stderr
+    assert time.monotonic() - begun < 5  # four pauses of patience would be more
+
+
+def test_events_of_exec_and_keys_that_an_event_does_not_have(own: Wherry) -> None:
+    name = sleeper(own)
+    own("exec", name, "sh", "-c", "exit 3", check=False)
+    lines = own.out("events", "--since", "1h", "--until", "0s", "--format",
+                    "{{.Action}} {{.Actor.Attributes.exitCode}}").splitlines()  # fmt: skip
+    assert [line for line in lines if line.startswith("exec_")] == [
+        "exec_create: sh -c exit 3 <no value>", "exec_start: sh -c exit 3 <no value>", "exec_die 3",
+    ]  # fmt: skip
+
+
+def test_inspect_shows_the_health_check_that_was_asked(own: Wherry) -> None:
+    name = sleeper(own, "--health-cmd", "true", "--health-interval", "5s", "--health-retries", "2")
+    shown = own.inspect(name)["Config"]["Healthcheck"]
+    assert shown == {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000, "Retries": 2}
+    assert own.out("inspect", "-f", "{{.Config.Labels.nothing}}", name) == "<no value>"

@@ -524,7 +524,7 @@ class _Run:
             methods: Mapping[str, Function] = getattr(value, "methods", {})
             if name in methods:
                 return methods[name]
-            if name in value or self._lenient:
+            if name in value or self._lenient or name[:1].islower():  # Go's fields are capitals: this is a map's key
                 return value.get(name)
             raise Wrong(f"there is no field .{name}; there are {', '.join('.' + str(k) for k in sorted(value))}")
         if value is None and self._lenient:

@@ -180,7 +180,8 @@ def log_config(house: House, cid: str, log: LogConfig) -> Json:
         raise WherryError(Kind.INVALID, f'log driver "{driver}" is not there', hint=hint)
     unknown = sorted(set(log.options) - _LOG_OPTIONS)
     if unknown:
-        raise WherryError(Kind.INVALID, f'unknown log opt "{unknown[0]}" for {driver} log driver')
+        hint = f"known: {', '.join(sorted(_LOG_OPTIONS))}"
+        raise WherryError(Kind.INVALID, f'unknown log opt "{unknown[0]}" for {driver} log driver', hint=hint)
     bounded = driver == "local"  # json-file is unbounded unless asked, as docker's
     size = _bytes(log.options["max-size"], "max-size") if "max-size" in log.options else (10 << 20) * bounded
     files = log.options.get("max-file", "3" if bounded else "1")

@@ -32,8 +32,16 @@ def start(house: House, ref: str, options: ExecOptions) -> Stream:
     row = house.db.find(ref)
     session = _session(house, row, options)
     command = " ".join(options.command)
+    events.container(house, row, f"exec_create: {command}")
     events.container(house, row, f"exec_start: {command}")
-    return Stream(house, row.id, session.stream, tty=options.tty, lost=lambda: ExitStatus(0 if options.detach else 137))
+
+    def ended(code: int) -> None:  # of a detached one nobody here sees the end
+        events.container(house, row, "exec_die", exitCode=str(code))
+
+    def lost() -> ExitStatus:
+        return ExitStatus(0 if options.detach else 137)
+
+    return Stream(house, row.id, session.stream, tty=options.tty, lost=lost, ended=ended)
 
 
 def _session(house: House, row: Container, options: ExecOptions) -> Session:

@@ -18,7 +18,7 @@ from .house import House
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["check", "initial", "intervals", "settings"]
+__all__ = ["check", "initial", "intervals", "settings", "shape"]
 
 _NS = 1_000_000_000
 _DEFAULTS = {"interval": 30.0, "timeout": 30.0, "start_period": 0.0, "start_interval": 5.0, "retries": 3}
@@ -46,6 +46,15 @@ def settings(options: RunOptions, image: ImageConfig) -> Json | None:
         key = _DOCKER.get(name)
         found[name] = getattr(asked, name) or _inherited(own, key) or default
     return found
+
+
+def shape(options: RunOptions, image: ImageConfig) -> Json | None:
+    """docker's Config.Healthcheck: what was asked over what the image has, in nanoseconds; defaults are not told."""
+    if options.no_healthcheck:
+        return {"Test": ["NONE"]}
+    asked = {key: round(getattr(options.health, name) * _NS) for name, key in _DOCKER.items()}
+    found: Json = {"Test": list(options.health.test), "Retries": options.health.retries, **asked}
+    return {**(image.healthcheck or {}), **{key: value for key, value in found.items() if value}} or None
 
 
 def _inherited(own: Json, key: str | None) -> float:
@@ -121,7 +130,7 @@ def _once(house: House, row: Container, spec: Json, path: str, state: Json) -> N
     if not os.path.exists(path):
         return  # it ended meanwhile
     _store(path, fresh)
-    events.container(house, row, f"exec_die: {' '.join(spec['test'][1:])}", exitCode=str(code))
+    events.container(house, row, "exec_die", exitCode=str(code))
     if fresh["Status"] != state["Status"]:
         events.container(house, row, f"health_status: {fresh['Status']}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, RunOptions
 
-from . import codec, images, limits, security
+from . import codec, health, images, limits, security
 from .house import House
 from .status import Seen, look
 
@@ -206,7 +206,7 @@ def _config(row: Container, options: RunOptions) -> Json:
         "StdinOnce": options.interactive and not options.detach,
         "Env": _env(row, options),
         "Cmd": list(options.command) or (None if options.entrypoint is not None else list(image.cmd)),
-        "Healthcheck": image.healthcheck,
+        "Healthcheck": health.shape(options, image),
         "Image": row.config["image_name"],
         "Volumes": {path: {} for path in image.volumes} or None,
         "WorkingDir": options.workdir or image.workdir,

@@ -17,7 +17,10 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """One attached (or, without a stream, detached) process. `settle` is called once after its end."""
+    """One attached (or, without a stream, detached) process.
+
+    After its end `settle` is called once, and then `ended` with its exit code.
+    """
 
     def __init__(
         self,
@@ -28,8 +31,10 @@ class Stream:
         tty: bool,
         settle: Callable[[], None] | None = None,
         lost: Callable[[], ExitStatus] | None = None,
+        ended: Callable[[int], None] | None = None,
     ) -> None:
         self._house, self._stream, self._settle, self._lost = house, stream, settle, lost
+        self._told = ended
         self.id, self.tty = cid, tty
         self._status: ExitStatus | None = None
 
@@ -93,6 +98,9 @@ class Stream:
             settle()
         if self._status is None:
             self._status = self._unknown()
+        elif self._told is not None:
+            told, self._told = self._told, None
+            told(self._status.code)
         if self._stream is not None:
             self._stream.done()
             self._stream.close()

@@ -27,6 +27,11 @@ _REDIRECTS = 8
 _CHUNK = 256 << 10
 _SYSTEM_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CURES = {
+    "name or service not known": "is the name right, and does this host reach its name servers?",
+    "no address associated with hostname": "is the name right, and does this host reach its name servers?",
+    "connection refused": "nothing listens there: is the port right, and does the registry run?",
+}
 
 
 class Patience(NamedTuple):
@@ -43,11 +48,12 @@ class Patience(NamedTuple):
 
 
 class Retry(Exception):
-    """A failure that may pass: the connection broke, the server is busy."""
+    """A failure that may pass: the connection broke, the server is busy. With `cure`: one that hardly will."""
 
-    def __init__(self, why: str, after: float = 0.0) -> None:
+    def __init__(self, why: str, after: float = 0.0, cure: str = "") -> None:
         super().__init__(why)
         self.after = after
+        self.cure = cure
 
 
 def is_loopback(host: str) -> bool:
@@ -146,16 +152,16 @@ class _translated:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
-            raise Retry(f"{_host(self._url)}: {_short(error)}") from error
+            why = _short(error)
+            raise Retry(f"{_host(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
 
 
 def _short(error: BaseException | None) -> str:
     """The innermost reason, without urllib3's object names."""
     text = str(getattr(error, "reason", None) or (error.args[0] if error and error.args else error))
-    inner = re.search(
-        r"(?:Caused by \w+\()?.*?(\[Errno -?\d+\] [^')\"]+|timed out|[Rr]efused|[Nn]ame or service not known)", text
-    )
-    return (inner[1] if inner else text)[:200]
+    reason = r"\[Errno -?\d+\] ([^')\"]+)|(timed out|[Rr]efused|[Nn]ame or service not known)"
+    inner = re.search(rf"(?:Caused by \w+\()?.*?(?:{reason})", text)
+    return ((inner[1] or inner[2]) if inner else text)[:200]
 
 
 class Transport:
@@ -165,6 +171,7 @@ class Transport:
         self.patience = patience or Patience()
         self._insecure = frozenset(insecure)
         self._session: requests.Session | None = None
+        self._answered = False
         self._lock = threading.Lock()
 
     def plain_allowed(self, url: str) -> bool:
@@ -213,6 +220,8 @@ class Transport:
                 if progressed() > seen:
                     tries, seen = 0, progressed()
                 tries += 1
+                if error.cure and not self._answered:  # a registry that was there a moment ago may come back
+                    raise WherryError(Kind.UNAVAILABLE, f"{what}: {error}", hint=error.cure) from error
                 if tries >= self.patience.attempts:
                     raise WherryError(Kind.UNAVAILABLE, f"{what}: {error} (tried {tries} times)",
                                       hint="try again later; what is here already is kept") from error  # fmt: skip
@@ -244,6 +253,7 @@ class Transport:
                 method, url, headers=dict(headers), data=data, stream=True, allow_redirects=False, verify=verify,
                 timeout=(self.patience.connect, self.patience.read), proxies=_proxies(url),
             )  # fmt: skip
+        self._answered = True
         response = Response(inner, self.patience)
         if response.status in _TRANSIENT:
             response.close()
