@@ -168,3 +168,18 @@ def test_del_waits_for_the_add_of_a_runtime_that_was_killed(bench: Bench) -> Non
     time.sleep(1)
     assert not made.exists()
     assert not list((bench.path / "state" / "cni" / "results").iterdir())
+
+
+def test_a_del_of_our_own_plugin_needs_no_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decision 8: the same call with the same answer, and the same words when it refuses."""
+    ipam = {"type": "host-local", "dataDir": str(bench.path / "leases"), "ranges": [[{"subnet": "10.9.0.0/24"}]]}
+    own = chain("host-local", ipam=ipam)
+    assert bench.cni.add(own, "c1", "/none")["ips"][0]["address"] == "10.9.0.2/24"
+    lease = bench.path / "leases" / "net" / "10.9.0.2"
+    assert lease.exists()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    bench.cni.delete(None, "c1", network="net")
+    assert not lease.exists()
+    with pytest.raises(WherryError, match="is not a link name") as caught:
+        bench.cni.delete(chain("bridge", bridge="a/b"), "c2", "/none")
+    assert caught.value.kind is Kind.INVALID

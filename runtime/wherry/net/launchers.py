@@ -1,8 +1,9 @@
 """The directory of our own CNI plugins: one small launcher per plugin, made where it is missing or out of date.
 
 Decides how a plugin is started without a daemon: an isolated interpreter (-I, -S) with the import path written down, so
-that no site file, environment or working directory changes what root executes. Refuses to import the plugins: they are
-other programs. It lies below ROOT, because /run is mounted noexec on many hosts.
+that no site file, environment or working directory changes what root executes. Refuses to know the plugins: they are
+other programs, which can be had without a process by what they promise, `main(argv, env, stdin, stdout)`. The directory
+lies below ROOT, because /run is mounted noexec on many hosts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
 
-__all__ = ["PLUGINS", "provide"]
+__all__ = ["PLUGINS", "Program", "program", "provide"]
+
+Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
 PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
 _TEXT = """#!{python} -IS
@@ -33,6 +38,12 @@ def provide(directory: str) -> str | None:
     for name, module in PLUGINS.items():
         _put(os.path.join(directory, name), _TEXT.format(python=sys.executable, path=path, module=module))
     return directory
+
+
+def program(path: str) -> Program:
+    """What the launcher at `path` starts."""
+    found: Program = importlib.import_module(f"wherry_cni.{PLUGINS[os.path.basename(path)]}").main
+    return found
 
 
 def _import_path() -> list[str] | None:

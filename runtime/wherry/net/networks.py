@@ -220,7 +220,7 @@ class Networks:
                   *, internal: bool = False, ipv6: bool = False) -> Json:
         settings = _settings(options)
         own = self._bridge_name(name)
-        plan.delete_idle_bridge(own)  # of a deleted ROOT at the same path: its subnet is free again, its address is wrong
+        plan.delete_idle_bridge(own)  # a deleted ROOT's at the same path: with its address, and its subnet in use
         chosen = self._subnets(name, wishes, ipv6)
         ranges = [[{key: value for key, value in part.items() if key != "ip_range"}] for part in chosen]
         bridge: Json = {
