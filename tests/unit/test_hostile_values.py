@@ -14,7 +14,7 @@ from wherry.kernel import files
 from wherry.model import HealthCheck, ImageConfig, RunOptions
 from wherry.oci import defaults
 from wherry.oci.facts import HostFacts
-from wherry.volume.volumes import copy_directory
+from wherry.volume.volumes import Volumes, copy_directory
 
 ALL = frozenset({"mount", "network", "uts", "pid", "ipc", "cgroup"})
 PASSWD = b"root:x:0:0::/root:/bin/sh\n0x0:x:0:0::/:/\nbig:x:4294967295:0::/:/\nneg:x:-1:0::/:/\n"
@@ -149,3 +149,19 @@ def test_a_sparse_file_fills_no_volume(tmp_path: Path) -> None:
         assert file.read(6) == b"begin\0"
         file.seek(1 << 40)
         assert file.read(7) == b"middle\0"
+
+
+def test_a_deep_volume_can_still_be_measured_and_removed(tmp_path: Path) -> None:
+    pool = Volumes(str(tmp_path))
+    vid = pool.create()
+    with pool.data(vid) as top:
+        here = os.dup(top)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+    assert pool.usage(vid) >= 0
+    pool.remove(vid)
+    assert pool.ids() == []

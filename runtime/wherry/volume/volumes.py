@@ -20,7 +20,7 @@ __all__ = ["Volumes", "copy_directory"]
 _ID = r"^[a-z0-9-]{1,64}$"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
-_DEPTH = 200  # levels of a tree that is copied: each holds two descriptors open
+_DEPTH = 200  # levels of a tree that is copied or measured: each holds up to two descriptors open
 
 
 class Volumes:
@@ -126,7 +126,8 @@ def _checked(vid: str) -> str:
     return vid
 
 
-def _sizes(fd: int, seen: set[tuple[int, int]]) -> Iterator[int]:
+def _sizes(fd: int, seen: set[tuple[int, int]], depth: int = 0) -> Iterator[int]:
+    """What lies deeper than _DEPTH is not counted: a container's nesting must not break the host's `system df`."""
     with os.scandir(fd) as entries:
         names = [entry.name for entry in entries]
     for name in names:
@@ -134,10 +135,10 @@ def _sizes(fd: int, seen: set[tuple[int, int]]) -> Iterator[int]:
         if (found.st_dev, found.st_ino) not in seen:
             seen.add((found.st_dev, found.st_ino))
             yield found.st_blocks * 512
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(found.st_mode) and depth < _DEPTH:
             inner = os.open(name, _DIR, dir_fd=fd)
             try:
-                yield from _sizes(inner, seen)
+                yield from _sizes(inner, seen, depth + 1)
             finally:
                 os.close(inner)
 
