@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,7 +54,7 @@ def os_failure(what: str, error: OSError) -> WherryError:
 
 def fresh_name(prefix: str) -> str:
     """A name that no other process or thread uses."""
-    return f"{prefix}{uuid.uuid4().hex[:16]}"
+    return f"{prefix}{os.urandom(8).hex()}"
 
 
 def make_private(path: str) -> None:
