@@ -182,3 +182,15 @@ def test_a_start_by_hand_follows_one_that_was_cut(wherry: Wherry, busybox: str) 
     assert subprocess.run(words, env=wherry.env, check=False).returncode == -signal.SIGKILL
     wherry("start", name)
     assert wherry.inspect(name)["State"]["Running"] is True
+
+
+def test_nothing_runs_whose_start_nobody_waits_for(wherry: Wherry, busybox: str) -> None:
+    """The helper cannot report the start to a dead command line, and takes it back without any sweep."""
+    wherry("create", "--name", wherry.name("unheard"), busybox, "sleep", "1000")
+    program = "import os, sys; from wherry.container import launch; from wherry.cli.main import main\n"
+    program += "launch._Watch.run = lambda *words: os.kill(os.getpid(), 9)\nmain(sys.argv[1:])"
+    words = [sys.executable, "-c", program, "start", wherry.name("unheard")]
+    assert subprocess.run(words, env=wherry.env, check=False).returncode == -signal.SIGKILL
+    top = next(mount for mount, kind in audit.cgroup_mounts() if kind == "cgroup2")
+    time.sleep(0.3)
+    until(lambda: not list(Path(top + wherry.cgroup).glob(f"{wherry.containers()[0]}*")), 5, "it runs on")

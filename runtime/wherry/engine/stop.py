@@ -187,7 +187,9 @@ def _settled_code(house: House, row: Container) -> int | None:
             return status.code
         with contextlib.suppress(WherryError):
             cleanup.settle(house, row)
-            return records.load(house.container_dir(row.id)).code
+            if not look(house, row.id).running:  # else: what looked like an end was a start, half written down
+                return records.load(house.container_dir(row.id)).code
+            return None
     return seen.life.code
 
 
