@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.wherry import Wherry, until
+from helpers.wherry import COMMAND, Wherry, until
 
 IMAGE = "busybox"
 NONE = ("--network", "none")
@@ -158,3 +158,14 @@ def test_inspect_shows_the_health_check_that_was_asked(own: Wherry) -> None:
     shown = own.inspect(name)["Config"]["Healthcheck"]
     assert shown == {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000, "Retries": 2}
     assert own.out("inspect", "-f", "{{.Config.Labels.nothing}}", name) == "<no value>"
+
+
+def test_a_full_place_is_no_bug_of_ours(own: Wherry) -> None:
+    for words in (("ps",), ("run", "--rm", *NONE, IMAGE, "echo", "x")):
+        with open("/dev/full", "w", encoding="ascii") as full:
+            done = subprocess.run(
+                [*COMMAND, *words], env=own.env, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode in (1, 125)
+        assert done.stderr.startswith("wherry: No space left on device\n")
+        assert "bug of wherry" not in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import os
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .clicks import Lazy
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+FULL = (errno.ENOSPC, errno.EDQUOT)
 GARBAGE = 20_000  # allocations between two collections: imports make no cycles worth 8 ms of looking
 PLACES = ("--root", "--state", "--config")
 
@@ -119,7 +121,9 @@ def unexpected(app: App, error: Exception) -> int:
         app.err(f"wherry: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
     else:
         app.err(f"wherry: internal error: {type(error).__name__}: {error}")
-    if not app.debug:
+    if isinstance(error, OSError) and error.errno in FULL:
+        app.err(f"  hint: {app.engine.place.root}, or what the output goes to, is full; df tells which")
+    elif not app.debug:
         app.err("  hint: this is a bug of wherry; the same command with --debug before it shows where")
     return app.failure
 

@@ -337,7 +337,7 @@ def _volume(house: House, mount: mounts.Resolved, undo: Undo) -> tuple[mounts.Re
     row, new = volumes.claim(house, mount.name, {}, {}, anonymous=not mount.name)
     if new:
         undo.add(volumes.discard, house, row)
-    options = (*mount.options, *(o for o in volumes.mount_options(row) if mount.writable))
+    options = volumes.options(row, mount)
     made = mount._replace(name=row.name, source=volumes.source(house, row), options=options)
     return made, new or volumes.empty(house, row)
 

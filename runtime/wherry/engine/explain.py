@@ -52,7 +52,11 @@ def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
     if mount.kind != "volume":
         return mount
     row = house.db.volume(mount.name) if mount.name else None
-    return mount._replace(source=house.volumes.path(row.dir) if row else _VOLUME, name=mount.name or _VOLUME)
+    if row is None:
+        return mount._replace(source=f"{house.place.root}/volumes/{_VOLUME}/_data", name=mount.name or _VOLUME)
+    from . import volumes
+
+    return mount._replace(source=volumes.source(house, row), options=volumes.options(row, mount))
 
 
 def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:
@@ -109,7 +113,8 @@ def _network(house: House, row: Container, options: RunOptions) -> list[str]:
         wish = f" with address {attachment.ip}" if attachment.ip else ""
         lines.append(f"CNI ADD {attachment.network} as {attachment.interface}{wish}")
     for port in row.config["ports"]:
-        host = port.get("host_port") or "a free port"
+        first, last = port.get("host_port"), port.get("host_port_end")
+        host = f"a free port of {first}-{last}" if last else first or "a free port"
         protocol = port.get("protocol", "tcp")
         lines.append(f"publish {port.get('host_ip', '')}:{host} to port {port['container_port']}/{protocol}")
     return lines

@@ -13,10 +13,11 @@ from wherry.model import Json
 from . import events, filters
 from .db import Volume
 from .house import House
+from .mounts import Resolved
 from .undo import making
 
 __all__ = [
-    "claim", "create", "discard", "empty", "fill", "inspect", "listing", "mount_options", "prune", "remove", "shape",
+    "claim", "create", "discard", "empty", "fill", "inspect", "listing", "options", "prune", "remove", "shape",
     "source",
 ]  # fmt: skip
 
@@ -88,9 +89,10 @@ def source(house: House, row: Volume) -> str:
     return str(row.options["device"]) if row.options else house.volumes.path(row.dir)
 
 
-def mount_options(row: Volume) -> tuple[str, ...]:
-    """What the volume's own options add to each of its mounts."""
-    return ("ro",) if "ro" in row.options.get("o", "").split(",") else ()
+def options(row: Volume, mount: Resolved) -> tuple[str, ...]:
+    """The mount's options with what the volume's own add to each of its mounts."""
+    ro = mount.writable and "ro" in row.options.get("o", "").split(",")
+    return (*(o for o in mount.options if o != "rw"), "ro") if ro else mount.options
 
 
 def empty(house: House, row: Volume) -> bool:
