@@ -289,7 +289,8 @@ def test_cp_stays_in_its_places(wherry: Wherry, busybox: str, tmp_path: Path, ca
     name = wherry.name()
     make = f"""mkdir -p /out/a; cd /out; ln -s {canary} a/link; ln -s /proc/self/root/ magic; mkfifo pipe; echo x > x
         ln x hard; cp /bin/busybox setid; chmod 6755 setid; mknod dev c 1 3
-        mkdir /deep; cd /deep; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done; touch /ready; sleep 100"""
+        mkdir /deep; cd /deep; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done
+        touch /ready; sleep 100"""
     wherry("run", "-d", "--name", name, *NONE, "-v", f"{tmp_path}:/seen:ro", busybox, "sh", "-c", make)
     until(lambda: list(wherry.root.glob("snapshots/*/upper/ready")))
     target = tmp_path / "target"
