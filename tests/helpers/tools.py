@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 
 import pytest
 
-__all__ = ["need", "needs", "run"]
+__all__ = ["need", "needs", "run", "strays"]
 
 
 def need(*programs: str) -> None:
@@ -33,3 +34,23 @@ def run(
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done
+
+
+def strays(*, reap: bool = False) -> list[int]:
+    """Our children, dead ones too unless reaped here, but for the holder of the session's network (network.Outside)."""
+    with contextlib.suppress(ChildProcessError):
+        while reap and os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+            found += [int(pid) for pid in file.read().split()]
+    return [pid for pid in found if _command(pid) != b"sleep\0infinity\0"]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
