@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import urllib.request
@@ -43,3 +44,19 @@ def test_systemd_is_still_in_charge_of_its_tree(wherry: Wherry, busybox: str) ->
     state = subprocess.run(["systemctl", "is-active", "vm-run.service"], capture_output=True, text=True, check=False)
     assert state.stdout.strip() in ("active", "activating")
     assert Path("/sys/fs/cgroup/init.scope/cgroup.procs").read_text().split() == ["1"]
+
+
+@pytest.mark.skipif(not Path("/run/systemd/system").exists(), reason="no systemd in this boot")
+def test_the_journal_gets_the_log(wherry: Wherry, busybox: str) -> None:
+    name = wherry.name("talker")
+    wherry("run", "--network", "none", "--name", name, "--log-driver", "journald", busybox,
+           "sh", "-c", "echo said; echo wrong >&2")  # fmt: skip
+
+    def journal() -> list[dict[str, str]]:
+        command = ["journalctl", "-o", "json", f"CONTAINER_NAME={name}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    entries = until(lambda: len(journal()) == 2 and journal())
+    assert {(entry["MESSAGE"], entry["PRIORITY"]) for entry in entries} == {("said", "6"), ("wrong", "3")}
+    assert {line.rstrip() for line in wherry("logs", name, check=False).stdout.splitlines()} == {"said"}
