@@ -374,3 +374,19 @@ def test_shared_namespaces(engine: Engine, image: str, wherry: Wherry) -> None:
     assert b"sleep 100" in output(engine.run(options))[1]
     assert output(engine.exec(first, ExecOptions(("ls", "/dev/shm"))))[1] == b"mark\n"
     engine.remove(first, force=True)
+
+
+def test_an_end_that_somebody_else_has_settled_is_no_error(wherry, busybox):
+    """`run --rm` of a command that is over before its client claims the cleanup: the monitor's own was quicker."""
+    from wherry.engine.cleanup import settle
+    from wherry.engine.house import House
+    from wherry.model import Place
+
+    house = House(Place(root=str(wherry.root), state=str(wherry.state)), None)
+    try:
+        wherry("create", "--name", wherry.name(), "--network", "none", busybox, "true")
+        row = house.db.find(wherry.name())
+        wherry("rm", wherry.name())
+        assert settle(house, row) is None
+    finally:
+        house.close()

@@ -42,11 +42,18 @@ def finish(house: House, ref: str) -> None:
 
 
 def settle(house: House, row: Container) -> Life | None:
-    """Settle one container if it has ended; its life after that, None if it still runs or is gone with --rm."""
-    with container_lock(house, row.id):
-        if house.db.container(row.id) is None:
-            return None
-        return settle_locked(house, row)
+    """Settle one container if it has ended; its life after that, None if it still runs or is gone with --rm.
+
+    Gone it may be before we look: a command that ends at once is over before its client could claim the cleanup.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(container_lock(house, row.id))
+        except WherryError as error:
+            if error.kind is Kind.NOT_FOUND:
+                return None
+            raise
+        return settle_locked(house, row) if house.db.container(row.id) is not None else None
 
 
 def settle_locked(house: House, row: Container) -> Life | None:
