@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -205,3 +208,21 @@ def test_poststop_hooks(tmp_path: Path) -> None:
     assert (tmp_path / "last").exists()
     assert [text.partition(": ")[2] for text in failures] == ["exit code 3", "no end in time, killed",
                                                               "No such file or directory"]
+
+
+def test_a_last_record_of_the_monitor_does_not_keep_the_directory(place: ContainerDir) -> None:
+    """exit.json may come while the directory is being emptied."""
+    ends = time.monotonic() + 0.3
+
+    def record() -> None:
+        while time.monotonic() < ends and os.path.isdir(place.path):
+            with contextlib.suppress(OSError), open(f"{place.path}/exit.json", "w") as file:
+                file.write("{}")
+
+    writer = threading.Thread(target=record)
+    writer.start()
+    try:
+        place.remove()
+    finally:
+        writer.join()
+    assert not os.path.exists(place.path)

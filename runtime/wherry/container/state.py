@@ -10,6 +10,7 @@ exit.json. Refuses to know images, names, policies: callers keep theirs in `Stat
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -122,8 +123,18 @@ class ContainerDir:
                     raise WherryError(Kind.EXISTS, f"container {self.id} exists already") from None
 
     def remove(self) -> None:
-        """Remove the directory with all in it; absent is fine. The lock goes with it."""
-        files.remove_tree(self.path)
+        """Remove the directory with all in it; absent is fine. The lock goes with it.
+
+        A monitor whose container was just killed may still put its exit.json in while we empty the directory.
+        """
+        for pause in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+            try:
+                return files.remove_tree(self.path)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            time.sleep(pause)
+        return files.remove_tree(self.path)
 
     @contextmanager
     def lock(self, timeout: float = 30.0) -> Iterator[None]:
