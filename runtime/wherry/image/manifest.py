@@ -315,8 +315,14 @@ def parse_config(document: Json, what: str) -> ImageConfig:
         platform=_platform_from(document) or Platform(),
         created=_text_of(document, "created", what),
         diff_ids=diff_ids,
-        history=tuple(item for item in document.get("history") or () if isinstance(item, dict)),
+        history=_history(document),
     )
+
+
+def _history(document: Json) -> tuple[Json, ...]:
+    """Only told, never acted on: what is no list of objects is left out."""
+    found = document.get("history")
+    return tuple(item for item in found if isinstance(item, dict)) if isinstance(found, list) else ()
 
 
 def _text_of(document: Json, key: str, what: str) -> str:
