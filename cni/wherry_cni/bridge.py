@@ -160,12 +160,20 @@ def _bridge(route: Any, wish: _Wish) -> Any:
         found = netlink.link(route, wish.bridge)
         if found is None:
             raise CniError(KERNEL, f"bridge {wish.bridge} vanished while it was made")
+        _trust_link_local(wish.bridge)
     if found.get(("linkinfo", "kind")) != "bridge":
         raise CniError(BAD_CONFIG, f"{wish.bridge} exists and is not a bridge")
     if found["state"] != "up" or wish.promiscuous:
         promisc = {"flags": 0x101, "mask": 0x101} if wish.promiscuous else {"state": "up"}  # IFF_UP, IFF_PROMISC
         route.link("set", index=found["index"], **promisc)
     return found
+
+
+def _trust_link_local(bridge: str) -> None:
+    """No duplicate detection for the bridge's link-local address: its MAC is random and its first port would start a
+    detection of 1 to 2 s, during which the host solicits no neighbour and so reaches no container by IPv6."""
+    if os.path.exists(f"/proc/sys/net/ipv6/conf/{bridge}"):  # a kernel booted with ipv6.disable=1 has none
+        netlink.sysctl(f"net/ipv6/conf/{bridge}/accept_dad", "0")
 
 
 def _pair(route: Any, call: Call, wish: _Wish, bridge: int, mac: str) -> Any:

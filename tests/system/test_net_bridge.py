@@ -94,6 +94,9 @@ def test_a_published_port_is_reached_from_everywhere_it_should(house: House, tmp
     wish = Attachment("six")
     result = house.join("web", (PortMapping(80, 8080), PortMapping(80, 8081, "tcp", "127.0.0.1"),
                                 PortMapping(80, 8082, "tcp", HOST)), wish)
+    # a link-local address under duplicate detection would keep the host from soliciting neighbours for 1 to 2 s
+    bridge = house.host.run("h", "ip", "-br", "link", "show", "type", "bridge").stdout.split()[0]
+    assert house.host.run("h", "ip", "-6", "addr", "show", "tentative", "dev", bridge).stdout == ""
     house.join("peer", wish=wish)
     house.join("other")
     house.host.serve(house.space("web"), page(tmp_path, "hello"))
