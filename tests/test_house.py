@@ -48,6 +48,7 @@ FENCES = {
     "prctl": ("wherry/kernel/process.py",),
     "pyroute2": ("wherry_cni/", "wherry/net/"),
     "zstandard": ("wherry/image/",),
+    "jeepney": ("wherry/container/systemd.py",),
     "wherry.kernel._shim": ("wherry/kernel/",),
     "wherry.kernel._seccomp": ("wherry/kernel/",),
 }
@@ -65,7 +66,7 @@ BANNED = {
     "tempfile.mktemp": "a race",
 }
 #: read or measured by hot verbs never at import: they load at the edge, where they are used
-HEAVY = ("requests", "rich", "pyroute2", "zstandard", "asyncio", "http.client", "email", "prctl")
+HEAVY = ("requests", "rich", "pyroute2", "zstandard", "asyncio", "http.client", "email", "prctl", "jeepney")
 HOT = {
     "run": "wherry.cli.commands.run",
     "exec": "wherry.cli.commands.exec",
