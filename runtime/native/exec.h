@@ -54,6 +54,9 @@ struct wh_run {
     int late_count;
     struct { const char *path; uint32_t from; } made[64]; /* cgroup directories to take away again: exec_cgroup.c */
     int made_count;
+    int32_t fresh;                         /* slot of the resctrl group that was made here; -1 */
+    uint64_t cpus[128];                    /* the helper's own, before CPUS changed them */
+    size_t cpus_size;                      /* bytes of them; 0: unchanged */
     const char *joined, *hook_state, *pidfile;
 };
 

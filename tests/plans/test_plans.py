@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from wherry.errors import WherryError
 from wherry.model import Json, Mount
 from wherry.oci import bpf, cgroup2
 from wherry.oci.compile import LaunchHow, MonitorHow, Target, Timer, compile_create, compile_exec
@@ -211,16 +212,45 @@ def case_seccomp_listener() -> Plan:
     return created(example(seccomp=seccomp), wait_start=True, listener_payload='{"pid":%p}')
 
 
+SCHEDULING: Json = {
+    "scheduler": {"policy": "SCHED_FIFO", "priority": 5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+    "ioPriority": {"class": "IOPRIO_CLASS_RT", "priority": 3},
+    "execCPUAffinity": {"initial": "0", "final": "0-3,64"},
+}
+RDT: Json = {
+    "l3CacheSchema": "L3:0=f",
+    "memBwSchema": "MB:0=20",
+    "schemata": ["L2:0=3"],
+    "enableMonitoring": True,
+}
+
+
+def case_scheduling() -> Plan:
+    """Everything that needs CAP_SYS_NICE before it goes; the CPUs are not for a container's first process."""
+    config = example(
+        memoryPolicy={"mode": "MPOL_INTERLEAVE", "nodes": "0-1,70", "flags": ["MPOL_F_STATIC_NODES"]},
+        intelRdt=RDT,
+        netDevices={"eth1": {"name": "data%d"}, "ib0": {}},
+    )
+    config["process"] |= SCHEDULING
+    return created(config, FACTS._replace(resctrl="/sys/fs/resctrl"))
+
+
+def case_exec_scheduling() -> Plan:
+    config = example(memoryPolicy={"mode": "MPOL_LOCAL"}, intelRdt={**RDT, "closID": "gold"})
+    return executed({**PROCESS, **SCHEDULING}, config, FACTS._replace(resctrl="/sys/fs/resctrl"))
+
+
 PROCESS: Json = {"args": ["id"], "cwd": "/", "env": ["A=b"], "user": {"uid": 5, "gid": 6}}
 
 
-def executed(process: Json, config: Json, **more: Any) -> Plan:
+def executed(process: Json, config: Json, facts: HostFacts = FACTS, **more: Any) -> Plan:
     validate_process(process)
     kinds = tuple(entry["type"] for entry in config["linux"]["namespaces"])
     return compile_exec(
         process,
         Target(kinds, config, "example"),
-        FACTS,
+        facts,
         how(config, cgroup_exists=True, device_bpf=b"", cgroup_writes=(), **more),
     )
 
@@ -299,6 +329,7 @@ def _slots_are_filled_before_use(plan: Plan) -> None:
     fills = {
         "OPEN": "fd0",
         "CGROUP_DIR": "fd0",
+        "RDT_DIR": "fd0",
         "RECV_FD": "fd0",
         "FS_NEW": "fd0",
         "TREE": "fd0",
@@ -331,3 +362,41 @@ def test_ptmx_is_the_containers_own_even_where_the_devices_list_it() -> None:
     ops = [(op.name, op.s0, op.s1) for op in created(config).ops]
     assert not [op for op in ops if op[:2] == ("NODE", "/dev/ptmx")]
     assert ("SYMLINK", "pts/ptmx", "/dev/ptmx") in ops
+
+
+def refusal(config: Json, facts: HostFacts = FACTS) -> str:
+    with pytest.raises(WherryError) as caught:
+        created(config, facts)
+    return caught.value.message
+
+
+def test_what_this_host_cannot_do_is_said_with_the_field() -> None:
+    assert refusal(example(intelRdt={})).startswith("linux.intelRdt is asked for and the resctrl file system is not")
+    without = FACTS._replace(cap_effective=0)
+    assert refusal(example(netDevices={"eth1": {}}), without).startswith("linux.netDevices: ")
+    config = example()
+    config["process"]["scheduler"] = {"policy": "SCHED_ISO"}
+    assert refusal(config).startswith("process.scheduler.policy: SCHED_ISO")
+
+
+@pytest.mark.parametrize(
+    ("rdt", "ops"),
+    [
+        ({}, [("RDT_DIR", (), "/r/example")]),
+        ({"closID": "gold"}, [("OPEN", (), "/r/gold")]),
+        ({"closID": "/"}, [("OPEN", (), "/r")]),
+        (
+            {"closID": "gold", "memBwSchema": "MB:0=20"},
+            [("RDT_DIR", ("EXIST_OK",), "/r/gold"), ("RDT_SCHEMA", (), "MB:0=20")],
+        ),
+        (
+            {"closID": "/", "schemata": ["MB:0=20"], "enableMonitoring": True},
+            [("OPEN", (), "/r"), ("RDT_SCHEMA", ("EXIST_OK",), "MB:0=20"), ("RDT_DIR", (), "/r/mon_groups/example")],
+        ),
+    ],
+)
+def test_a_class_of_service_is_made_or_must_be_there(rdt: Json, ops: list[Any]) -> None:
+    plan = created(example(intelRdt=rdt), FACTS._replace(resctrl="/r"))
+    found = [(op.name, op.flags, op.s0) for op in plan.ops if "RDT_" in op.name or str(op.s0).startswith("/r")]
+    assert found[: len(ops)] == ops
+    assert {name for name, _, _ in found[len(ops) :]} == {"RDT_JOIN"}

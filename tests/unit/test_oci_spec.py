@@ -89,7 +89,8 @@ BREACHES: list[tuple[str, Any, str]] = [
     ("process/rlimits/0/type", "RLIMIT_NOFILE", "process.rlimits[1].type: "),
     ("process/rlimits/1/soft", 5000, "process.rlimits[1].soft: 5000 is above the hard limit 4096"),
     ("process/rlimits/1/hard", 2**64, "process.rlimits[1].hard: "),
-    ("mounts/0/destination", "proc", "mounts[0].destination: must be an absolute path"),
+    ("mounts/0/destination", "proc", ""),
+    ("mounts/0/destination", "", "mounts[0].destination: must not be empty"),
     ("mounts/0/options", "ro", "mounts[0].options: must be a list, not a string"),
     ("mounts/0/type", DELETE, "mounts[0].type: is required unless the mount is a bind"),
     ("mounts/7/source", DELETE, "mounts[7].source: is required for a bind mount"),
@@ -123,7 +124,7 @@ BREACHES: list[tuple[str, Any, str]] = [
         "linux.sysctl.user.max_user_namespaces: needs a user namespace",
     ),
     ("linux/sysctl", {"kernel.hostname": "x"}, "linux.sysctl.kernel.hostname: contradicts hostname"),
-    ("linux/timeOffsets", {"monotonic": {"secs": 1}}, "linux.timeOffsets: needs a time namespace"),
+    ("linux/timeOffsets", {"monotonic": {"secs": 1}}, "linux.timeOffsets: needs a new time namespace"),
     ("linux/timeOffsets", {"realtime": {"secs": 1}}, "linux.timeOffsets.realtime: is not one of"),
     ("linux/personality", {"domain": "BSD"}, "linux.personality.domain: "),
     ("linux/personality", {"domain": "LINUX", "flags": ["X"]}, "linux.personality.flags: "),
@@ -134,6 +135,81 @@ BREACHES: list[tuple[str, Any, str]] = [
         {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_ERRNO"}]},
         "linux.seccomp.syscalls[0].names: must not be empty",
     ),
+    (
+        "linux/seccomp",
+        {"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"},
+        "linux.seccomp.listenerMetadata: needs a listenerPath",
+    ),
+    (
+        "linux/seccomp",
+        {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["dup"], "action": "SCMP_ACT_NOTIFY"}]},
+        "linux.seccomp.listenerPath: is required for SCMP_ACT_NOTIFY",
+    ),
+    (
+        "linux/seccomp",
+        {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/a"},
+        "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be the default",
+    ),
+    (
+        "linux/seccomp",
+        {"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1},
+        "linux.seccomp.defaultErrnoRet: SCMP_ACT_ALLOW returns no errno",
+    ),
+    (
+        "linux/seccomp",
+        {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["dup"], "action": "SCMP_ACT_LOG", "errnoRet": 1}]},
+        "linux.seccomp.syscalls[0].errnoRet: SCMP_ACT_LOG returns no errno",
+    ),
+    ("linux/seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["X"]}, "linux.seccomp.flags[0]: "),
+    ("process/scheduler", {}, "process.scheduler.policy: is required"),
+    ("process/scheduler", {"policy": "FIFO"}, "process.scheduler.policy: "),
+    ("process/scheduler", {"policy": "SCHED_OTHER", "nice": 20}, "process.scheduler.nice: must be between -20 and 19"),
+    ("process/scheduler", {"policy": "SCHED_FIFO", "priority": 1, "nice": 5}, "process.scheduler.nice: is for "),
+    ("process/scheduler", {"policy": "SCHED_OTHER", "priority": 5}, "process.scheduler.priority: is for SCHED_FIFO"),
+    ("process/scheduler", {"policy": "SCHED_RR"}, "process.scheduler.priority: is required for SCHED_RR"),
+    ("process/scheduler", {"policy": "SCHED_RR", "priority": 100}, "process.scheduler.priority: must be between"),
+    ("process/scheduler", {"policy": "SCHED_BATCH", "period": 5}, "process.scheduler.period: is for SCHED_DEADLINE"),
+    (
+        "process/scheduler",
+        {"policy": "SCHED_DEADLINE", "runtime": 9, "deadline": 8},
+        "process.scheduler.runtime: SCHED_DEADLINE wants 0 < runtime <= deadline <= period",
+    ),
+    ("process/scheduler", {"policy": "SCHED_OTHER", "flags": ["X"]}, "process.scheduler.flags[0]: "),
+    ("process/ioPriority", {"priority": 1}, "process.ioPriority.class: is required"),
+    ("process/ioPriority", {"class": "BE"}, "process.ioPriority.class: "),
+    ("process/ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "process.ioPriority.priority: must be between"),
+    ("process/execCPUAffinity", {"initial": "0-"}, 'process.execCPUAffinity.initial: "0-" is not a number or a range'),
+    ("process/execCPUAffinity", {"final": "3-1"}, 'process.execCPUAffinity.final: "3-1" does not go up'),
+    ("process/execCPUAffinity", {"final": "8192"}, 'process.execCPUAffinity.final: "8192" is above 8191'),
+    ("process/execCPUAffinity", {"initial": "0-1, 3", "final": ""}, ""),
+    ("linux/memoryPolicy", {}, "linux.memoryPolicy.mode: is required"),
+    ("linux/memoryPolicy", {"mode": "MPOL_NEAR"}, "linux.memoryPolicy.mode: "),
+    ("linux/memoryPolicy", {"mode": "MPOL_LOCAL", "nodes": "0"}, "linux.memoryPolicy.nodes: MPOL_LOCAL takes no nodes"),
+    ("linux/memoryPolicy", {"mode": "MPOL_BIND"}, "linux.memoryPolicy.nodes: is required for MPOL_BIND"),
+    ("linux/memoryPolicy", {"mode": "MPOL_BIND", "nodes": "1024"}, 'linux.memoryPolicy.nodes: "1024" is above 1023'),
+    ("linux/memoryPolicy", {"mode": "MPOL_PREFERRED"}, ""),
+    (
+        "linux/memoryPolicy",
+        {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]},
+        "linux.memoryPolicy.flags: ",
+    ),
+    ("linux/netDevices", {"eth0": {"name": "a/b"}}, 'linux.netDevices.eth0.name: "a/b" is not the name'),
+    ("linux/netDevices", {"e" * 16: {}}, f'linux.netDevices.{"e" * 16} (a key): "{"e" * 16}" does not have 1 to 15'),
+    ("linux/netDevices", {"a": {"name": "x"}, "b": {"name": "x"}}, 'linux.netDevices.b.name: "x" is given twice'),
+    ("linux/netDevices", {"a": {"name": "x%d"}, "b": {"name": "x%d"}}, ""),
+    ("linux/intelRdt", {"closID": "../x"}, "linux.intelRdt.closID: "),
+    ("linux/intelRdt", {"closID": ".."}, "linux.intelRdt.closID: "),
+    ("linux/intelRdt", {"closID": "/"}, ""),
+    ("linux/intelRdt", {"l3CacheSchema": "0=f"}, "linux.intelRdt.l3CacheSchema: "),
+    ("linux/intelRdt", {"memBwSchema": "MB:0=10\nL3:0=f"}, "linux.intelRdt.memBwSchema: "),
+    ("linux/intelRdt", {"schemata": ["L3:0=f", "a\nb"]}, "linux.intelRdt.schemata[1]: "),
+    ("linux/intelRdt", {"enableMonitoring": 1}, "linux.intelRdt.enableMonitoring: must be true or false"),
+    (
+        "linux/resources/blockIO",
+        {"weightDevice": [{"major": 8, "minor": 0}]},
+        "linux.resources.blockIO.weightDevice[0]: needs a weight or a leafWeight",
+    ),
+    ("linux/resources/rdma", {"mlx5_0": {}}, "linux.resources.rdma.mlx5_0: needs hcaHandles or hcaObjects"),
 ]
 
 
@@ -151,6 +227,19 @@ def test_what_needs_a_namespace(kind: str) -> None:
     config = copy.deepcopy(EXAMPLE)
     config["linux"]["namespaces"] = [ns for ns in config["linux"]["namespaces"] if ns["type"] != kind]
     assert refused(config).startswith({"uts": "hostname: needs a uts", "network": "linux.sysctl.net"}[kind])
+
+
+def test_net_devices_need_a_network_namespace() -> None:
+    config = copy.deepcopy(EXAMPLE)
+    config["linux"] |= {"sysctl": {}, "netDevices": {"eth0": {}}}
+    config["linux"]["namespaces"] = [ns for ns in config["linux"]["namespaces"] if ns["type"] != "network"]
+    assert refused(config) == "linux.netDevices: needs a network namespace in linux.namespaces"
+
+
+def test_time_offsets_of_a_joined_namespace_are_another_s() -> None:
+    config = changed("linux/timeOffsets", {"monotonic": {"secs": 1}})
+    config["linux"]["namespaces"].append({"type": "time", "path": "/proc/1/ns/time"})
+    assert refused(config).startswith("linux.timeOffsets: needs a new time namespace")
 
 
 def test_id_maps_must_not_overlap() -> None:

@@ -47,8 +47,12 @@ def measure(place: Place | None = None) -> HostFacts:
     place = place or Place()
     boot = read("/proc/sys/kernel/random/boot_id").strip()
     lasting = _cached(place, boot) or _lasting(place, boot)
+    mountinfo = read("/proc/self/mountinfo")
     return HostFacts(
-        **_tuples(lasting), **_own(), **cgroup_facts(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+        **_tuples(lasting),
+        **_own(),
+        **cgroup_facts(mountinfo, read("/proc/self/cgroup")),
+        resctrl=next((point for _, point, kind, _ in _mounts(mountinfo) if kind == "resctrl"), ""),
     )
 
 

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import posixpath
+from typing import Protocol, TypedDict, Unpack
 
 from wherry.oci.plan import CHILD, HOST, MONITOR, Op, Plan, Text
 
-__all__ = ["Builder", "inside"]
+__all__ = ["Add", "Builder", "inside"]
+
+
+class Fields(TypedDict, total=False):
+    """What an operation may carry (plan.Op); what is left out has its default."""
+
+    fd0: int
+    fd1: int
+    s0: Text
+    s1: Text
+    s2: Text
+    n0: int
+    n1: int
+    n2: int
+
+
+class Add(Protocol):
+    """Builder.host or Builder.child, for steps that either side can take."""
+
+    def __call__(self, name: str, *flags: str, **fields: Unpack[Fields]) -> None: ...
 
 
 def inside(path: str) -> str:
@@ -34,52 +54,17 @@ class Builder:
         self._next += 1
         return self._next - 1
 
-    def host(
-        self,
-        name: str,
-        *flags: str,
-        fd0: int = -1,
-        fd1: int = -1,
-        s0: Text = "",
-        s1: Text = "",
-        s2: Text = "",
-        n0: int = 0,
-        n1: int = 0,
-        n2: int = 0,
-    ) -> None:
+    def host(self, name: str, *flags: str, **fields: Unpack[Fields]) -> None:
         """Append an operation of the helper itself."""
-        self._ops.append(Op(name, HOST, flags, fd0, fd1, s0, s1, s2, n0, n1, n2))
+        self._ops.append(Op(name, HOST, flags, **fields))
 
-    def child(
-        self,
-        name: str,
-        *flags: str,
-        fd0: int = -1,
-        fd1: int = -1,
-        s0: Text = "",
-        s1: Text = "",
-        s2: Text = "",
-        n0: int = 0,
-        n1: int = 0,
-        n2: int = 0,
-    ) -> None:
+    def child(self, name: str, *flags: str, **fields: Unpack[Fields]) -> None:
         """Append an operation of the container to be."""
-        self._ops.append(Op(name, CHILD, flags, fd0, fd1, s0, s1, s2, n0, n1, n2))
+        self._ops.append(Op(name, CHILD, flags, **fields))
 
-    def monitor(
-        self,
-        name: str,
-        *flags: str,
-        fd0: int = -1,
-        s0: Text = "",
-        s1: Text = "",
-        s2: Text = "",
-        n0: int = 0,
-        n1: int = 0,
-        n2: int = 0,
-    ) -> None:
+    def monitor(self, name: str, *flags: str, **fields: Unpack[Fields]) -> None:
         """Append a declaration for the monitor."""
-        self._ops.append(Op(name, MONITOR, flags, fd0, -1, s0, s1, s2, n0, n1, n2))
+        self._ops.append(Op(name, MONITOR, flags, **fields))
 
     def sync(self, name: str) -> None:
         """A barrier: one record for each side."""

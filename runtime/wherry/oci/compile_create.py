@@ -8,14 +8,13 @@ at the barrier, report. Child: namespaces, mounts, devices, terminal, barrier, p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Final
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 from wherry.oci import compile_namespaces as nss
 from wherry.oci import compile_process as proc
-from wherry.oci.compile_builder import Builder, inside
+from wherry.oci import compile_sched as sched
+from wherry.oci.compile_builder import Add, Builder, inside
 from wherry.oci.compile_devices import devices
 from wherry.oci.compile_job import Job
 from wherry.oci.compile_mounts import Mounts, idmap_slots
@@ -24,24 +23,14 @@ from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow
 from wherry.oci.plan import Plan
 
-__all__ = ["create", "hook_state"]
+__all__ = ["cgroups", "confine", "create", "created", "finished", "hook_state", "started"]
 
 CREATED, STARTED = 1, 2  # WH_CREATED, WH_STARTED of native/plan.h
 MAX_SLOTS, MAX_OPS = 512, 4096
-#: what the runtime-spec has and no operation carries out: refused, never silently left out
-_UNSUPPORTED: Final[tuple[tuple[str, ...], ...]] = (
-    ("process", "scheduler"),
-    ("process", "ioPriority"),
-    ("process", "execCPUAffinity"),
-    ("linux", "intelRdt"),
-    ("linux", "netDevices"),
-    ("linux", "memoryPolicy"),
-)
 
 
 def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     """See compile.compile_create."""
-    refuse_unsupported(config)
     process = config["process"]
     b = Builder(
         (
@@ -60,10 +49,12 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     job = Job(config, bundle, facts, how, ns, b)
     mounts = Mounts(job)
     cgroup = cgroups(how, b)
+    groups = sched.make_group(config, facts, how.id, b)
     mounts.host_trees()
     prepared = prepare_root(job) if nss.on_host(ns, facts) and "mount" in ns.new else -1
     nss.clone(ns, cgroup, b)
     proc.oom_score(process, facts, how, b)
+    sched.join_group(groups, b)
     nss.write_maps(config, facts, ns, b)
     proc.guard(how, b)
     nss.become_root(config, ns, b)
@@ -75,13 +66,6 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     _finish(job)
     proc.monitor(process, how, master, cgroup, b)
     return finished(b)
-
-
-def refuse_unsupported(config: Json) -> None:
-    """One sentence for the first field that no operation carries out."""
-    for section, key in _UNSUPPORTED:
-        if config.get(section, {}).get(key):
-            raise WherryError(Kind.UNSUPPORTED, f"{section}.{key} is not supported")
 
 
 def finished(b: Builder) -> Plan:
@@ -159,6 +143,7 @@ def _settle(job: Job, mounts: Mounts) -> None:
             b.child(name, s0=config[key])
     if "network" in job.ns.new:
         b.child("LOOPBACK")
+    _net_devices(job)
     _runtime_hooks(job)
     procfs = _procfs(config, job.ns, b)
     for key, value in sorted((job.linux.get("sysctl") or {}).items()):
@@ -167,6 +152,19 @@ def _settle(job: Job, mounts: Mounts) -> None:
     if "mount" in job.ns.new:
         mounts.hide()
         mounts.pivot()
+
+
+def _net_devices(job: Job) -> None:
+    """Links of the host, once the child is in its network namespace and before a sysctl speaks of one."""
+    devices = job.linux.get("netDevices") or {}
+    if not devices:
+        return
+    if not job.facts.has_cap("CAP_NET_ADMIN"):
+        raise WherryError(Kind.PRECONDITION, "linux.netDevices: to move a link of the host needs CAP_NET_ADMIN")
+    job.b.sync("network")
+    for name, device in devices.items():
+        job.b.host("NET_DEVICE", s0=name, s1=device.get("name") or name)
+    job.b.sync("networked")
 
 
 def _procfs(config: Json, ns: nss.Namespaces, b: Builder) -> int:
@@ -208,7 +206,7 @@ def _hooks(config: Json, *kinds: str) -> list[Json]:
     return [hook for kind in kinds for hook in (config.get("hooks") or {}).get(kind) or []]
 
 
-def _run_hooks(job: Job, add: Callable[..., None], status: str, hooks: list[Json]) -> None:
+def _run_hooks(job: Job, add: Add, status: str, hooks: list[Json]) -> None:
     """The hooks on one side, after the state that they read from standard input."""
     if hooks:
         add("HOOK_STATE", s0=hook_state(job.config, job.bundle, job.how, status))
@@ -242,12 +240,14 @@ def _finish(job: Job) -> None:
         _run_hooks(job, job.b.host, "running", _hooks(job.config, "poststart"))
 
 
-def confine(job: Job) -> None:
-    """Limits, working directory, rights."""
+def confine(job: Job, *, cpus: str = "") -> None:
+    """Limits, scheduling, working directory, rights."""
     process, config, b = job.process, job.config, job.b
     proc.personality(config, b)
     proc.limits(process, job.facts, job.how, job.ns, b)
     proc.umask(process, b)
+    sched.memory_policy(config, b)
+    sched.schedule(process, b, cpus=cpus)
     b.child("CHDIR", s0=process["cwd"])
     denied = nss.setgroups_denied(config, job.facts, job.ns)
     proc.confine(process, config, job.how, job.facts, b, deny_groups=denied)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from wherry.model import Json
 from wherry.oci import compile_namespaces as nss
 from wherry.oci import compile_process as proc
+from wherry.oci import compile_sched as sched
 from wherry.oci.compile_builder import Builder
-from wherry.oci.compile_create import cgroups, confine, created, finished, refuse_unsupported, started
+from wherry.oci.compile_create import cgroups, confine, created, finished, started
 from wherry.oci.compile_job import Job
 from wherry.oci.facts import HostFacts
 from wherry.oci.how import LaunchHow, Target
@@ -15,20 +16,33 @@ from wherry.oci.plan import Plan
 __all__ = ["execute"]
 
 #: what a process leaves out is taken from the container's (as runc exec --process does)
-_INHERITED = ("capabilities", "apparmorProfile", "selinuxLabel", "noNewPrivileges", "rlimits", "oomScoreAdj")
+_INHERITED = (
+    "capabilities",
+    "apparmorProfile",
+    "selinuxLabel",
+    "noNewPrivileges",
+    "rlimits",
+    "oomScoreAdj",
+    "scheduler",
+    "ioPriority",
+    "execCPUAffinity",
+)
 
 
 def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> Plan:
     """See compile.compile_exec."""
     process = _complete(process, target.config)
     config = {"linux": target.config.get("linux", {}), "process": process}
-    refuse_unsupported({"process": process})
     b = Builder(("pidfd", *proc.process_slots(process, config, how)))
     pidfd = b.inherited_slot("pidfd")
     ns = nss.Namespaces(frozenset(), dict.fromkeys((k for k in nss.CLONE_BITS if k in target.namespaces), pidfd), {})
     cgroup = cgroups(how, b)
+    groups = sched.open_group(config, facts, target.id, b)
+    sched.first_cpus(process, b)
     nss.clone(ns, cgroup, b)
+    sched.own_cpus(process, b)
     proc.oom_score(process, facts, how, b)
+    sched.join_group(groups, b)
     proc.guard(how, b)
     procfs = _procfs(process, b)
     _enter(config, ns, pidfd, b)
@@ -39,7 +53,7 @@ def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> 
     master = proc.stdio(process, how, root, b, "NO_BIND")
     proc.labels(process, facts, procfs, b)
     job = Job(config, "", facts, how, ns, b)
-    confine(job)
+    confine(job, cpus=(process.get("execCPUAffinity") or {}).get("final") or "")
     created(job)
     proc.execute(process, config, how, b)
     started(job)

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import posixpath
 import string
-from collections.abc import Callable
 from typing import Final
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Mount
 from wherry.oci import options as opt
-from wherry.oci.compile_builder import Builder
+from wherry.oci.compile_builder import Add, Builder
 from wherry.oci.compile_job import Job
 from wherry.oci.compile_namespaces import O_PATH_DIRECTORY, map_slot
 from wherry.oci.options import MountOptions
 
 __all__ = ["attach_root", "overlay_options", "prepare_root", "root_directory", "split_layers"]
-
-Add = Callable[..., None]  # Builder.host or Builder.child
 
 FSCONFIG_VALUE: Final = 256  # strndup_user in fs/fsopen.c, the NUL counted
 _PATHS: Final = frozenset({"upperdir", "workdir", "lowerdir+", "datadir+"})

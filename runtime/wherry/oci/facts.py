@@ -49,6 +49,7 @@ class HostFacts(NamedTuple):
     )  # cgroup.controllers of the root
     cgroup_enabled: tuple[str, ...] = ()  # cgroup.subtree_control of the root
     cgroup_holders: Mapping[str, str] = {}  # missing controller -> who holds it, "" nobody knows
+    resctrl: str = ""  # where the resctrl file system is mounted; "" nowhere
     cgroup_v1: Mapping[str, str] = {}  # v1 controller -> its mount point
 
     cap_effective: int = (1 << 41) - 1

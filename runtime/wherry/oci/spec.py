@@ -9,11 +9,13 @@ spec wants ("Extensibility").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
+from wherry.oci import compile_sched as sched
 from wherry.oci.compile_process import RLIMITS
 
 __all__ = ["validate", "validate_process"]
@@ -52,6 +54,28 @@ def absolute(value: Any, path: str) -> None:
         raise _fail(path, f'must be an absolute path, not "{value}"')
 
 
+def members(most: int) -> Check:
+    """A list of CPUs or memory nodes, "0-3,7"."""
+
+    def check(value: Any, path: str) -> None:
+        text(value, path)
+        try:
+            sched.members(value, most)
+        except ValueError as error:
+            raise _fail(path, f'{error}; a list is like "0-3,7"') from None
+
+    return check
+
+
+def link(value: Any, path: str) -> None:
+    """The name of a network device, as the kernel takes it (dev_valid_name in net/core/dev.c)."""
+    text(value, path)
+    if not 0 < len(value.encode("utf-8", "surrogateescape")) < 16:
+        raise _fail(path, f'"{value}" does not have 1 to 15 bytes')
+    if value in {".", ".."} or any(char in "/:" or char.isspace() for char in value):
+        raise _fail(path, f'"{value}" is not the name of a network device')
+
+
 def boolean(value: Any, path: str) -> None:
     if not isinstance(value, bool):
         raise _fail(path, f"must be true or false, not {_kind(value)}")
@@ -74,6 +98,15 @@ def one_of(*words: str) -> Check:
         text(value, path)
         if value not in words:
             raise _fail(path, f'"{value}" is not one of {", ".join(w for w in words if w)}')
+
+    return check
+
+
+def matching(pattern: str, why: str) -> Check:
+    def check(value: Any, path: str) -> None:
+        text(value, path)
+        if not re.fullmatch(pattern, value):
+            raise _fail(path, f"{value!r} {why}")
 
     return check
 
@@ -160,13 +193,25 @@ _PROCESS = obj(
         "selinuxLabel": text,
         "noNewPrivileges": boolean,
         "oomScoreAdj": number(-1000, 1000),
+        "scheduler": obj(
+            {
+                "policy": one_of(*sched.POLICIES),
+                "nice": number(-20, 19),
+                "priority": number(0, 99),
+                "flags": listing(one_of(*sched.FLAGS)),
+                **dict.fromkeys(("runtime", "deadline", "period"), _U64),
+            },
+            ("policy",),
+        ),
+        "ioPriority": obj({"class": one_of(*sched.IO_CLASSES), "priority": number(0, 7)}, ("class",)),
+        "execCPUAffinity": obj(dict.fromkeys(("initial", "final"), members(sched.MAX_CPU))),
     },
     ("cwd", "args"),
 )
 
 _MOUNT = obj(
     {
-        "destination": absolute,
+        "destination": name,  # a relative one is below "/", deprecated
         "type": text,
         "source": text,
         "options": _TEXTS,
@@ -316,6 +361,24 @@ _SECCOMP = obj(
 )
 
 _PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
+_SCHEMA = matching(r"[^\n]+", "is not one line")
+_RDT = obj(
+    {
+        "closID": matching(r"/|(?!\.{1,2}$)[^/\n]+", 'is not the name of a group, nor "/"'),
+        "l3CacheSchema": matching(r"L3[A-Z]*:[^\n]+", 'is not one line that starts with "L3:"'),
+        "memBwSchema": matching(r"MB:[^\n]+", 'is not one line that starts with "MB:"'),
+        "schemata": listing(_SCHEMA),
+        "enableMonitoring": boolean,
+    }
+)
+_MEMORY_POLICY = obj(
+    {
+        "mode": one_of(*sched.MEMORY_MODES),
+        "nodes": members(sched.MAX_NODE),
+        "flags": listing(one_of(*sched.MEMORY_FLAGS)),
+    },
+    ("mode",),
+)
 _CLOCK = obj({"secs": _I64, "nanosecs": number(0, 999_999_999)})
 _LINUX = obj(
     {
@@ -323,6 +386,9 @@ _LINUX = obj(
         "uidMappings": _MAPPINGS,
         "gidMappings": _MAPPINGS,
         "devices": listing(_DEVICE),
+        "netDevices": mapping(obj({"name": link})),
+        "intelRdt": _RDT,
+        "memoryPolicy": _MEMORY_POLICY,
         "cgroupsPath": text,
         "resources": _RESOURCES,
         "rootfsPropagation": one_of(*_PROPAGATIONS),
@@ -383,6 +449,7 @@ def _unique(values: list[Any], path: str, key: str) -> None:
 
 
 def _process_rules(config: Json) -> None:
+    _scheduler_rules(config)
     process = config["process"]
     rlimits = process.get("rlimits") or []
     _unique([entry["type"] for entry in rlimits], "process.rlimits", "type")
@@ -394,6 +461,55 @@ def _process_rules(config: Json) -> None:
     for index, entry in enumerate(process.get("env") or []):
         if "=" not in entry or entry.startswith("="):
             raise _fail(f"process.env[{index}]", f'"{entry}" is not NAME=VALUE')
+
+
+def _scheduler_rules(config: Json) -> None:
+    """sched_setattr(2), set_mempolicy(2): which value goes with which policy."""
+    scheduler = config["process"].get("scheduler") or {}
+    policy = scheduler.get("policy")
+    for keys, policies in _SCHEDULER_KEYS:
+        given = next((key for key in keys if scheduler.get(key)), "")
+        if given and policy not in policies:
+            raise _fail(f"process.scheduler.{given}", f"is for {' and '.join(policies)}, not for {policy}")
+    if policy in {"SCHED_FIFO", "SCHED_RR"} and not scheduler.get("priority"):
+        raise _fail("process.scheduler.priority", f"is required for {policy}, from 1 to 99")
+    if policy == "SCHED_DEADLINE":
+        runtime, deadline = (scheduler.get(key) or 0 for key in ("runtime", "deadline"))
+        if not 0 < runtime <= deadline <= (scheduler.get("period") or deadline):
+            raise _fail("process.scheduler.runtime", "SCHED_DEADLINE wants 0 < runtime <= deadline <= period")
+
+
+_SCHEDULER_KEYS: Final = (
+    (("nice",), ("SCHED_OTHER", "SCHED_BATCH")),
+    (("priority",), ("SCHED_FIFO", "SCHED_RR")),
+    (("runtime", "deadline", "period"), ("SCHED_DEADLINE",)),
+)
+
+
+def _memory_policy_rules(config: Json) -> None:
+    policy = config["linux"].get("memoryPolicy")
+    if policy is None:
+        return
+    mode, nodes = policy["mode"], (policy.get("nodes") or "").strip(" ,")
+    if mode in {"MPOL_DEFAULT", "MPOL_LOCAL"} and nodes:
+        raise _fail("linux.memoryPolicy.nodes", f"{mode} takes no nodes")
+    if mode not in {"MPOL_DEFAULT", "MPOL_LOCAL", "MPOL_PREFERRED"} and not nodes:
+        raise _fail("linux.memoryPolicy.nodes", f"is required for {mode}")
+    if {"MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"} <= set(policy.get("flags") or []):
+        raise _fail("linux.memoryPolicy.flags", "MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other")
+
+
+def _net_device_rules(config: Json) -> None:
+    devices = config["linux"].get("netDevices") or {}
+    if devices and "network" not in _kinds(config):
+        raise _fail("linux.netDevices", "needs a network namespace in linux.namespaces")
+    names: set[str] = set()
+    for key, device in devices.items():
+        link(key, f"linux.netDevices.{key} (a key)")
+        name = device.get("name") or key
+        if name in names and "%d" not in name:
+            raise _fail(f"linux.netDevices.{key}.name", f'"{name}" is given twice')
+        names.add(name)
 
 
 def _mount_rules(config: Json) -> None:
@@ -424,8 +540,8 @@ def _namespace_rules(config: Json) -> None:
     for key, kind in (("hostname", "uts"), ("domainname", "uts")):
         if config.get(key) and kind not in kinds:
             raise _fail(key, f"needs a {kind} namespace in linux.namespaces")
-    if linux.get("timeOffsets") and "time" not in kinds:
-        raise _fail("linux.timeOffsets", "needs a time namespace in linux.namespaces")
+    if linux.get("timeOffsets") and not any(e["type"] == "time" and not e.get("path") for e in entries):
+        raise _fail("linux.timeOffsets", "needs a new time namespace in linux.namespaces")
     _mapping_rules(linux, kinds)
 
 
@@ -469,6 +585,32 @@ def _device_rules(config: Json) -> None:
             raise _fail(
                 f"linux.resources.devices[{index}].access", f'"{rule["access"]}" has letters other than r, w, m'
             )
+
+
+def _resource_rules(config: Json) -> None:
+    resources = config["linux"].get("resources") or {}
+    for index, entry in enumerate((resources.get("blockIO") or {}).get("weightDevice") or []):
+        if entry.get("weight") is None and entry.get("leafWeight") is None:
+            raise _fail(f"linux.resources.blockIO.weightDevice[{index}]", "needs a weight or a leafWeight")
+    for key, entry in (resources.get("rdma") or {}).items():
+        if entry.get("hcaHandles") is None and entry.get("hcaObjects") is None:
+            raise _fail(f"linux.resources.rdma.{key}", "needs hcaHandles or hcaObjects")
+
+
+def _seccomp_rules(config: Json) -> None:
+    seccomp = config["linux"].get("seccomp") or {}
+    rules = seccomp.get("syscalls") or []
+    if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):
+        raise _fail("linux.seccomp.listenerMetadata", "needs a listenerPath")
+    if not seccomp.get("listenerPath") and "SCMP_ACT_NOTIFY" in {rule["action"] for rule in rules}:
+        raise _fail("linux.seccomp.listenerPath", "is required for SCMP_ACT_NOTIFY")
+    if seccomp.get("defaultAction") == "SCMP_ACT_NOTIFY":  # the agent could not even be told of the first call
+        raise _fail("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be the default")
+    actions = [("defaultErrnoRet", seccomp.get("defaultErrnoRet"), seccomp.get("defaultAction"))]
+    actions += [(f"syscalls[{i}].errnoRet", rule.get("errnoRet"), rule["action"]) for i, rule in enumerate(rules)]
+    for key, value, action in actions:
+        if value is not None and action not in {"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"}:
+            raise _fail(f"linux.seccomp.{key}", f"{action} returns no errno")
 
 
 #: sysctls that a namespace owns (namespaces(7), ipc_namespaces(7), user_namespaces(7)); every other one is the host's
@@ -525,4 +667,16 @@ def _other_rules(config: Json) -> None:
         )
 
 
-_RULES: Final = (_version, _process_rules, _mount_rules, _namespace_rules, _device_rules, _sysctl_rules, _other_rules)
+_RULES: Final = (
+    _version,
+    _process_rules,
+    _mount_rules,
+    _namespace_rules,
+    _device_rules,
+    _net_device_rules,
+    _memory_policy_rules,
+    _resource_rules,
+    _seccomp_rules,
+    _sysctl_rules,
+    _other_rules,
+)
