@@ -17,11 +17,12 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 RUNTIME, CNI, NATIVE = TOP / "runtime", TOP / "cni", TOP / "runtime" / "native"
-BASE = {"errors", "model"}
+BASE = {"errors", "model", "terminal"}
 
 #: a room and the rooms that it may import, beside itself and the base (docs/layers.md)
 LAYERS = {
     "cli": {"engine"},
+    "ocicli": {"engine", "container", "oci", "kernel"},  # a face without policy: bundles only (docs/decisions/0009)
     "engine": {"container", "image", "net", "volume", "oci", "kernel"},
     "container": {"oci", "kernel"},
     "image": {"oci", "kernel"},
@@ -31,6 +32,7 @@ LAYERS = {
     "kernel": set(),
     "errors": set(),
     "model": set(),
+    "terminal": set(),
     "__init__": {"engine"},  # the public API
     "__main__": {"cli"},
 }

@@ -15,7 +15,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT
 
 from .app import App, fd_of, is_terminal
-from .terminal import RawTerminal, Signals, Terminated, size
+from wherry.terminal import RawTerminal, Signals, Terminated, size
 
 if TYPE_CHECKING:
     from wherry.engine.running import Running

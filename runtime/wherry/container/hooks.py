@@ -1,4 +1,4 @@
-"""poststop hooks (runtime-spec, config.md "POSIX-platform Hooks"): those that run when no helper is left for them.
+"""poststart and poststop hooks (runtime-spec, config.md "POSIX-platform Hooks"): those that no helper is left for.
 
 Decides their order, input and deadline. The other hooks are steps of the plan.
 """
@@ -16,7 +16,7 @@ from wherry.kernel import process
 from wherry.kernel.process import Process
 from wherry.model import Json
 
-__all__ = ["poststop", "state_document"]
+__all__ = ["poststart", "poststop", "state_document"]
 
 _DEADLINE = 60.0  # for a hook that names no timeout: a cleanup must end
 
@@ -29,31 +29,38 @@ def state_document(state: State, status: str, annotations: Json | None = None) -
     return {**document, "annotations": annotations} if annotations else document
 
 
+def poststart(config: Json, state: State) -> None:
+    """Run them in order; the first failure ends it (of a container that waited: the plan of others has them)."""
+    text = json.dumps(state_document(state, "running", config.get("annotations"))).encode()
+    for hook in (config.get("hooks") or {}).get("poststart") or []:
+        _run(hook, text, "poststart")
+
+
 def poststop(config: Json, state: State) -> list[WherryError]:
     """Run them all in order; a failure does not keep the next from running (the spec: log and go on)."""
     text = json.dumps(state_document(state, "stopped", config.get("annotations"))).encode()
     failures = []
     for hook in (config.get("hooks") or {}).get("poststop") or []:
         try:
-            _run(hook, text)
+            _run(hook, text, "poststop")
         except WherryError as error:
             failures.append(error)
     return failures
 
 
-def _run(hook: Json, text: bytes) -> None:
-    path = str(hook["path"])
+def _run(hook: Json, text: bytes, kind: str) -> None:
+    path, name = str(hook["path"]), f"{kind} hook {hook['path']}"
     deadline = time.monotonic() + float(hook.get("timeout") or _DEADLINE)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         child = _spawn(hook, path, reader)
     except OSError as error:
         os.close(writer)
-        raise WherryError(Kind.PRECONDITION, f"poststop hook {path}: {error.strerror}") from error
+        raise WherryError(Kind.PRECONDITION, f"{name}: {error.strerror}") from error
     finally:
         os.close(reader)
     _feed(writer, text, deadline)
-    _finish(path, child, deadline)
+    _finish(name, child, deadline)
 
 
 def _spawn(hook: Json, path: str, stdin: int) -> int:
@@ -76,12 +83,12 @@ def _feed(writer: int, text: bytes, deadline: float) -> None:
         os.close(writer)
 
 
-def _finish(path: str, child: int, deadline: float) -> None:
+def _finish(name: str, child: int, deadline: float) -> None:
     hook = process.identify(child) or Process(child, 0)
     if not process.wait_gone(hook, deadline - time.monotonic()):
         os.kill(child, 9)  # our own child, not reaped yet
         process.reap(child)
-        raise WherryError(Kind.UNAVAILABLE, f"poststop hook {path}: no end in time, killed")
+        raise WherryError(Kind.UNAVAILABLE, f"{name}: no end in time, killed")
     code = process.reap(child)
     if code:
-        raise WherryError(Kind.PRECONDITION, f"poststop hook {path}: exit code {code}")
+        raise WherryError(Kind.PRECONDITION, f"{name}: exit code {code}")

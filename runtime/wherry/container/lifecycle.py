@@ -19,6 +19,7 @@ from wherry.model import ExitStatus
 __all__ = ["delete", "kill", "pause", "remove_cgroup", "resume", "set_resources", "start_created", "stop", "wait"]
 
 _KILL = 9
+_START_GRACE = 5.0  # seconds from "created" to init's wait on the fifo
 _EXIT_GRACE = 15.0  # seconds from init's end to exit.json: the monitor drains output for at most a few
 
 
@@ -161,19 +162,28 @@ def _thaw(state: State) -> None:
 def start_created(container: ContainerDir) -> None:
     """Let a created container run (role launch, or a plan with a start fifo)."""
     state = container.load()
-    try:
-        fd = os.open(container.fifo_path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENXIO):
-            raise
-        status = container.status(state).value
-        raise WherryError(Kind.CONFLICT, f"cannot start container {container.id}: it is {status}") from None
+    fd = _open_fifo(container, state, time.monotonic() + _START_GRACE)
     try:
         os.write(fd, b"1")
     finally:
         os.close(fd)
     os.unlink(container.fifo_path)
     container.change(started=time.time())
+
+
+def _open_fifo(container: ContainerDir, state: State, deadline: float) -> int:
+    """The fifo's writing end. "Created" is told a moment before init opens its end: ENXIO until then."""
+    while True:
+        try:
+            return os.open(container.fifo_path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENXIO):
+                raise
+            waits = error.errno == errno.ENXIO and process.alive(state.init) and time.monotonic() < deadline
+        if not waits:
+            status = container.status(state).value
+            raise WherryError(Kind.CONFLICT, f"cannot start container {container.id}: it is {status}")
+        time.sleep(0.001)
 
 
 def set_resources(container: ContainerDir, writes: Iterable[tuple[str, str]]) -> None:

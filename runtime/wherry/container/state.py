@@ -73,22 +73,22 @@ class State(NamedTuple):
         return State(**known)
 
 
-def ids(state_root: str) -> list[str]:
+def ids(state_root: str, below: str = "c") -> list[str]:
     """The ids below STATE/c, sorted."""
     try:
-        return sorted(os.listdir(os.path.join(state_root, "c")))
+        return sorted(os.listdir(os.path.join(state_root, below)))
     except FileNotFoundError:
         return []
 
 
 class ContainerDir:
-    """STATE/c/<id>: paths, the lock, and the facts in it."""
+    """STATE/c/<id>: paths, the lock, and the facts in it. The OCI face keeps its own right `below` its root: ""."""
 
-    def __init__(self, state_root: str, container_id: str) -> None:
+    def __init__(self, state_root: str, container_id: str, below: str = "c") -> None:
         if not re.fullmatch(_ID, container_id):
             raise WherryError(Kind.INVALID, f"invalid container id {container_id!r}")
         self.id = container_id
-        self.path = os.path.join(state_root, "c", container_id)
+        self.path = os.path.join(state_root, below, container_id)
 
     def __repr__(self) -> str:
         return f"ContainerDir({self.path!r})"

@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     profile: str = "default"
     default_network: str = "bridge"
     cgroup_parent: str = "/wherry"
-    missing_controllers: str = "error"
+    missing_controllers: str = "degrade"  # wherry-oci and CRI, whose callers always send limits; or "error"
     stop_timeout: int = 10
     userns_base: int = 0x10000000  # first host id of the ranges that --userns auto gives
     userns_size: int = 65536

@@ -51,7 +51,8 @@ def listener_path(config: Json) -> str:
     """linux.seccomp.listenerPath where some rule notifies; "" otherwise."""
     profile = config.get("linux", {}).get("seccomp") or {}
     path: str = profile.get("listenerPath") or ""
-    return path
+    notifies = any(rule.get("action") == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls") or [])
+    return path if notifies else ""
 
 
 def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *console: str) -> int:
@@ -64,7 +65,7 @@ def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *console: str) -
     for number, stream in enumerate(_STREAMS):
         if stream in how.stdio:
             b.child("STDIO", fd0=b.inherited_slot(stream), n0=number)
-        elif how.monitor is not None:
+        elif how.monitor is not None or stream in how.null_streams:
             if null < 0:
                 null = b.slot()
                 # the container's own: by a descriptor of the host's it could change that one's mode and owner

@@ -60,6 +60,7 @@ class LaunchHow(NamedTuple):
     wait_start: bool = False  # slot "fifo"
     stdio: tuple[str, ...] = ()  # of "stdin", "stdout", "stderr": the ends given by slot. Not given: /dev/null for the
     #   monitor role, the caller's own descriptor for the launch role. The monitor gets the other ends by name
+    null_streams: tuple[str, ...] = ()  # launch role: of stdin, stdout, stderr, those that get the root's own /dev/null
     console_socket: bool = False  # launch role with a terminal: the master goes to slot "console_socket"
     preserve_fds: int = 0  # descriptors 3..3+n-1 stay open (runc's --preserve-fds)
     pidfile: str = ""

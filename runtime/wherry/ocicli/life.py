@@ -1,0 +1,117 @@
+"""start, kill, delete, pause, resume: the short verbs on a container that is there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wherry.container import lifecycle
+from wherry.container.state import ContainerDir, State, Status
+from wherry.errors import Kind, WherryError
+
+from .world import World, absent, config_of
+
+if TYPE_CHECKING:
+    from .flags import Values
+
+__all__ = ["destroy", "do_delete", "do_kill", "do_pause", "do_resume", "do_start"]
+
+
+def do_start(world: World, words: Sequence[str], _values: Values) -> None:
+    """Let the process run, then the poststart hooks; one that fails ends the container (runtime.md, lifecycle)."""
+    folder, _ = world.load(words[0])
+    with folder.lock():
+        lifecycle.start_created(folder)
+        poststart(folder)
+
+
+def poststart(folder: ContainerDir) -> None:
+    """The hooks that the plan of a waiting container leaves to its start."""
+    text = folder.file("config.json")
+    with open(text, "rb") as file:
+        if b'"poststart"' not in file.read():
+            return
+    from wherry.container import hooks
+
+    try:
+        hooks.poststart(config_of(folder), folder.load())
+    except WherryError:
+        lifecycle.stop_now(folder.load())
+        raise
+
+
+def do_kill(world: World, words: Sequence[str], values: Values) -> None:
+    """Send a signal. containerd takes "container not running" for gone."""
+    from wherry.kernel import process
+
+    signal = process.signal_number(words[1] if len(words) > 1 else "TERM")
+    folder, state = world.load(words[0])
+    if values["all"] and folder.status(state) is Status.STOPPED:
+        _kill_left(state, signal)
+        return
+    try:
+        lifecycle.kill(folder, signal, everyone=values["all"])
+    except WherryError as error:
+        if error.kind is not Kind.CONFLICT:
+            raise
+        text = f"cannot send the signal to {folder.id}: container not running"
+        raise WherryError(Kind.CONFLICT, text) from None
+
+
+def _kill_left(state: State, signal: int) -> None:
+    """Processes that outlived init, in a container that shares its pid namespace."""
+    from wherry.kernel import cgroup, process
+
+    for pid in cgroup.processes(state.cgroup) if state.cgroup else ():
+        found = process.identify(pid)
+        if found is not None:
+            process.signal(found, signal)
+
+
+def do_delete(world: World, words: Sequence[str], values: Values) -> None:
+    """Remove what is left; with --force whatever state it is in, and absent is fine."""
+    folder = world.folder(words[0])
+    if not folder.exists():
+        if values["force"]:
+            return
+        raise absent(folder.id)
+    with folder.lock():
+        destroy(world, folder, force=values["force"])
+
+
+def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
+    """Cgroup, unit and directory; then the poststop hooks, whose failures are only told."""
+    try:
+        state = folder.load()
+    except WherryError:
+        state = State(folder.id)  # a create that was killed before it wrote anything
+    found = config_of(folder) if os.path.exists(folder.file("config.json")) else {}
+    if not force and state.init is None and time.time() - state.created < 2:
+        raise WherryError(Kind.CONFLICT, f"container {folder.id} is still being created", hint="or use --force")
+    unit = state.extra.get("unit")
+    lifecycle.delete(folder, force=force)
+    if unit:
+        from . import units
+
+        units.stop(world, unit)
+    if found.get("hooks"):
+        from wherry.container import hooks
+
+        for error in hooks.poststop(found, state):
+            world.warn(error.message)
+
+
+def do_pause(world: World, words: Sequence[str], _values: Values) -> None:
+    """Freeze every process."""
+    folder, _ = world.load(words[0])
+    with folder.lock():
+        lifecycle.pause(folder)
+
+
+def do_resume(world: World, words: Sequence[str], _values: Values) -> None:
+    """Let them go on."""
+    folder, _ = world.load(words[0])
+    with folder.lock():
+        lifecycle.resume(folder)

@@ -1,0 +1,53 @@
+"""`run`: create and start at once, then stay until the end and delete; or leave it with --detach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from wherry.errors import WherryError
+
+from . import create, life
+from .world import World
+
+if TYPE_CHECKING:
+    from wherry.container.state import ContainerDir
+
+    from .flags import Values
+
+__all__ = ["do_run"]
+
+
+def do_run(world: World, words: Sequence[str], values: Values) -> int:
+    """The process's exit code; 0 with --detach."""
+    asked = create.wish(world, values)._replace(waits=False)
+    if values["detach"]:
+        create.launch(world, words[0], asked)
+        return 0
+    from wherry.kernel import process
+
+    from . import foreground
+
+    process.become_subreaper()
+    with ExitStack() as held:
+        console = foreground.Console(held) if not asked.console_socket and _terminal(asked) else None
+        if console is not None:
+            asked = asked._replace(console=console.theirs.fileno())
+        folder, launched = create.launch(world, words[0], asked)
+        held.callback(_end, world, folder, keep=values["keep"])
+        return foreground.stay(launched.init, console.master() if console is not None else -1)
+
+
+def _terminal(asked: create.Wish) -> bool:
+    from . import bundle
+
+    config, _ = bundle.read(asked.bundle, asked.config)
+    return bool(config["process"].get("terminal"))
+
+
+def _end(world: World, folder: ContainerDir, *, keep: bool) -> None:
+    """Also when we leave by an error: nobody else would ever delete it."""
+    if not keep:
+        with suppress(WherryError), folder.lock():
+            life.destroy(world, folder, force=True)
