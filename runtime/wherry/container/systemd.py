@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -86,8 +86,7 @@ class Holder:
             self.release()
             return
         self._waiting.end()
-        with suppress(WherryError):  # the first failure is the one to tell
-            stop(self.scope, self.manager)
+        _give_up(self.scope, self.manager)
 
 
 def start(scope: Scope, properties: Properties, facts: HostFacts, *, description: str = "",
@@ -99,18 +98,20 @@ def start(scope: Scope, properties: Properties, facts: HostFacts, *, description
     tasks = next((value for name, (_, value) in properties if name == "TasksMax" and value < INFINITY), 0)
     # the holder counts as well: with pids.max 1 the container could not be born
     given = [_tasks_max(tasks + 1) if name == "TasksMax" and tasks else (name, value) for name, value in properties]
-    with _Bus(manager, deadline) as bus:
+    with _Bus(manager, deadline) as bus, ExitStack() as undo:
         waiting = _Waiting(scope.unit)
-        try:
-            _start(bus, scope, [*_unit(scope, waiting.process.pid, description), *given])
-            path = cgroup.locate(facts, _cgroup(bus, scope))
-        except BaseException:
-            waiting.end()
-            bus.deadline = max(deadline, time.monotonic() + 5)
-            with suppress(WherryError):
-                _stop(bus, scope)
-            raise
+        undo.callback(waiting.end)
+        job = _ask(bus, scope, [*_unit(scope, waiting.process.pid, description), *given], facts)
+        undo.callback(_give_up, scope, manager)
+        _done(scope, bus.job(job))
+        path = _cgroup(bus, scope, facts)
+        undo.pop_all()
     return Holder(scope, manager, waiting, path, tasks)
+
+
+def _give_up(scope: Scope, manager: Manager) -> None:
+    with suppress(WherryError):  # the first failure is the one to tell
+        stop(scope, manager, 5)
 
 
 def stop(scope: Scope, manager: Manager = SYSTEM, timeout: float = 30.0) -> None:
@@ -146,41 +147,42 @@ def _tasks_max(value: int) -> Property:
     return "TasksMax", ("t", value)
 
 
-def _start(bus: _Bus, scope: Scope, properties: list[Property]) -> None:
-    """"fail": no job of somebody else's is displaced for ours."""
+def _ask(bus: _Bus, scope: Scope, properties: list[Property], facts: HostFacts) -> str:
+    """The job that makes the unit. "fail": no job of somebody else's is displaced for ours."""
     while True:
         try:
-            body = bus.call(f"start {scope.unit}", "StartTransientUnit", "ssa(sv)a(sa(sv))",
-                            (scope.unit, "fail", properties, []))  # fmt: skip
+            job: str = bus.call(f"start {scope.unit}", "StartTransientUnit", "ssa(sv)a(sa(sv))",
+                                (scope.unit, "fail", properties, []))[0]  # fmt: skip
+            return job
         except WherryError as error:
-            if error.kind is not Kind.EXISTS or not _over(bus, scope) or time.monotonic() > bus.deadline - 1:
+            if error.kind is not Kind.EXISTS or not _over(bus, scope, facts) or time.monotonic() > bus.deadline - 1:
                 raise
-            time.sleep(0.01)  # the last one of that name is on its way out
-            continue
-        result = bus.job(body[0])
-        if result != "done":
-            text = f"systemd could not start {scope.unit}: the job ended as {result}"
-            raise WherryError(Kind.UNAVAILABLE, text, hint=f"journalctl -u {scope.unit}")
-        return
+        time.sleep(0.01)  # the last one of that name is on its way out
 
 
-def _over(bus: _Bus, scope: Scope) -> bool:
-    """The unit that has the name is dead, failed or going."""
+def _done(scope: Scope, result: str) -> None:
+    if result != "done":
+        text = f"systemd could not start {scope.unit}: the job ended as {result}"
+        raise WherryError(Kind.UNAVAILABLE, text, hint=f"journalctl -u {scope.unit}")
+
+
+def _over(bus: _Bus, scope: Scope, facts: HostFacts) -> bool:
+    """The unit that has the name is dead, failed or going, or systemd has not yet seen that it is empty."""
     try:
         state: str = _property(bus, scope, "Unit", "ActiveState")
         with suppress(WherryError):
             bus.call(f"forget {scope.unit}", "ResetFailedUnit", "s", (scope.unit,))
+        return state != "active" or not cgroup.events(_cgroup(bus, scope, facts)).get("populated")
     except _Absent:
         return True
-    return state not in {"active", "activating"}
 
 
-def _cgroup(bus: _Bus, scope: Scope) -> str:
-    """Below the mount, "/system.slice/x.scope"."""
-    path: str = _property(bus, scope, "Scope", "ControlGroup")
+def _cgroup(bus: _Bus, scope: Scope, facts: HostFacts) -> str:
+    """The absolute path of the unit's cgroup."""
+    path: str = _property(bus, scope, "Scope", "ControlGroup")  # "/system.slice/x.scope"
     if not path:
-        raise WherryError(Kind.INTERNAL, f"systemd gave {scope.unit} no cgroup")
-    return path
+        raise _Absent(Kind.NOT_FOUND, f"{scope.unit} has no cgroup: it has ended")
+    return cgroup.locate(facts, path)
 
 
 def _property(bus: _Bus, scope: Scope, kind: str, name: str) -> Any:
