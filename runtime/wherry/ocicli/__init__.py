@@ -1,1 +1,1 @@
-"""`wherry-oci`: the runc-compatible face. It works on bundles and knows no images, names or networks of wherry's own."""
+"""`wherry-oci`: the runc-compatible face. It works on bundles, and knows no images, names or networks."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .world import World
 
-__all__ = ["Group", "path", "plan", "split"]
+__all__ = ["Group", "Writes", "device_rules", "may_load_bpf", "path", "plan", "split"]
 
 Writes = tuple[tuple[str, str], ...]
 
@@ -81,7 +81,9 @@ def _scope(where: str) -> bool:
     return where.endswith(".scope")  # the holder of the unit lives there for the moment
 
 
-def split(world: World, wanted: list[tuple[str, str]], have: frozenset[str], facts: HostFacts) -> tuple[Writes, tuple[str, ...]]:
+def split(
+    world: World, wanted: list[tuple[str, str]], have: frozenset[str], facts: HostFacts
+) -> tuple[Writes, tuple[str, ...]]:
     """(what can be written, names of the controllers that are missing); a warning for those."""
     from wherry.oci import cgroup2
 
@@ -100,10 +102,19 @@ def split(world: World, wanted: list[tuple[str, str]], have: frozenset[str], fac
     return tuple(write for write in wanted if write[0] not in dropped), lacking
 
 
-def _devices(resources: Json, facts: HostFacts) -> bytes:
+def device_rules(resources: Json) -> list[Json]:
     """Default-deny: what the config allows, then what every container has (config-linux.md, default devices)."""
-    from wherry.oci import bpf, defaults
+    from wherry.oci import defaults
 
-    if not facts.has_cap("CAP_SYS_ADMIN") or facts.uid_map[0][2] < 2**32 - 1:
-        return b""  # BPF_PROG_LOAD of this type is for the first user namespace's root
-    return bpf.program([*(resources.get("devices") or []), *defaults.device_rules()[1:]])
+    return [*(resources.get("devices") or []), *defaults.device_rules()[1:]]
+
+
+def may_load_bpf(facts: HostFacts) -> bool:
+    """BPF_PROG_LOAD of device rules is for root of the first user namespace."""
+    return facts.has_cap("CAP_SYS_ADMIN") and facts.uid_map[0][2] == 2**32 - 1
+
+
+def _devices(resources: Json, facts: HostFacts) -> bytes:
+    from wherry.oci import bpf
+
+    return bpf.program(device_rules(resources)) if may_load_bpf(facts) else b""

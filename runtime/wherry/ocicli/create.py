@@ -103,13 +103,13 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     from wherry.container.state import State
     from wherry.oci import compile as planner
 
-    group, extra = _group(world, folder.id, config, facts, undo, held)
+    group, extra = _group(world, folder.id, config, facts, held)
     now = time.time()
     extra |= {"rootfs": root, "annotations": config.get("annotations") or {}, "owner": os.geteuid()}
     state = State(folder.id, asked.bundle, group.path, None, None, now, 0.0, group.degraded, extra)
     folder.save(state)  # before anything lives: a killed create is found by delete --force
     fds = _descriptors(config, asked, folder, held)
-    how = _how(world, folder, config, asked, group, facts)
+    how = _how(world, folder, config, asked, group)
     plan = planner.compile_create(config, asked.bundle, facts, how)
     try:
         launched = launcher.start(folder.path, plan, "launch", fds, name=folder.id)
@@ -121,16 +121,14 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     return launched
 
 
-def _group(
-    world: World, cid: str, config: Json, facts: HostFacts, undo: ExitStack, held: ExitStack
-) -> tuple[cgroups.Group, Json]:
+def _group(world: World, cid: str, config: Json, facts: HostFacts, held: ExitStack) -> tuple[cgroups.Group, Json]:
     """The cgroup by the driver, and what is to be remembered of a systemd unit."""
     if world.driver != "systemd":
         group = cgroups.plan(world, config, cid, facts)
         return group, {}
     from . import units
 
-    return units.make(world, cid, config, facts, undo, held)
+    return units.make(world, cid, config, facts, held)
 
 
 def _descriptors(config: Json, asked: Wish, folder: ContainerDir, held: ExitStack) -> dict[str, int]:
@@ -150,9 +148,7 @@ def _descriptors(config: Json, asked: Wish, folder: ContainerDir, held: ExitStac
     return fds
 
 
-def _how(
-    world: World, folder: ContainerDir, config: Json, asked: Wish, group: cgroups.Group, facts: HostFacts
-) -> LaunchHow:
+def _how(world: World, folder: ContainerDir, config: Json, asked: Wish, group: cgroups.Group) -> LaunchHow:
     from wherry.oci.how import LaunchHow
 
     return LaunchHow(

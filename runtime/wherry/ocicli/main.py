@@ -99,8 +99,8 @@ def _find(name: str) -> Verb:
 
 def _call(world: World, verb: Verb, argv: Sequence[str]) -> int:
     if argv and argv[0] in ("--help", "-help", "-h"):
-        words = f"{verb.name} {'[OPTIONS] ' if verb.flags else ''}{verb.words}"
-        sys.stdout.write(flags.usage(PROGRAM, words, verb.help, verb.flags) + "\n")
+        text = f"{verb.name} {'[OPTIONS] ' if verb.flags else ''}{verb.words}"
+        sys.stdout.write(flags.usage(PROGRAM, text, verb.help, verb.flags) + "\n")
         return 0
     values, words = flags.read(verb.flags, argv, stop_after=1 if verb.command else None)
     if len(words) < verb.least or -1 < verb.most < len(words):
