@@ -74,12 +74,17 @@ static int configure(const struct wh_run *run, int fs, const char *option) {
     return (int)syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key, value, 0);
 }
 
-static int fill(struct wh_run *run, const struct wh_record *r, int fs) {
+static int configure_all(struct wh_run *run, const struct wh_record *r, int fs) {
     const char *option = s1(run, r);
-    if (*s2(run, r) && syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", s2(run, r), 0) < 0)
-        return say_context(run, fs, "source"), -1;
     for (uint64_t i = 0; i < r->n0; i++, option += strlen(option) + 1)
         if (configure(run, fs, option) < 0) return say_context(run, fs, option), -1;
+    return 0;
+}
+
+static int fill(struct wh_run *run, const struct wh_record *r, int fs) {
+    if (*s2(run, r) && syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", s2(run, r), 0) < 0)
+        return say_context(run, fs, "source"), -1;
+    if (configure_all(run, r, fs) < 0) return -1;
     if (syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return say_context(run, fs, ""), -1;
     int fd = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, r->n1);
     if (fd < 0) say_context(run, fs, "");
@@ -92,6 +97,29 @@ int wh_do_FS_NEW(struct wh_run *run, const struct wh_record *r) {
     int fd = fill(run, r, fs);
     wh_close_keep(fs);
     return wh_slot_put(run, r->fd0, fd);
+}
+
+static int reconfigure(struct wh_run *run, const struct wh_record *r, int mounted) {
+    int fs = (int)syscall(SYS_fspick, mounted, "", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH);
+    if (fs < 0) return -1;
+    int done = configure_all(run, r, fs);
+    if (!done) done = (int)syscall(SYS_fsconfig, fs, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0);
+    if (done < 0) say_context(run, fs, "");
+    wh_close_keep(fs);
+    return done;
+}
+
+/* Both calls refuse what is no mount's root with EINVAL. */
+int wh_do_REMOUNT(struct wh_run *run, const struct wh_record *r) {
+    struct mount_attr attr = {.attr_set = r->n1, .attr_clr = r->n2};
+    unsigned flags = AT_EMPTY_PATH | (r->flags & WH_F_RECURSIVE ? AT_RECURSIVE : 0);
+    int target = wh_open_in(slot(run, r->fd1), s0(run, r), O_PATH | (r->flags & WH_F_NOFOLLOW ? O_NOFOLLOW : 0), 0);
+    if (target < 0) return -1;
+    int done = r->n0 ? reconfigure(run, r, target) : 0;
+    if (!done && (r->n1 || r->n2 || !r->n0))
+        done = (int)syscall(__NR_mount_setattr, target, "", flags, &attr, sizeof attr);
+    wh_close_keep(target);
+    return done;
 }
 
 /* ---- trees ---- */

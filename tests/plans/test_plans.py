@@ -200,6 +200,16 @@ def case_mounts() -> Plan:
     return created(config)
 
 
+def case_remount_and_label() -> Plan:
+    """A label for what is new; what is mounted already is changed in place."""
+    config = example(mountLabel="system_u:object_r:container_file_t:s0:c1,c2")
+    config["mounts"] += [
+        {"destination": "dev/shm", "options": ["remount", "size=1m", "noexec"]},
+        {"destination": "/etc/motd", "type": "bind", "options": ["bind", "remount", "nosuid", "rro", "x-note"]},
+    ]
+    return created(config, FACTS._replace(selinux=True))
+
+
 def case_old_kernel_overlay() -> Plan:
     """Ten layers with long names on a kernel that knows no lowerdir+."""
     layers = ":".join(f"/var/lib/wherry/layers/sha256-{number:040d}" for number in range(10))
@@ -208,7 +218,8 @@ def case_old_kernel_overlay() -> Plan:
 
 
 def case_seccomp_listener() -> Plan:
-    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent.sock"}
+    rules = [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent.sock", "syscalls": rules}
     return created(example(seccomp=seccomp), wait_start=True, listener_payload='{"pid":%p}')
 
 
@@ -374,6 +385,10 @@ def test_what_this_host_cannot_do_is_said_with_the_field() -> None:
     assert refusal(example(intelRdt={})).startswith("linux.intelRdt is asked for and the resctrl file system is not")
     without = FACTS._replace(cap_effective=0)
     assert refusal(example(netDevices={"eth1": {}}), without).startswith("linux.netDevices: ")
+    label = example(mountLabel="system_u:object_r:container_file_t:s0")
+    assert refusal(label).startswith(
+        'linux.mountLabel "system_u:object_r:container_file_t:s0" is asked for and SELinux'
+    )
     config = example()
     config["process"]["scheduler"] = {"policy": "SCHED_ISO"}
     assert refusal(config).startswith("process.scheduler.policy: SCHED_ISO")
@@ -400,3 +415,24 @@ def test_a_class_of_service_is_made_or_must_be_there(rdt: Json, ops: list[Any]) 
     found = [(op.name, op.flags, op.s0) for op in plan.ops if "RDT_" in op.name or str(op.s0).startswith("/r")]
     assert found[: len(ops)] == ops
     assert {name for name, _, _ in found[len(ops) :]} == {"RDT_JOIN"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["rbind", "size=5m"], 'options: "size=5m" is for a file system, and a bind mount makes none'),
+        (["remount", "private"], "options: remount changes no propagation"),
+        (["bind", "copy-symlink"], 'mount option "copy-symlink" is not supported'),
+    ],
+)
+def test_options_that_could_only_be_ignored_are_refused(options: list[str], sentence: str) -> None:
+    config = example()
+    config["mounts"].append({"destination": "/x", "source": "/srv", "options": options})
+    assert refusal(config) in {f"mounts[{len(config['mounts']) - 1}].{sentence}", f"mount /x: {sentence}"}
+
+
+def test_a_listener_that_nobody_notifies_is_ignored() -> None:
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent.sock"}
+    plan = created(example(seccomp=seccomp))
+    assert "seccomp_listener" not in plan.inherited
+    assert "SEND_FD" not in {op.name for op in plan.ops}

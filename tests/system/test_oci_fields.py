@@ -20,7 +20,7 @@ from wherry.errors import WherryError
 from wherry.kernel import cgroup, facts
 from wherry.kernel.process import Process
 from wherry.model import Json
-from wherry.oci import defaults
+from wherry.oci import cgroup2, defaults
 from wherry.oci.compile import LaunchHow, Target, compile_create, compile_exec
 from wherry.oci.spec import validate, validate_process
 
@@ -188,6 +188,113 @@ def test_memory_policy(bundle: Bundle) -> None:
 def test_a_memory_node_that_is_not_there_is_refused(bundle: Bundle) -> None:
     bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "1000"}
     assert "linux.memoryPolicy: MPOL_BIND 1000" in bundle.refused()
+
+
+# ---- mounts
+
+
+def mounted(text: str, point: str) -> list[str]:
+    """The last line of mountinfo for a mount point, as words (proc_pid_mountinfo(5))."""
+    return [line for line in text.splitlines() if line.split()[4] == point][-1].split()
+
+
+def test_remount_changes_what_is_mounted(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    bundle.config["mounts"] += [
+        {"destination": "/data", "source": str(tmp_path / "shared"), "options": ["rbind"]},
+        {"destination": "/dev/shm", "options": ["remount", "size=1m", "nosymfollow"]},
+        {"destination": "/data", "options": ["remount", "bind", "ro", "rnosuid"]},
+    ]
+    found = bundle.run("cat /proc/self/mountinfo; touch /data/x")
+    *lines, refused = found.splitlines()
+    assert "Read-only file system" in refused
+    data, shm = mounted("\n".join(lines), "/data"), mounted("\n".join(lines), "/dev/shm")
+    assert {"ro", "nosuid"} <= set(data[5].split(","))
+    assert "ro" not in data[-1].split(","), "the superblock is the host's"
+    assert "nosymfollow" in shm[5]
+    assert "size=1024k" in shm[-1]
+
+
+def test_remount_of_what_is_no_mount_is_refused(bundle: Bundle) -> None:
+    bundle.config["mounts"].append({"destination": "/etc", "options": ["remount", "ro"]})
+    assert "remount /etc: " in bundle.refused()
+
+
+def test_a_relative_destination_is_below_the_root(bundle: Bundle) -> None:
+    bundle.config["mounts"].append({"destination": "srv/x", "type": "tmpfs", "source": "tmpfs"})
+    assert mounted(bundle.run("cat /proc/self/mountinfo"), "/srv/x")
+
+
+@pytest.mark.parametrize(
+    "word", ["ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "nosymfollow"]
+)
+def test_recursive_attributes_reach_the_whole_tree(bundle: Bundle, tmp_path: Path, word: str) -> None:
+    """A tmpfs below the source has the attribute as well; one word of each pair of the spec's table."""
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    mount = {"destination": "/tree", "source": str(tmp_path / "tree"), "options": ["rbind", f"r{word}"]}
+    bundle.config["mounts"].append(mount)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "relatime", "tmpfs", tmp_path / "tree" / "sub"], check=True)
+    try:
+        found = bundle.run("cat /proc/self/mountinfo")
+    finally:
+        subprocess.run(["umount", tmp_path / "tree" / "sub"], check=True)
+    for point in ("/tree", "/tree/sub"):
+        flags = mounted(found, point)[5].split(",")
+        assert word in flags or (word == "strictatime" and not {"relatime", "noatime"} & set(flags))
+
+
+@pytest.mark.parametrize(
+    ("word", "sign"), [("shared", "shared:"), ("slave", ""), ("private", ""), ("unbindable", "unbindable")]
+)
+def test_rootfs_propagation(bundle: Bundle, word: str, sign: str) -> None:
+    bundle.linux["rootfsPropagation"] = word
+    optional = mounted(bundle.run("cat /proc/self/mountinfo"), "/")[6:]
+    fields = optional[: optional.index("-")]
+    assert any(field.startswith(sign) for field in fields) if sign else "shared" not in " ".join(fields)
+
+
+# ---- linux, small things
+
+
+def test_personality(bundle: Bundle) -> None:
+    bundle.linux["personality"] = {"domain": "LINUX32"}
+    assert bundle.run("uname -m").strip() == {"x86_64": "i686", "aarch64": "armv8l"}[bundle.facts.machine]
+
+
+def test_default_devices_and_more(bundle: Bundle) -> None:
+    bundle.linux["devices"] = [
+        {"type": "c", "path": "/dev/net/tun", "major": 10, "minor": 200, "fileMode": 0o600, "uid": 3, "gid": 5},
+        {"type": "b", "path": "/dev/block", "major": 7, "minor": 0},
+        {"type": "u", "path": "/srv/unbuffered", "major": 1, "minor": 3},
+        {"type": "p", "path": "/dev/fifo", "fileMode": 0o620},
+    ]
+    names = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/net/tun /dev/block /srv/unbuffered"
+    found = bundle.run(f"stat -c '%n %F %t:%T %a %u:%g' {names} /dev/fifo; readlink /dev/ptmx").splitlines()
+    assert found[0] == "/dev/null character special file 1:3 666 0:0"
+    assert found[6:] == [
+        "/dev/net/tun character special file a:c8 600 3:5",
+        "/dev/block block special file 7:0 666 0:0",
+        "/srv/unbuffered character special file 1:3 666 0:0",
+        "/dev/fifo fifo 0:0 620 0:0",
+        "pts/ptmx",
+    ]
+
+
+def test_masked_and_readonly_paths(bundle: Bundle) -> None:
+    bundle.linux.update(maskedPaths=["/proc/meminfo", "/root"], readonlyPaths=["/etc", "/nothere"])
+    (bundle.path / "rootfs" / "root" / "secret").write_text("x")
+    found = bundle.run("cat /proc/meminfo; ls -A /root; touch /etc/x; touch /tmp/x && echo ok").splitlines()
+    assert found == ["touch: /etc/x: Read-only file system", "ok"]
+
+
+def test_hugepage_limits_are_usage_and_reservations(bundle: Bundle) -> None:
+    """The one controller that even a hybrid host has in v2."""
+    if "hugetlb" not in bundle.facts.cgroup_available or not bundle.facts.hugepages:
+        pytest.skip("no hugetlb controller")
+    size = bundle.facts.hugepages[0]
+    writes = tuple(cgroup2.writes({"hugepageLimits": [{"pageSize": size, "limit": 0}]}))
+    assert [file for file, _ in writes] == [f"hugetlb.{size}.max", f"hugetlb.{size}.rsvd.max"]
+    assert bundle.run("true", cgroup_writes=writes) == ""
 
 
 # ---- linux.netDevices

@@ -31,7 +31,7 @@ from wherry.oci import cgroup2
         ({"cpu": {"cpus": "0-1", "mems": "0"}}, [("cpuset.cpus", "0-1"), ("cpuset.mems", "0")]),
         ({"pids": {"limit": 64}}, [("pids.max", "64")]),
         ({"pids": {"limit": -1}}, [("pids.max", "max")]),
-        ({"pids": {"limit": 0}}, [("pids.max", "max")]),
+        ({"pids": {"limit": 0}}, [("pids.max", "1")]),
         ({"pids": {}}, []),
         ({"blockIO": {"weight": 500}}, [("io.weight", "default 4950")]),
         ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 10}]}}, [("io.weight", "8:0 1")]),
@@ -44,7 +44,10 @@ from wherry.oci import cgroup2
             },
             [("io.max", "8:0 rbps=5"), ("io.max", "8:0 wiops=max")],
         ),
-        ({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}, [("hugetlb.2MB.max", "4194304")]),
+        (
+            {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]},
+            [("hugetlb.2MB.max", "4194304"), ("hugetlb.2MB.rsvd.max", "4194304")],
+        ),
         ({"rdma": {"mlx5_0": {"hcaHandles": 3, "hcaObjects": 9}}}, [("rdma.max", "mlx5_0 hca_handle=3 hca_object=9")]),
         (
             {"unified": {"memory.high": "5", "io.max": "8:0 rbps=1\n8:16 rbps=2"}},
@@ -99,3 +102,31 @@ def test_missing_controllers() -> None:
 def test_what_v2_cannot_say() -> None:
     resources = {"memory": {"swappiness": 5, "limit": 1}, "network": {"classID": 7}, "cpu": {"realtimePeriod": 0}}
     assert cgroup2.ignored(resources) == ["memory.swappiness", "network.classID"]
+
+
+V1_FIELDS: dict[str, Json] = {
+    "memory": {"kernel": 1, "kernelTCP": 1, "swappiness": 1, "disableOOMKiller": True},
+    "cpu": {"realtimeRuntime": 1, "realtimePeriod": 1},
+    "blockIO": {"leafWeight": 10, "weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]},
+    "network": {"classID": 1, "priorities": [{"name": "lo", "priority": 1}]},
+}
+
+
+def test_each_field_of_v1_is_told_and_writes_nothing() -> None:
+    found = cgroup2.ignored(V1_FIELDS)
+    wanted = {f"{section}.{key}" for section, fields in V1_FIELDS.items() for key in fields if key != "weightDevice"}
+    assert set(found) == {*wanted, "blockIO.weightDevice[0].leafWeight"}
+    assert cgroup2.writes(V1_FIELDS) == []
+
+
+def test_hierarchy_is_what_v2_has_anyway() -> None:
+    assert cgroup2.writes({"memory": {"useHierarchy": True}}) == []
+    assert cgroup2.ignored({"memory": {"useHierarchy": True}}) == []
+
+
+def test_a_limit_below_the_usage_is_refused_where_asked() -> None:
+    cgroup2.check_usage({"memory": {"limit": 5}}, 6)
+    cgroup2.check_usage({"memory": {"limit": 6, "checkBeforeUpdate": True}}, 6)
+    cgroup2.check_usage({"memory": {"limit": -1, "checkBeforeUpdate": True}}, 6)
+    with pytest.raises(WherryError, match=r"linux\.resources\.memory\.limit: 5 is below the 6 bytes"):
+        cgroup2.check_usage({"memory": {"limit": 5, "checkBeforeUpdate": True}}, 6)

@@ -41,6 +41,7 @@ OPS: Final[dict[str, tuple[str, str]]] = {
     "ATTR": ("HC", "mount attributes of slot {fd0}"),
     "ROOT": ("C", "root filesystem on {s0}"),
     "ATTACH": ("C", "mount on {s0}"),
+    "REMOUNT": ("C", "remount {s0}"),
     "COPY_UP": ("C", "copy {s0} up"),
     "MAKE_DIR": ("C", "mkdir {s0}"),
     "NODE": ("C", "mknod {s0}"),

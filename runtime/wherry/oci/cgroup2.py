@@ -13,7 +13,7 @@ from typing import Any, Final
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["controller", "ignored", "io_weight", "missing", "swap_max", "weight", "writes"]
+__all__ = ["check_usage", "controller", "ignored", "io_weight", "missing", "swap_max", "weight", "writes"]
 
 Writes = list[tuple[str, str]]
 #: fields of linux.resources that cgroup v2 has no file for
@@ -61,7 +61,24 @@ def missing(wanted: Writes, controllers: Iterable[str]) -> Writes:
 
 def ignored(resources: Json) -> list[str]:
     """Fields given that cgroup v2 cannot express, for a warning."""
-    return [f"{section}.{key}" for section, key in _V1_ONLY if (resources.get(section) or {}).get(key)]
+    found = [f"{section}.{key}" for section, key in _V1_ONLY if (resources.get(section) or {}).get(key)]
+    devices = (resources.get("blockIO") or {}).get("weightDevice") or []
+    return found + [
+        f"blockIO.weightDevice[{i}].leafWeight" for i, entry in enumerate(devices) if entry.get("leafWeight")
+    ]
+
+
+def check_usage(resources: Json, usage: int) -> None:
+    """memory.checkBeforeUpdate: a new limit below what is used (bytes of memory.current) is refused, where v2 would
+    kill."""
+    memory = resources.get("memory") or {}
+    limit = memory.get("limit") or 0
+    if memory.get("checkBeforeUpdate") and 0 < limit < usage:
+        raise WherryError(
+            Kind.PRECONDITION,
+            f"linux.resources.memory.limit: {limit} is below the {usage} bytes in use",
+            hint="leave out memory.checkBeforeUpdate to let the kernel reclaim or kill",
+        )
 
 
 # ---- memory
@@ -134,8 +151,10 @@ def _cpu(cpu: Json) -> Writes:
 
 
 def _pids(pids: Json) -> Writes:
+    """-1 is no limit. 0 is one: nothing more may be forked. But the container is born in its cgroup, so it is 1 there;
+    the systemd of runc's other driver knows no 0 either."""
     limit = pids.get("limit")
-    return [] if limit is None else [("pids.max", str(limit) if limit > 0 else "max")]
+    return [] if limit is None else [("pids.max", str(max(limit, 1)) if limit >= 0 else "max")]
 
 
 def io_weight(value: int) -> int:
@@ -157,7 +176,10 @@ def _block(block: Json) -> Writes:
 
 
 def _hugepages(limits: list[Json]) -> Writes:
-    return [(f"hugetlb.{entry['pageSize']}.max", str(entry["limit"])) for entry in limits]
+    """Usage and reservations (5.7), as the runtime-spec prefers the latter and older programs look at the former."""
+    return [
+        (f"hugetlb.{entry['pageSize']}.{file}", str(entry["limit"])) for entry in limits for file in ("max", "rsvd.max")
+    ]
 
 
 def _rdma(rdma: Json) -> Writes:

@@ -46,6 +46,8 @@ _VIRTUAL: Final[frozenset[str]] = frozenset(
         "binfmt_misc",
     }
 )
+#: filesystems that take no context= (or whose labels the kernel gives), as in runc
+_UNLABELLED: Final[frozenset[str]] = frozenset({"proc", "sysfs", "mqueue", "cgroup", "cgroup2"})
 #: must lie on real directories: a symlink there would move the kernel's files elsewhere (CVE-2023-27561,
 #: CVE-2019-19921)
 _REAL_DIR: Final[frozenset[str]] = frozenset({"proc", "sysfs"})
@@ -92,6 +94,9 @@ class Mounts:
         self._entries: list[tuple[Json, MountOptions]] = [
             (m, opt.parse(m.get("options") or [], f"mount {m['destination']}")) for m in job.config.get("mounts") or []
         ]
+        self._label = _mount_label(job)
+        for index, (mount, options) in enumerate(self._entries):
+            _check(index, mount, options)
         self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
 
     # ---- trees that must be cloned before anything else
@@ -141,7 +146,9 @@ class Mounts:
         target = inside(mount["destination"])
         if target == "/":
             raise WherryError(Kind.INVALID, f"mounts[{index}].destination: a mount on / would hide the root filesystem")
-        if _is_bind(mount, options):
+        if options.remount:
+            self._remount(options, target)
+        elif _is_bind(mount, options):
             self._attach(
                 self._cloned[index], target, "MAKE_DIR", "MAKE_FILE", options=options
             )  # both: whatever the source is
@@ -151,6 +158,16 @@ class Mounts:
             self._attach(self._bound_sysfs(options), target, "MAKE_DIR", "REAL_DIR", options=options)
         else:
             self._new(mount, options, target)
+
+    def _remount(self, options: MountOptions, target: str) -> None:
+        """What an earlier entry mounted, changed: its superblock by the options of its file system, its mount by
+        attributes. "ro" is one of those: the superblock may be the host's too."""
+        nofollow = ("NOFOLLOW",) if options.target_nofollow else ()
+        data, to_set, to_clear = options.data, options.attr_set, options.attr_clr
+        self.b.child("REMOUNT", *nofollow, fd1=self.root, s0=target, s1=data, n0=len(data), n1=to_set, n2=to_clear)
+        if options.tree_set or options.tree_clr:
+            flags = (*nofollow, "RECURSIVE")
+            self.b.child("REMOUNT", *flags, fd1=self.root, s0=target, n1=options.tree_set, n2=options.tree_clr)
 
     def _new(self, mount: Json, options: MountOptions, target: str) -> None:
         kind = mount.get("type") or ""
@@ -179,7 +196,7 @@ class Mounts:
             data = tuple(word for word in data if word != "newinstance" and self._gid_mapped(word))
         if kind not in _VIRTUAL and options.attr_set & opt.RDONLY:
             data = (*data, "ro")
-        return data
+        return data if kind in _UNLABELLED else (*data, *self._label)
 
     def _gid_mapped(self, word: str) -> bool:
         """devpts refuses gid= of an unmapped id (a user namespace of one id has no tty group)."""
@@ -261,9 +278,8 @@ class Mounts:
         null, empty = self.b.slot(), self.b.slot()
         self.b.child("TREE", fd0=null, s0="/dev/null")
         self.b.child("ATTR", fd0=null, n0=opt.RDONLY | opt.NOSUID | opt.NOEXEC)  # a device can be written all the same
-        self.b.child(
-            "FS_NEW", fd0=empty, s0="tmpfs", s1=_MASK_OPTIONS, n0=len(_MASK_OPTIONS), n1=_MASK_ATTRS, s2="tmpfs"
-        )
+        data = (*_MASK_OPTIONS, *self._label)
+        self.b.child("FS_NEW", fd0=empty, s0="tmpfs", s1=data, n0=len(data), n1=_MASK_ATTRS, s2="tmpfs")
         for path in masked:
             self.b.child("MASK", "MAY_BE_ABSENT", fd0=null, fd1=self.root, s0=inside(path), n0=empty)
 
@@ -279,7 +295,31 @@ class Mounts:
 
 
 def _is_bind(mount: Json, options: MountOptions) -> bool:
-    return options.bind or mount.get("type") in {"bind", "rbind"}
+    return not options.remount and (options.bind or mount.get("type") in {"bind", "rbind"})
+
+
+def _check(index: int, mount: Json, options: MountOptions) -> None:
+    """What the kernel would ignore is refused instead, as runc does."""
+    stray = [word for word in options.data if word not in opt.PARAMETERS]
+    if _is_bind(mount, options) and stray:
+        raise WherryError(
+            Kind.INVALID, f'mounts[{index}].options: "{stray[0]}" is for a file system, and a bind mount makes none'
+        )
+    if options.remount and options.propagation:
+        raise WherryError(Kind.UNSUPPORTED, f"mounts[{index}].options: remount changes no propagation")
+
+
+def _mount_label(job: Job) -> tuple[str, ...]:
+    """linux.mountLabel as an option of new file systems. What is bound keeps its labels: to change them is the
+    engine's."""
+    label = job.linux.get("mountLabel") or ""
+    if label and not job.facts.selinux:
+        raise WherryError(
+            Kind.PRECONDITION,
+            f'linux.mountLabel "{label}" is asked for and SELinux is not enabled on this host',
+            hint="leave out linux.mountLabel",
+        )
+    return (f"context={label}",) if label else ()
 
 
 def _tree_flags(options: MountOptions) -> tuple[str, ...]:

@@ -86,13 +86,14 @@ SUPERBLOCK: Final[frozenset[str]] = frozenset(
 #: there
 PARAMETERS: Final[frozenset[str]] = frozenset({"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"})
 IGNORED: Final[frozenset[str]] = frozenset({"defaults", "auto", "noauto", "user", "nouser", "nofail", "_netdev"})
-UNSUPPORTED: Final[frozenset[str]] = frozenset({"remount", "copy-symlink", "move"})
+UNSUPPORTED: Final[frozenset[str]] = frozenset({"copy-symlink", "move"})
 
 
 class MountOptions(NamedTuple):
     """The options of one mount, sorted by what carries them out."""
 
     bind: bool = False
+    remount: bool = False
     recursive: bool = False  # rbind
     attr_set: int = 0
     attr_clr: int = 0
@@ -114,7 +115,7 @@ class MountOptions(NamedTuple):
 
 def parse(options: list[str] | tuple[str, ...], where: str = "mount") -> MountOptions:
     """Sort `options`; the last word of a contradicting pair wins, as with mount(8)."""
-    words = [word for word in options if word and word not in IGNORED]
+    words = [word for word in options if word and word not in IGNORED and not word.lower().startswith("x-")]
     refused = sorted(UNSUPPORTED.intersection(words))
     if refused:
         raise WherryError(Kind.UNSUPPORTED, f'{where}: mount option "{refused[0]}" is not supported')
@@ -122,7 +123,8 @@ def parse(options: list[str] | tuple[str, ...], where: str = "mount") -> MountOp
     tree_set, tree_clr = _bits(words, RECURSIVE)
     given = set(words)
     return MountOptions(
-        bind=bool(given & {"bind", "rbind"}),
+        bind=bool(given & {"bind", "rbind"}) and "remount" not in given,
+        remount="remount" in given,
         recursive="rbind" in given,
         attr_set=attr_set,
         attr_clr=attr_clr,
@@ -138,7 +140,7 @@ def parse(options: list[str] | tuple[str, ...], where: str = "mount") -> MountOp
     )
 
 
-_VERBS = frozenset({"bind", "rbind", "idmap", "ridmap", "tmpcopyup", "src-nofollow", "dest-nofollow"})
+_VERBS = frozenset({"bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup", "src-nofollow", "dest-nofollow"})
 
 
 def _is_data(word: str) -> bool:

@@ -515,6 +515,8 @@ def _net_device_rules(config: Json) -> None:
 def _mount_rules(config: Json) -> None:
     for index, mount in enumerate(config.get("mounts") or []):
         options = mount.get("options") or []
+        if "remount" in options:
+            continue
         bind = mount.get("type") in {"bind", "rbind"} or "bind" in options or "rbind" in options
         if bind and not mount.get("source"):
             raise _fail(f"mounts[{index}].source", "is required for a bind mount")
