@@ -93,9 +93,9 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
     unit = state.extra.get("unit")
     lifecycle.delete(folder, force=force)
     if unit:
-        from . import units
+        from .units import stop
 
-        units.stop(world, unit)
+        stop(world, unit)
     if found.get("hooks"):
         from wherry.container import hooks
 
