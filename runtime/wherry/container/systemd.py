@@ -74,9 +74,8 @@ class Holder:
 
     def release(self) -> None:
         """The scope is the container's alone; with no process in it, it goes. Idempotent."""
-        if self._waiting.end() and self._tasks:
-            with suppress(_Absent):  # a container that has ended meanwhile
-                set_properties(self.scope, [_tasks_max(self._tasks)], self.manager)
+        if self._waiting.end():
+            _limit_tasks(self.path, self._tasks)
 
     def __enter__(self) -> Holder:
         return self
@@ -96,15 +95,14 @@ def start(scope: Scope, properties: Properties, facts: HostFacts, *, description
     EXISTS: a unit of that name runs. Nothing is left of a failed start."""
     deadline = time.monotonic() + timeout
     tasks = next((value for name, (_, value) in properties if name == "TasksMax" and value < INFINITY), 0)
-    # the holder counts as well: with pids.max 1 the container could not be born
-    given = [_tasks_max(tasks + 1) if name == "TasksMax" and tasks else (name, value) for name, value in properties]
     with _Bus(manager, deadline) as bus, ExitStack() as undo:
         waiting = _Waiting(scope.unit)
         undo.callback(waiting.end)
-        job = _ask(bus, scope, [*_unit(scope, waiting.process.pid, description), *given], facts)
+        job = _ask(bus, scope, [*_unit(scope, waiting.process.pid, description), *properties], facts)
         undo.callback(_give_up, scope, manager)
         _done(scope, bus.job(job))
         path = _cgroup(bus, scope, facts)
+        _limit_tasks(path, tasks and tasks + 1)  # the holder counts: with a limit of 1 nothing could be born
         undo.pop_all()
     return Holder(scope, manager, waiting, path, tasks)
 
@@ -143,8 +141,16 @@ def _unit(scope: Scope, pid: int, description: str) -> list[Property]:
     ]
 
 
-def _tasks_max(value: int) -> Property:
-    return "TasksMax", ("t", value)
+def _limit_tasks(path: str, value: int) -> None:
+    """In the file alone: systemd knows the true limit from the beginning. 0: none was asked for. Without the
+    controller there is no file; a container that has ended has no cgroup."""
+    file = f"{path}/pids.max"
+    if value and os.path.exists(file):
+        try:
+            cgroup.update(path, [("pids.max", str(value))])
+        except WherryError:
+            if os.path.exists(file):
+                raise
 
 
 def _ask(bus: _Bus, scope: Scope, properties: list[Property], facts: HostFacts) -> str:
