@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bundle
 import report
 
 HERE = Path(__file__).resolve().parent
@@ -57,6 +58,8 @@ WORKLOADS = {
     "inspect": Workload("inspect", once=("start_any",), once_after=("remove_running",)),
     "log_attached": Workload("log_attached"),
     "log_detached": Workload("log_detached", after=("remove_running",)),
+    "oci_run": Workload("oci_run"),
+    "oci_life": Workload("oci_life"),
 }
 VIRTUAL = {"start_any": ("start", "start_nonet"), "start_many": ("start_nonet",), "remove_many": ("remove_running",)}
 unique_numbers = itertools.count()
@@ -82,18 +85,17 @@ class Peer:
             before, text = text, re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), text)
         return shlex.split(text)
 
-    def do(self, step: str, name: str) -> None:
-        """Run a step and wait for its end."""
+    def do(self, step: str, name: str) -> float:
+        """Run a step and wait for its end; the peak of the command's memory in MiB."""
         if step == "start_any":
             step = "start" if "start" in self.templates else "start_nonet"
         if step in ("start_many", "remove_many"):
-            self._many(VIRTUAL[step][0])
-        else:
-            run_command(self.command(step, name))
+            return self._many(VIRTUAL[step][0])
+        return run_command(self.command(step, name))
 
-    def _many(self, step: str) -> None:
+    def _many(self, step: str) -> float:
         with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(lambda number: self.do(step, f"bench-many-{number}"), range(CONTAINERS)))
+            return max(pool.map(lambda number: self.do(step, f"bench-many-{number}"), range(CONTAINERS)))
 
     def version(self) -> str:
         """What runs, in one line."""
@@ -101,13 +103,16 @@ class Peer:
         return (done.stdout or done.stderr).strip().splitlines()[0]
 
 
-def run_command(command: list[str]) -> None:
-    """Run it; a failure carries what it said."""
+def run_command(command: list[str]) -> float:
+    """Run it; the peak of its memory in MiB (getrusage(2)). A failure carries what it said."""
     with tempfile.TemporaryFile("w+") as errors:
-        status = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
         if status:
             errors.seek(0)
-            raise RuntimeError(f"{shlex.join(command)}: exit {status}\n{errors.read()}")
+            raise RuntimeError(f"{shlex.join(command)}: exit {child.returncode}\n{errors.read()}")
+    return usage.ru_maxrss / 1024
 
 
 def machine_cpu_ms() -> float:
@@ -141,8 +146,9 @@ def take_sample(peer: Peer, workload: Workload, name: str) -> dict[str, float]:
     for step in workload.before:
         peer.do(step, name)
     cpu, start = machine_cpu_ms(), time.perf_counter()
-    peer.do(workload.timed, name)
-    sample = {"wall_ms": (time.perf_counter() - start) * 1000, "cpu_ms": machine_cpu_ms() - cpu}
+    peak = peer.do(workload.timed, name)
+    wall = (time.perf_counter() - start) * 1000
+    sample = {"wall_ms": wall, "cpu_ms": machine_cpu_ms() - cpu, "peak_mib": peak}
     for step in workload.after:
         peer.do(step, name)
     return sample
@@ -249,6 +255,7 @@ def main() -> int:
         "payload": PAYLOAD, "log_payload": LOG_PAYLOAD.replace("{bytes}", str(options.log_bytes)), "top": str(TOP),
         "bundle": f"{scratch}/bundle",
     }  # fmt: skip
+    config = bundle.make(Path(common["bundle"]))
     tables = tomllib.loads((HERE / "peers.toml").read_text())
     wanted = list(dict.fromkeys(["wherry", *options.peers.split(",")])) if options.peers else list(tables)
     peers = prepare(installed(tables, wanted, common))
@@ -256,6 +263,8 @@ def main() -> int:
         "machine": machine(), "busy_percent": busy_percent(), "versions": {peer.name: peer.version() for peer in peers},
         "log_bytes": options.log_bytes, "workloads": {}, "pss_mib": {},
     }  # fmt: skip
+    if "oci_run" in options.workloads:
+        result["helper_ms"] = bundle.helper(config, Path(common["bundle"]), 10 * options.runs)
     for name in options.workloads.split(","):
         if samples := measure(name, peers, options):
             result["workloads"][name] = samples
