@@ -7,14 +7,15 @@ own file, which the plan writes as well, gives the kernel's verdict.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
+from wherry.oci import gvariant
 
-__all__ = ["INFINITY", "Properties", "Property", "Scope", "device_properties", "direct", "properties", "scope",
-           "slice_path"]  # fmt: skip
+__all__ = ["INFINITY", "Properties", "Property", "Scope", "annotated", "device_properties", "direct", "properties",
+           "scope", "slice_path"]  # fmt: skip
 
 Writes = Sequence[tuple[str, str]]
 #: name and variant (D-Bus signature, value)
@@ -22,6 +23,8 @@ Property = tuple[str, tuple[str, Any]]
 Properties = list[Property]
 
 INFINITY: Final = 2**64 - 1  # systemd's "no limit"
+_ANNOTATION: Final = "org.systemd.property."
+_NUMBERS: Final = "ynqiuxtd"
 _UNIT_MAX: Final = 255
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+")  # systemd.unit(5)
 
@@ -90,6 +93,33 @@ def properties(writes: Writes, rules: Sequence[Json] | None = None) -> Propertie
     return result if rules is None else result + device_properties(rules)
 
 
+def annotated(annotations: Mapping[str, str]) -> Properties:
+    """Properties that the caller gives by name, as with runc and crun: "org.systemd.property.TimeoutStopUSec":
+    "uint64 5". A name in Sec becomes systemd's own in USec."""
+    result: Properties = []
+    for key, text in sorted(annotations.items()):
+        name = key.removeprefix(_ANNOTATION)
+        if name == key:
+            continue
+        if not re.fullmatch(r"[A-Za-z]{3,}", name):
+            raise WherryError(Kind.INVALID, f"annotations.{key}: no property of systemd has such a name")
+        try:
+            result.append(_in_usec(name, gvariant.parse(text)))
+        except ValueError as error:
+            hint = f"{_ANNOTATION}TimeoutStopUSec = uint64 5, {_ANNOTATION}CollectMode = 'inactive'"
+            raise WherryError(Kind.INVALID, f'annotations.{key}: "{text}": {error}', hint=hint) from error
+    return result
+
+
+def _in_usec(name: str, value: tuple[str, Any]) -> Property:
+    if not re.search(r"[a-z]Sec$", name):
+        return name, value
+    signature, number = value
+    if signature not in _NUMBERS or not 0 <= number <= INFINITY // 1_000_000:
+        raise ValueError("is no number of seconds")
+    return f"{name[:-3]}USec", ("t", int(number * 1_000_000))
+
+
 def direct(writes: Writes) -> list[tuple[str, str]]:
     """What the plan writes itself all the same: exact where systemd rounds (cpu.max), everything it has no word for,
     and the kernel's word on what it refuses. Only pids.max is systemd's alone: while the unit's holder lives there it
@@ -107,7 +137,7 @@ Found = tuple[str, str, Any]
 
 def _amount(text: str, least: int) -> int | None:
     """A size or count with the kernel's suffixes (memparse), or "max". systemd refuses what is below `least`."""
-    match = re.fullmatch(r"(\d{1,20})([kmgtpe]?)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,20})([kmgtpe]?)", text.strip().lower())
     if not match:
         return INFINITY if text.strip() == "max" else None
     number = int(match[1]) << 10 * " kmgtpe".index(match[2] or " ")
@@ -124,7 +154,7 @@ def _limit(name: str, least: int = 1) -> Callable[[str], list[Found]]:
 
 def _share(text: str) -> int | None:
     """A weight, 1 to 10000."""
-    return int(text) if re.fullmatch(r"\d{1,5}", text.strip()) and 1 <= int(text) <= 10000 else None
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text.strip()) and 1 <= int(text) <= 10000 else None
 
 
 def _cpu_weight(text: str) -> list[Found]:
@@ -141,7 +171,7 @@ def _cpu_idle(text: str) -> list[Found]:
 def _cpu_max(text: str) -> list[Found]:
     """"quota period" in us. systemd keeps whole percents of a CPU in the unit's file, so rounded up, as runc does: a
     reload must not take away what was granted."""
-    match = re.fullmatch(r"(\d{1,18}|max)(?: (\d{1,18}))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18}|max)(?: ([0-9]{1,18}))?", text.strip())
     quota, period = (match[1], int(match[2] or 100000)) if match else ("", 0)
     if not period:
         return []
@@ -158,7 +188,7 @@ def _set(name: str) -> Callable[[str], list[Found]]:
     def convert(text: str) -> list[Found]:
         bits = 0
         for part in text.split(","):
-            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+            match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part.strip())
             low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
             if not low <= high < _MAX_CPU:
                 return []
@@ -202,7 +232,7 @@ _IO_MAX: Final = {
 def _device(text: str) -> tuple[str, list[str]]:
     """A line "8:0 WORD ..." as (path, words); systemd reads the numbers from the path, it need not exist."""
     key, *words = text.split() or [""]
-    return (f"/dev/block/{key}", words) if re.fullmatch(r"\d+:\d+", key) else ("", [])
+    return (f"/dev/block/{key}", words) if re.fullmatch(r"[0-9]+:[0-9]+", key) else ("", [])
 
 
 def _io_weight(text: str) -> Iterable[tuple[str, str, int]]:
