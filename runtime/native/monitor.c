@@ -29,6 +29,7 @@
 #define DRAIN_BYTES (16u << 20)   /* and at most so much */
 #define TRIM_MS 1000              /* idle for so long: give buffers back */
 #define TURNS 8                   /* reads of one stream before the others get their turn */
+#define GATHER_US 1000            /* between two reads of a busy stream that nobody watches */
 #define TIMERS 4
 #define TIMER_MAX_MS 3600000      /* the backstop for a timer's command: it has deadlines of its own */
 #ifndef TIOCGPTPEER
@@ -56,9 +57,9 @@ struct wh_monitor {
     int tty, once, settled, oom, killer;
     size_t held_at, held; /* standard input that the container has not taken yet */
     const struct wh_record *exit_dir, *cleanup, *first;
-    int ended, code, signal, paused, dirty, want_trim;
-    int64_t deadline;
-    size_t drained;
+    int ended, code, signal, paused, want_trim;
+    int64_t deadline, gathered;
+    size_t drained, taken; /* bytes after init's end; bytes in this turn */
     char error[104];
 };
 
@@ -184,7 +185,7 @@ static void output_ready(struct wh_monitor *m, int i) {
             return;
         }
         if (m->ended) m->drained += (size_t)n;
-        m->dirty = 1;
+        m->taken += (size_t)n;
         wh_log_feed(&m->log, &m->output[i].line, chunk, (size_t)n);
         wh_clients_send(m, i ? WH_STDERR : WH_STDOUT, chunk, (size_t)n);
         if ((size_t)n < sizeof chunk && !m->ended) return;
@@ -431,6 +432,20 @@ static int patience(const struct wh_monitor *m) {
     return m->want_trim ? TRIM_MS : -1;
 }
 
+/* A stream of small writes is let gather in its pipe: a wake-up for each would cost its writer more than the writing. Only
+ * while it flows (the last piece came just now), and only where no client waits for it. */
+static void gather(struct wh_monitor *m) {
+    static const struct timespec pause = {0, GATHER_US * 1000};
+    int64_t now = wh_now();
+    int flows = m->taken && m->taken < sizeof chunk && now - m->gathered <= 2 * GATHER_US / 1000;
+    if (m->taken) m->gathered = now;
+    m->taken = 0;
+    for (int i = 0; flows && i < WH_CLIENTS; i++) flows = m->client[i].fd < 0;
+    if (!flows || m->ended) return;
+    nanosleep(&pause, NULL);
+    m->gathered = wh_now();
+}
+
 static void turn(struct wh_monitor *m) {
     struct epoll_event events[16];
     int n = epoll_wait(m->epoll, events, 16, patience(m)), init = 0, guests = 0;
@@ -442,9 +457,9 @@ static void turn(struct wh_monitor *m) {
     if (guests && m->listener >= 0) accept_all(m); /* last: a new client must not meet events of its place's former one */
     if (init && !m->ended) init_ended(m); /* last: its output came before */
     wh_log_flush(&m->log);
-    if (m->dirty || n > 0) m->want_trim = 1;
+    if (n > 0) m->want_trim = 1;
     else if (n == 0 && m->want_trim) trim(m);
-    m->dirty = 0;
+    gather(m);
     watch_output(m);
 }
 
