@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from wherry.oci.systemd import Scope
 pytestmark = pytest.mark.skipif(not systemd.available(), reason="no systemd in this boot")
 
 MIB = 1 << 20
+BUS = "/run/dbus/system_bus_socket"
 #: 24.69 % of a CPU: systemd keeps whole percents
 RESOURCES: Json = {
     "memory": {"limit": 64 * MIB, "swap": 96 * MIB, "reservation": 32 * MIB},
@@ -315,10 +317,83 @@ def test_stop_takes_what_will_not_go(scope: Scope, one: Bundle) -> None:
     assert not process.alive(one.launched.init)
 
 
+def test_a_paused_container_stays_so_and_can_be_stopped(scope: Scope, one: Bundle) -> None:
+    path = run(one, scope, "sleep", "1000")
+    cgroup.freeze(path)
+    reload()
+    systemd.set_properties(scope, [("CPUWeight", ("t", 59))])
+    assert cgroup.events(path)["frozen"] == 1
+    systemd.stop(scope)
+    assert gone(scope)
+
+
 def test_the_bus_does_as_well(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd's own socket is not to be had."""
-    monkeypatch.setattr(Manager, "addresses", lambda _: [("unix:path=/run/dbus/system_bus_socket", True)])
+    if not os.path.exists(BUS):
+        pytest.skip("no D-Bus daemon in this boot")
+    monkeypatch.setattr(Manager, "addresses", lambda _: [(f"unix:path={BUS}", True)])
     with begin(scope, RESOURCES) as holder:
         assert Path(holder.path, "memory.max").read_text() == f"{64 * MIB}\n"
     systemd.stop(scope)
     assert gone(scope)
+
+
+def test_annotations_reach_the_unit(scope: Scope) -> None:
+    given = words.annotated({
+        "org.systemd.property.TimeoutStopSec": "uint32 7", "org.systemd.property.SendSIGHUP": "true",
+    })  # fmt: skip
+    with systemd.start(scope, given, facts.measure()):
+        assert show(scope.unit, "TimeoutStopUSec", "SendSIGHUP") == {"TimeoutStopUSec": "7s", "SendSIGHUP": "yes"}
+
+
+# ---- a user's own instance
+
+NOBODY = 65534
+#: as that user: make a scope, show it, go through its end
+AS_USER = """
+import os, sys, time
+from wherry.container import systemd
+from wherry.kernel import facts
+from wherry.oci import systemd as words
+own = systemd.Manager(user=True, env=os.environ)
+assert systemd.available(own)
+scope = words.scope("", sys.argv[1], user=True)
+with systemd.start(scope, [("MemoryMax", ("t", 1 << 26))], facts.measure(), manager=own) as holder:
+    print(holder.path, open(holder.path + "/memory.max").read().strip(), os.access(holder.path, os.W_OK))
+    os.mkdir(holder.path + "/below")
+systemd.stop(scope, own)
+print(os.path.exists(holder.path))
+"""
+
+
+@pytest.fixture(scope="module")
+def user_instance() -> Iterator[dict[str, str]]:
+    """systemd --user of a user without rights; the environment that names it."""
+    unit = f"user@{NOBODY}.service"
+    done = subprocess.run(["systemctl", "start", unit], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no instance of systemd for a user here: {done.stderr.strip()}")
+    for found in (Path(sys.executable), Path(sys.executable).resolve(), Path(systemd.__file__)):
+        for folder in found.parents:  # the guest's root is thrown away: nothing is opened on the host
+            folder.chmod(folder.stat().st_mode | 0o555)
+    yield {"XDG_RUNTIME_DIR": f"/run/user/{NOBODY}", "PATH": os.environ["PATH"]}
+    subprocess.run(["systemctl", "stop", unit, f"user-runtime-dir@{NOBODY}.service"], check=True)
+
+
+@pytest.mark.parametrize("through", ["socket", "bus", "user namespace"])
+def test_a_users_own_instance(user_instance: dict[str, str], test_id: str, through: str) -> None:
+    script = AS_USER
+    if through == "bus":
+        path = f"{user_instance['XDG_RUNTIME_DIR']}/bus"
+        if not os.path.exists(path):
+            pytest.skip("no D-Bus daemon for users here: dbus-user-session")
+        address = f"unix:path={path}"
+        script = script.replace("assert", f"systemd.Manager.addresses = lambda _: [({address!r}, True)]\nassert", 1)
+    command = [sys.executable, "-c", script, test_id]
+    if through == "user namespace":
+        command = ["unshare", "--user", "--map-root-user", *command]
+    done = subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], env=user_instance, cwd="/",
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where = f"/sys/fs/cgroup/user.slice/user-{NOBODY}.slice/user@{NOBODY}.service/user.slice/wherry-{test_id}.scope"
+    assert done.stdout.splitlines() == [f"{where} {64 * MIB} True", "False"]

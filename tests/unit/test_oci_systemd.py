@@ -230,7 +230,7 @@ def test_what_our_program_allows_systemd_allows(rules: list[Json], access: tuple
 @pytest.mark.parametrize(("text", "expected"), [
     ("true", ("b", True)), ("5", ("i", 5)), ("-0x10", ("i", -16)), ("uint64 18446744073709551615", ("t", INFINITY)),
     ("@t 5", ("t", 5)), ("2.5", ("d", 2.5)), ("double 3", ("d", 3.0)), ("'a b'", ("s", "a b")),
-    ('"it\'s"', ("s", "it's")), (r"'a\'\n'", ("s", "a'\n")), 
+    ('"it\'s"', ("s", "it's")), (r"'a\'\n'", ("s", "a'\n")),
     ("['a', 'b']", ("as", ["a", "b"])), ("@as []", ("as", [])), ("[uint32 1, 2]", ("au", [1, 2])),
     ("[byte 1, 0xff]", ("ay", b"\x01\xff")), ("[[1], [2, 3]]", ("aai", [[1], [2, 3]])), (" [ true ] ", ("ab", [True])),
 ])  # fmt: skip
@@ -239,8 +239,9 @@ def test_a_value_as_text(text: str, expected: tuple[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "", "a", "1 2", "'open", "[1", "[1 2]", "[]", "[1, 'a']", "uint32 -1", "byte 256", "uint32", "uint32 true", 
-    "int32 2.5", "boolean 1", "@q 'a'", "@as 'a'", "[,]", "]", "5a", "3000000000", "string uint32 5", "@z 5", "\0", "٣", "'\0'",
+    "", "a", "1 2", "'open", "[1", "[1 2]", "[]", "[1, 'a']", "uint32 -1", "byte 256", "uint32", "uint32 true",
+    "int32 2.5", "boolean 1", "@q 'a'", "@as 'a'",
+    "[,]", "]", "5a", "3000000000", "string uint32 5", "@z 5", "\0", "٣", "'\0'",
     "'\ud800'", "[" * 5000, "@" + "a" * 5000 + "s []",
 ])  # fmt: skip
 def test_what_is_no_value(text: str) -> None:
