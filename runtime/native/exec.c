@@ -14,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "exec_int.h"
 
@@ -184,6 +185,31 @@ int wh_do_CLONE(struct wh_run *run, const struct wh_record *r) {
     run->pid = (pid_t)pid;
     run->pidfd = pidfd;
     return 0;
+}
+
+/* Whoever joined a user namespace can only then make a pid namespace that this one owns, and is in it only if born there. */
+static int succeed(struct wh_run *run, uint64_t flags) {
+    int pidfd = -1;
+    struct clone_args args = {
+        .flags = flags | CLONE_PARENT | CLONE_PIDFD | CLONE_PARENT_SETTID,
+        .pidfd = (uint64_t)(uintptr_t)&pidfd,
+        .parent_tid = (uint64_t)(uintptr_t)&run->shared->pid,
+    };
+    long pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid < 0) return -1;
+    if (!pid) return wh_deathsig(run, run->deathsig) < 0 ? -1 : wh_child_wait(run);
+    _exit(wh_child_post(run, 'F', pidfd) < 0);
+}
+
+int wh_do_REBORN(struct wh_run *run, const struct wh_record *r) {
+    if (run->in_child) return succeed(run, r->n0);
+    int pidfd = wh_await(run, WH_AWAIT_FD);
+    if (pidfd < 0) return -1;
+    while (waitpid(run->pid, NULL, __WALL) < 0 && errno == EINTR) {}
+    close(run->pidfd);
+    run->pidfd = pidfd;
+    run->pid = run->shared->pid;
+    return wh_send_fd(run->sock, "G", 1, -1);
 }
 
 /* ---- the whole ---- */

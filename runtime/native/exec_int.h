@@ -48,6 +48,7 @@ int wh_has_op(const struct wh_plan *plan, uint16_t op);
 enum wh_await { WH_AWAIT_SYNC, WH_AWAIT_WAIT, WH_AWAIT_FD, WH_AWAIT_EXEC };
 int wh_await(struct wh_run *run, enum wh_await what); /* AWAIT_FD: returns it */
 int wh_child_post(struct wh_run *run, char kind, int fd);
+int wh_child_wait(struct wh_run *run); /* for the parent's 'G' */
 void wh_child_fail(struct wh_run *run, uint32_t index) __attribute__((noreturn));
 int wh_deathsig(struct wh_run *run, int signal);
 

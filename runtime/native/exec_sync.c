@@ -1,6 +1,6 @@
 /* How the child and its parent talk: a SOCK_SEQPACKET pair and one shared page.
  *
- *   child -> parent   'S' at a barrier, 'W' at WAIT_START, 'F' with a descriptor
+ *   child -> parent   'S' at a barrier, 'W' at WAIT_START, 'F' with a descriptor (console, or its successor's pidfd)
  *   parent -> child   'G' go on
  *
  * The child's end closes at exec (CLOEXEC) and at death. The shared page tells which: state EXECING or BROKEN. After the
@@ -58,7 +58,7 @@ static int receive(int sock, int *fd) {
 
 int wh_child_post(struct wh_run *run, char kind, int fd) { return wh_send_fd(run->sock, &kind, 1, fd); }
 
-static int wait_go(struct wh_run *run) {
+int wh_child_wait(struct wh_run *run) {
     int fd = -1;
     return receive(run->sock, &fd) == 'G' ? 0 : fail(ECANCELED);
 }
@@ -138,7 +138,7 @@ int wh_await(struct wh_run *run, enum wh_await what) {
 
 int wh_do_SYNC(struct wh_run *run, const struct wh_record *r) {
     (void)r;
-    if (run->in_child) return wh_child_post(run, 'S', -1) < 0 ? -1 : wait_go(run);
+    if (run->in_child) return wh_child_post(run, 'S', -1) < 0 ? -1 : wh_child_wait(run);
     if (wh_await(run, WH_AWAIT_SYNC) < 0) return -1;
     return wh_send_fd(run->sock, "G", 1, -1);
 }

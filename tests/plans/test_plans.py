@@ -140,6 +140,15 @@ def case_joined() -> Plan:
     return created(example(namespaces=[{"type": "mount"}, {"type": "uts"}, *joined]), namespace_slots={"ipc": "ns_ipc"})
 
 
+def case_joined_user_namespace() -> Plan:
+    """A pod's second container with a user namespace: its own pid namespace needs a second clone."""
+    joined = [{"type": kind, "path": f"/proc/77/ns/{kind}"} for kind in ("user", "ipc", "uts")]
+    network = {"type": "network", "path": "/proc/77/ns/net"}
+    config = example(namespaces=[{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}, *joined, network])
+    del config["hostname"]
+    return created(config)
+
+
 def case_time_namespace() -> Plan:
     config = example()
     config["linux"]["namespaces"].append({"type": "time"})

@@ -253,6 +253,54 @@ def test_rootfs_propagation(bundle: Bundle, word: str, sign: str) -> None:
     assert any(field.startswith(sign) for field in fields) if sign else "shared" not in " ".join(fields)
 
 
+# ---- linux.namespaces
+
+
+@pytest.fixture
+def pod() -> Iterator[dict[str, str]]:
+    """Namespaces of another process, the user namespace with a map of its own."""
+    need("unshare")
+    holder = subprocess.Popen(["unshare", "--user", "--net", "--ipc", "--uts", "sleep", "100"])
+    host = os.readlink("/proc/self/ns/uts")
+    while os.readlink(f"/proc/{holder.pid}/ns/uts") == host:
+        assert holder.poll() is None
+    for name in ("gid_map", "uid_map"):
+        Path(f"/proc/{holder.pid}/{name}").write_text("0 100000 65536\n")
+    names = {"user": "user", "network": "net", "ipc": "ipc", "uts": "uts"}
+    yield {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
+    holder.kill()
+    holder.wait()
+
+
+@pytest.mark.parametrize("own_pid", [True, False])
+def test_a_joined_user_namespace(bundle: Bundle, pod: dict[str, str], own_pid: bool) -> None:
+    """As a pod's second container: everything of the pod joined, mount, cgroup and perhaps pid its own."""
+    own = ["mount", "cgroup", *(["pid"] if own_pid else [])]
+    joined = [{"type": kind, "path": path} for kind, path in pod.items()]
+    bundle.linux["namespaces"] = [*({"type": kind} for kind in own), *joined]
+    if not own_pid:  # a user namespace may make no proc of the host's pid namespace
+        bundle.config["mounts"] = [m for m in bundle.config["mounts"] if m["type"] != "proc"]
+        bundle.config["mounts"].append({"destination": "/proc", "source": "/proc", "options": ["rbind"]})
+    for entry in [bundle.path / "rootfs", *(bundle.path / "rootfs").rglob("*")]:
+        os.chown(entry, 100000, 100000, follow_symlinks=False)
+    links = " ".join(path.replace(path.split("/")[2], "self") for path in pod.values())
+    shared = [os.readlink(path) for path in pod.values()]
+    found = bundle.run(
+        f"echo $$; for at in {links}; do readlink $at; done; cat /proc/self/uid_map; id -u; touch /x && stat -c %u /x"
+    )
+    pid, *rest = found.splitlines()
+    assert (pid == "1") is own_pid
+    assert " ".join(rest).split() == [*shared, "0", "100000", "65536", "0", "0"]
+    assert (bundle.path / "rootfs" / "x").stat().st_uid == 100000
+
+
+def test_a_failure_after_the_second_clone_leaves_nothing(bundle: Bundle, pod: dict[str, str]) -> None:
+    joined = [{"type": kind, "path": path} for kind, path in pod.items()]
+    bundle.linux["namespaces"] = [{"type": "mount"}, {"type": "pid"}, *joined]
+    bundle.process["cwd"] = "/proc/self/nothere"
+    assert "chdir /proc/self/nothere" in bundle.refused() or "mkdir /proc/self/nothere" in bundle.refused()
+
+
 # ---- linux, small things
 
 

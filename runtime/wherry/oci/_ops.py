@@ -19,6 +19,7 @@ OPS: Final[dict[str, tuple[str, str]]] = {
     "HOOK_STATE": ("HC", "hook state"),
     "CLOSE": ("HC", "close slot {fd0}"),
     "CPUS": ("HC", "process.execCPUAffinity: cpus {s1}"),
+    "REBORN": ("HC", "clone again {s0}"),
     "CGROUP_DIR": ("H", "cgroup {s0}"),
     "CGROUP_SET": ("H", "cgroup {s0} = {s1}"),
     "CGROUP_JOIN": ("H", "enter cgroup {s0}"),

@@ -216,8 +216,10 @@ class Mounts:
         return self._clone(self.how.cgroup or self.facts.cgroup_mount, ("RECURSIVE",), options)
 
     def _host_sysfs(self) -> bool:
-        """sysfs belongs to the network namespace: over one that is not its own, a user namespace may only bind it."""
-        return "user" in self.ns.new and "network" not in self.ns.new
+        """sysfs belongs to the network namespace: over one that is not its own, a user namespace may only bind it. A
+        joined one is its own where both were joined (a pod's)."""
+        own = "network" in self.ns.new or ("user" in self.ns.joined and "network" in self.ns.joined)
+        return self.ns.user and not own
 
     def _bound_sysfs(self, options: MountOptions) -> int:
         slot = self.b.slot()

@@ -82,12 +82,6 @@ def namespaces(config: Json, how: LaunchHow, b: Builder) -> Namespaces:
 def _check(ns: Namespaces) -> None:
     if "user" in ns.new and "mount" in ns.joined:
         raise WherryError(Kind.UNSUPPORTED, "linux.namespaces: a new user namespace cannot join a mount namespace")
-    if "user" in ns.joined and "pid" in ns.new:
-        raise WherryError(
-            Kind.UNSUPPORTED,
-            "linux.namespaces: a joined user namespace with a new pid namespace is not supported",
-            hint="join the pid namespace too, or give the container a user namespace of its own",
-        )
 
 
 def _mask(kinds: tuple[str, ...] | list[str]) -> int:
@@ -109,6 +103,12 @@ def _clone_kinds(ns: Namespaces) -> list[str]:
     return [kind for kind in CLONE_BITS if kind in ns.new and kind not in _LATE]
 
 
+def _reborn(ns: Namespaces) -> bool:
+    """A new pid namespace below a joined user namespace: only the child, once inside, can make it, and only its own
+    child is in it."""
+    return "user" in ns.joined and "pid" in ns.new
+
+
 def clone(ns: Namespaces, cgroup_slot: int, b: Builder) -> None:
     """Open what is joined, clone, go back."""
     for kind, path in ns.paths.items():
@@ -125,19 +125,23 @@ def clone(ns: Namespaces, cgroup_slot: int, b: Builder) -> None:
     b.host("CLONE", n0=_mask(kinds), fd0=cgroup_slot, s0=" ".join(kinds) or "no new namespaces")
     for kind, own in reversed(back):
         b.host("SETNS", fd0=own, n0=CLONE_BITS[kind][0], s0=f"{kind} of the host")
+    if _reborn(ns):
+        b.host("REBORN", s0="pid")
 
 
-def enter(ns: Namespaces, b: Builder) -> None:
+def enter(config: Json, ns: Namespaces, b: Builder) -> None:
     """The child's part: join what is joined here, unshare what the clone could not make. Time has its own function."""
-    on_host = _host_joins(ns)
-    for kind, slot in ns.joined.items():
-        if kind not in on_host:
-            b.child("SETNS", fd0=slot, n0=CLONE_BITS[kind][0], s0=kind)
-    late = [
-        kind
-        for kind in CLONE_BITS
-        if kind in ns.new and kind != "time" and (kind == "cgroup" or kind not in _clone_kinds(ns))
-    ]
+    inside = [kind for kind in ns.joined if kind not in _host_joins(ns)]
+    if "user" in inside:
+        b.child("SETNS", fd0=ns.joined["user"], n0=CLONE_BITS["user"][0], s0="user")
+    become_root(config, ns, b)
+    if _reborn(ns):
+        b.child("REBORN", n0=CLONE_BITS["pid"][0], s0="pid")
+    for kind in inside:
+        if kind != "user":
+            b.child("SETNS", fd0=ns.joined[kind], n0=CLONE_BITS[kind][0], s0=kind)
+    made = ("time", *_clone_kinds(ns), *(["pid"] if _reborn(ns) else []))
+    late = [kind for kind in CLONE_BITS if kind in ns.new and (kind == "cgroup" or kind not in made)]
     if late:
         b.child("UNSHARE", n0=_mask(late), s0=" ".join(late))
 
@@ -221,7 +225,7 @@ def mapped(config: Json, number: int, key: str = "uidMappings") -> bool:
 
 def on_host(ns: Namespaces, facts: HostFacts) -> bool:
     """Whether mounts are prepared on the host side: the child will be nobody there, and the helper has the rights."""
-    return "user" in ns.new and facts.has_cap("CAP_SYS_ADMIN")
+    return ns.user and facts.has_cap("CAP_SYS_ADMIN")
 
 
 def become_root(config: Json, ns: Namespaces, b: Builder) -> None:
