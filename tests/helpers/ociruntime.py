@@ -32,7 +32,7 @@ HIDE = "umount /sys/fs/cgroup/unified 2>/dev/null; " if os.path.basename(RUNTIME
 def wrapper(directory: Path, *, root: Path | None = None) -> Path:
     """A program that is the runtime with a --root of its own: what takes a path only has no other way to say it."""
     need(RUNTIME)
-    script = directory / "runtime"
+    script = directory / os.path.basename(RUNTIME)  # callers know some runtimes by their name
     script.write_text(f'#!/bin/sh\nexec {RUNTIME} --root {root or directory / "state"} "$@"\n')
     script.chmod(0o755)
     return script
@@ -48,7 +48,7 @@ class Space:
     _INIT = HIDE + 'echo ready; while :; do sleep 3600 & wait "$!"; done'
 
     def __init__(self, env: dict[str, str] | None = None) -> None:
-        self._env = {**os.environ, **(env or {})}
+        self.env = {**os.environ, **(env or {})}
 
     def __enter__(self) -> Space:
         need("unshare", "nsenter")
@@ -72,7 +72,7 @@ class Space:
     def popen(self, *words: object, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program in there and go on."""
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen([*self._enter, *map(str, words)], env=self._env, **options)
+        return subprocess.Popen([*self._enter, *map(str, words)], env=self.env, **options)
 
     def run(
         self, *words: object, check: bool = True, timeout: float = 60, stdin: str | None = None
@@ -81,7 +81,7 @@ class Space:
         source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         command = [*self._enter, *map(str, words)]
         done = subprocess.run(
-            command, env=self._env, capture_output=True, text=True, timeout=timeout, check=False, **source
+            command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False, **source
         )
         said = f"{' '.join(map(str, words))}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         assert done.returncode == 0 or not check, said
