@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
+import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,11 +23,14 @@ from helpers.tools import need
 from wherry.container import launch
 from wherry.errors import WherryError
 from wherry.kernel import cgroup, facts
+from wherry.kernel import seccomp as compiler
 from wherry.kernel.process import Process
 from wherry.model import Json
-from wherry.oci import cgroup2, defaults
+from wherry.oci import cgroup2, defaults, seccomp
 from wherry.oci.compile import LaunchHow, Target, compile_create, compile_exec
-from wherry.oci.spec import validate, validate_process
+from wherry.oci.compile_process import RLIMITS
+from wherry.oci.plan import Plan
+from wherry.oci.spec import NAMESPACES, validate, validate_process
 
 pytestmark = pytest.mark.root
 
@@ -51,16 +59,23 @@ class Bundle:
         process: Json = self.config["process"]
         return process
 
-    def run(self, script: str, **more: Any) -> str:
-        """What `script` prints, errors too."""
-        self.process["args"] = ["sh", "-c", script]
+    def plan(self, *args: str, **more: Any) -> Plan:
+        """The config's plan with this command."""
+        self.process["args"] = list(args)
         validate(self.config)
+        profile = self.linux.get("seccomp")
+        if profile:
+            more |= {"seccomp": compiler.translate(profile), "seccomp_flags": seccomp.filter_flags(profile)}
         how = LaunchHow(**{"id": "fields", "cgroup": self.group, "stdio": ("stdout", "stderr"), **more})
-        plan = compile_create(self.config, str(self.path), self.facts, how)
+        return compile_create(self.config, str(self.path), self.facts, how)
+
+    def run(self, script: str, fds: Mapping[str, int] = MappingProxyType({}), **more: Any) -> str:
+        """What `script` prints, errors too."""
+        plan = self.plan("sh", "-c", script, **more)
         out, into = os.pipe2(os.O_CLOEXEC)
         with open(out, "rb") as reader:
             try:
-                launch.start(str(self.path), plan, "launch", {"stdout": into, "stderr": into})
+                launch.start(str(self.path), plan, "launch", {"stdout": into, "stderr": into, **fds})
             finally:
                 os.close(into)
             text = reader.read().decode()
@@ -88,6 +103,130 @@ def bundle(tmp_path: Path, private_network: object) -> Iterator[Bundle]:
     cgroup.wait_empty(group, 5)
     cgroup.remove(group)
     assert facts.read("/proc/self/mountinfo") == mounts_before
+
+
+# ---- process
+
+
+def test_command_environment_directory_and_user(bundle: Bundle) -> None:
+    bundle.process.update(
+        env=["PATH=/bin", "A=b=c", "EMPTY="],
+        cwd="/made/for it",
+        user={"uid": 1000, "gid": 1001, "additionalGids": [5, 4000000000], "umask": 0o27},
+    )
+    found = bundle.run('pwd; echo "$A"; env | grep -c EMPTY=; id -u; id -g; id -G; umask')
+    assert found.splitlines() == ["/made/for it", "b=c", "1", "1000", "1001", "1001 5 4000000000", "0027"]
+
+
+def test_command_is_searched_in_its_own_path(bundle: Bundle) -> None:
+    bundle.process["env"] = ["PATH=/nothere"]
+    assert "exec sh" in bundle.refused()
+
+
+SETS = ("inheritable", "permitted", "effective", "bounding", "ambient")
+
+
+def test_capability_sets(bundle: Bundle) -> None:
+    """Each set for itself; a name of tomorrow is left out."""
+    bounding = ["CAP_CHOWN", "CAP_KILL", "CAP_SETPCAP"]
+    sets = ([bounding[1]], bounding[:2], bounding[:1], [*bounding, "CAP_OF_TOMORROW"], [bounding[1]])
+    bundle.process["capabilities"] = dict(zip(SETS, sets, strict=True))
+    bundle.process["user"] = {"uid": 7, "gid": 7}
+    lines = bundle.run("exec grep ^Cap /proc/self/status").splitlines()
+    # an exec by a user: permitted and effective are the ambient ones (capabilities(7))
+    kill, bound = 1 << 5, 1 << 0 | 1 << 5 | 1 << 8
+    assert [int(line.split()[1], 16) for line in lines] == [kill, kill, kill, bound, kill]
+
+
+def test_root_has_the_permitted_and_effective_sets(bundle: Bundle) -> None:
+    names = ["CAP_CHOWN", "CAP_NET_RAW"]
+    bundle.process["capabilities"] = dict.fromkeys(("bounding", "permitted", "effective"), names)
+    lines = bundle.run("grep -E '^Cap(Prm|Eff)' /proc/self/status").splitlines()
+    assert [int(line.split()[1], 16) for line in lines] == [1 << 0 | 1 << 13] * 2
+
+
+def test_no_new_privileges(bundle: Bundle) -> None:
+    for wanted in (True, False):
+        bundle.process["noNewPrivileges"] = wanted
+        assert bundle.run("grep NoNewPrivs /proc/self/status").split()[1] == str(int(wanted))
+
+
+def test_every_kind_of_rlimit(bundle: Bundle) -> None:
+    hard = {name: min(bundle.facts.rlimits[name][1] % 2**64, 1 << 40) for name in RLIMITS}
+    bundle.process["rlimits"] = [{"type": name, "soft": value, "hard": value} for name, value in hard.items()]
+    found = facts.rlimits(bundle.run("cat /proc/self/limits"))
+    assert found == {name: (value, value) for name, value in hard.items()}
+
+
+def test_oom_score(bundle: Bundle) -> None:
+    bundle.process["oomScoreAdj"] = 321
+    assert bundle.run("cat /proc/self/oom_score_adj").strip() == "321"
+
+
+def test_terminal_and_its_size(bundle: Bundle) -> None:
+    """The master goes over the console socket; the slave is standard input to error, and /dev/console."""
+    bundle.process.update(terminal=True, consoleSize={"height": 33, "width": 77})
+    plan = bundle.plan("sh", "-c", "stty size; tty; test /dev/console -ef /dev/pts/0 && echo same", console_socket=True)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        launch.start(str(bundle.path), plan, "launch", {"console_socket": theirs.fileno()})
+        _, fds, _, _ = socket.recv_fds(ours, 100, 1)
+    text = b""
+    with open(fds[0], "rb", buffering=0) as master, suppress(OSError):  # EIO: the last slave is closed
+        while piece := master.read(1000):
+            text += piece
+    assert text.decode().split() == ["33", "77", "/dev/pts/0", "same"]
+
+
+# ---- hooks
+
+
+def hook(path: Path, script: str, **more: Any) -> Json:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"path": str(path), **more}
+
+
+def test_hooks_get_the_state_their_arguments_and_environment(bundle: Bundle, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    script = f'echo "$0 $1 $A $HOME" > {said}; cat > {said}.json'
+    made = hook(tmp_path / "hook", script, args=["name", "one"], env=["A=b", "PATH=/bin:/usr/bin"])
+    bundle.config |= {"hooks": {"createRuntime": [made]}, "annotations": {"org.example": "x"}}
+    bundle.run("true")
+    assert said.read_text().split() == [str(tmp_path / "hook"), "one", "b"]
+    state = json.loads(Path(f"{said}.json").read_text())
+    assert state.pop("pid") > 1
+    wanted = {"ociVersion": "1.3.0", "id": "fields", "status": "creating", "bundle": str(bundle.path)}
+    assert state == {**wanted, "annotations": {"org.example": "x"}}
+
+
+def test_hooks_run_where_the_spec_says(bundle: Bundle, tmp_path: Path) -> None:
+    """createRuntime in the runtime's namespaces, createContainer in the container's before the pivot, startContainer
+    after it."""
+    said, env = tmp_path / "said", ["PATH=/bin:/usr/bin"]
+    outside = hook(tmp_path / "hook", f"readlink /proc/self/ns/mnt /proc/self/ns/net >> {said}", env=env)
+    inside = hook(bundle.path / "rootfs" / "bin" / "inside", "readlink /proc/self/ns/mnt > /said", env=env)
+    hooks = {
+        "createRuntime": [outside],
+        "createContainer": [outside],
+        "startContainer": [{**inside, "path": "/bin/inside"}],
+    }
+    bundle.config["hooks"] = hooks
+    own = bundle.run("readlink /proc/self/ns/mnt; readlink /proc/self/ns/net").split()
+    host = [os.readlink("/proc/self/ns/mnt"), os.readlink("/proc/self/ns/net")]
+    assert said.read_text().split() == [*host, *own]
+    assert (bundle.path / "rootfs" / "said").read_text().strip() == own[0]
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "startContainer"])
+def test_a_hook_that_fails_or_takes_too_long_ends_the_start(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    place = bundle.path / "rootfs" / "bin" if kind == "startContainer" else tmp_path
+    for script, why in (("echo because >&2; exit 3", "because"), ("sleep 30", "")):
+        made = hook(place / "hook", script, timeout=1, env=["PATH=/bin:/usr/bin"])
+        bundle.config["hooks"] = {kind: [{**made, "path": "/bin/hook"} if kind == "startContainer" else made]}
+        message = bundle.refused()
+        assert "hook " in message
+        assert why in message
 
 
 # ---- process.scheduler, ioPriority, execCPUAffinity; linux.memoryPolicy
@@ -190,7 +329,91 @@ def test_a_memory_node_that_is_not_there_is_refused(bundle: Bundle) -> None:
     assert "linux.memoryPolicy: MPOL_BIND 1000" in bundle.refused()
 
 
-# ---- mounts
+# ---- root and mounts
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_root_read_only(bundle: Bundle, readonly: bool) -> None:
+    bundle.config["root"] = {"path": str(bundle.path / "rootfs"), "readonly": readonly}
+    assert ("Read-only file system" in bundle.run("touch /x")) is readonly
+
+
+def test_a_source_is_relative_to_the_bundle(bundle: Bundle) -> None:
+    (bundle.path / "note").write_text("of the bundle")
+    bundle.config["mounts"].append({"destination": "/etc/note", "type": "none", "source": "note", "options": ["bind"]})
+    assert bundle.run("cat /etc/note") == "of the bundle"
+
+
+def test_options_of_the_superblock_and_of_the_mount(bundle: Bundle) -> None:
+    words = [
+        "nosuid",
+        "nodev",
+        "noexec",
+        "noatime",
+        "sync",
+        "dirsync",
+        "lazytime",
+        "size=2m",
+        "mode=711",
+        "iversion",
+        "loud",
+    ]
+    bundle.config["mounts"].append({"destination": "/t", "type": "tmpfs", "source": "src", "options": words})
+    line = mounted(bundle.run("cat /proc/self/mountinfo"), "/t")
+    assert set(words[:4]) <= set(line[5].split(","))
+    assert line[-3:-1] == ["tmpfs", "src"]
+    assert {"sync", "dirsync", "lazytime", "size=2048k", "mode=711"} <= set(line[-1].split(","))
+
+
+@pytest.mark.parametrize("tree", ["", "r"])
+@pytest.mark.parametrize(
+    ("word", "sign"), [("shared", "shared:"), ("slave", ""), ("private", ""), ("unbindable", "unbindable")]
+)
+def test_propagation_of_a_bind(bundle: Bundle, tmp_path: Path, tree: str, word: str, sign: str) -> None:
+    options = [f"{tree}bind", f"{tree}{word}"]
+    bundle.config["mounts"].append({"destination": "/p", "source": str(tmp_path), "options": options})
+    optional = mounted(bundle.run("cat /proc/self/mountinfo"), "/p")[6:]
+    fields = optional[: optional.index("-")]
+    assert any(field.startswith(sign) for field in fields) if sign else "shared" not in " ".join(fields)
+
+
+@pytest.mark.parametrize("word", ["idmap", "ridmap"])
+def test_ids_of_a_mount_are_mapped(bundle: Bundle, tmp_path: Path, word: str) -> None:
+    """The mount's own mapping: what 3 owns on the file system, 1234 owns in the container; with ridmap below it too."""
+    if not bundle.facts.idmap:
+        pytest.skip("no idmapped mounts")
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source / "sub"], check=True)
+    for path in (source, source / "sub"):
+        (path / "file").touch()
+        os.chown(path / "file", 3, 4)
+    ids = {key: [{"containerID": c, "hostID": 1234, "size": 1}] for key, c in (("uidMappings", 3), ("gidMappings", 4))}
+    bundle.config["mounts"].append({"destination": "/m", "source": str(source), "options": ["rbind", word], **ids})
+    try:
+        found = bundle.run("stat -c %u:%g /m/file /m/sub/file").split()
+    finally:
+        subprocess.run(["umount", source / "sub"], check=True)
+    assert found == ["1234:1234", "1234:1234" if word == "ridmap" else "3:4"]
+
+
+def test_symlinks_are_not_followed_where_asked(bundle: Bundle, tmp_path: Path) -> None:
+    """src-nofollow takes the link itself; dest-nofollow does not let the image lead the mount elsewhere."""
+    (tmp_path / "real").write_text("real")
+    (tmp_path / "link").symlink_to("real")
+    (bundle.path / "rootfs" / "etc" / "at").symlink_to("/etc/passwd")
+    mount = {"destination": "/etc/at", "source": str(tmp_path / "real"), "options": ["bind", "dest-nofollow"]}
+    bundle.config["mounts"].append(mount)
+    assert bundle.run("cat /etc/passwd; true").startswith("root:")
+    bundle.config["mounts"][-1] = {**mount, "options": ["bind"]}
+    assert bundle.run("cat /etc/passwd") == "real"
+
+
+def test_tmpcopyup(bundle: Bundle) -> None:
+    (bundle.path / "rootfs" / "etc" / "kept").write_text("kept")
+    options = ["tmpcopyup", "ro", "size=1m"]
+    bundle.config["mounts"].append({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": options})
+    assert bundle.run("cat /etc/kept; touch /etc/x").startswith("kepttouch: /etc/x: Read-only")
 
 
 def mounted(text: str, point: str) -> list[str]:
@@ -254,6 +477,64 @@ def test_rootfs_propagation(bundle: Bundle, word: str, sign: str) -> None:
 
 
 # ---- linux.namespaces
+
+FILES = {"network": "net", "mount": "mnt"}
+
+
+def test_every_new_namespace_is_another(bundle: Bundle) -> None:
+    kinds = list(NAMESPACES) if bundle.facts.time_namespaces else [kind for kind in NAMESPACES if kind != "time"]
+    ids = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    bundle.linux.update(namespaces=[{"type": kind} for kind in kinds], uidMappings=ids, gidMappings=ids)
+    names = [FILES.get(kind, kind) for kind in kinds]
+    found = bundle.run(f"for n in {' '.join(names)}; do readlink /proc/self/ns/$n; done").split()
+    assert len(found) == len(kinds)
+    for name, link in zip(names, found, strict=True):
+        assert link.startswith(f"{name}:")
+        assert link != os.readlink(f"/proc/self/ns/{name}")
+
+
+@pytest.mark.parametrize("kind", ["network", "ipc", "uts", "cgroup"])
+def test_a_namespace_not_named_is_the_runtimes(bundle: Bundle, kind: str) -> None:
+    bundle.linux["namespaces"] = [entry for entry in defaults.namespaces() if entry["type"] != kind]
+    name = FILES.get(kind, kind)
+    assert bundle.run(f"readlink /proc/self/ns/{name}").strip() == os.readlink(f"/proc/self/ns/{name}")
+
+
+def test_a_path_to_another_kind_of_namespace_is_refused(bundle: Bundle) -> None:
+    namespaces = [entry for entry in defaults.namespaces() if entry["type"] != "network"]
+    bundle.linux["namespaces"] = [*namespaces, {"type": "network", "path": "/proc/self/ns/uts"}]
+    assert "join namespace network" in bundle.refused()
+
+
+def test_id_mappings(bundle: Bundle) -> None:
+    own = bundle.linux["namespaces"]
+    uids = [{"containerID": 0, "hostID": 100000, "size": 10}, {"containerID": 10, "hostID": 300000, "size": 5}]
+    gids = [{"containerID": 0, "hostID": 100000, "size": 20}]
+    bundle.linux.update(namespaces=[*own, {"type": "user"}], uidMappings=uids, gidMappings=gids)
+    found = bundle.run("cat /proc/self/uid_map /proc/self/gid_map").split()
+    assert found == ["0", "100000", "10", "10", "300000", "5", "0", "100000", "20"]
+
+
+def test_time_offsets(bundle: Bundle) -> None:
+    if not bundle.facts.time_namespaces:
+        pytest.skip("no time namespaces")
+    bundle.linux["namespaces"].append({"type": "time"})
+    bundle.linux["timeOffsets"] = {"monotonic": {"secs": 86400, "nanosecs": 7}, "boottime": {"secs": 172800}}
+    assert bundle.run("cat /proc/self/timens_offsets").split() == ["monotonic", "86400", "7", "boottime", "172800", "0"]
+
+
+def test_names_and_kernel_parameters(bundle: Bundle) -> None:
+    bundle.config |= {"hostname": "inside", "domainname": "example.org"}
+    bundle.linux["sysctl"] = {
+        "net.ipv4.ip_forward": "1",
+        "net/ipv4/conf/lo/forwarding": "0",
+        "kernel.shm_rmid_forced": "1",
+    }
+    path = "/proc/sys/net/ipv4"
+    found = bundle.run(
+        f"hostname; cat /proc/sys/kernel/domainname {path}/ip_forward {path}/conf/lo/forwarding /proc/sys/kernel/shm_rmid_forced"
+    )
+    assert found.split() == ["inside", "example.org", "1", "0", "1"]
 
 
 @pytest.fixture
@@ -343,6 +624,85 @@ def test_hugepage_limits_are_usage_and_reservations(bundle: Bundle) -> None:
     writes = tuple(cgroup2.writes({"hugepageLimits": [{"pageSize": size, "limit": 0}]}))
     assert [file for file, _ in writes] == [f"hugetlb.{size}.max", f"hugetlb.{size}.rsvd.max"]
     assert bundle.run("true", cgroup_writes=writes) == ""
+
+
+# ---- linux.seccomp
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"action": "SCMP_ACT_ERRNO"}, "Operation not permitted"),
+        ({"action": "SCMP_ACT_ERRNO", "errnoRet": 28}, "No space left on device"),
+        ({"action": "SCMP_ACT_TRACE"}, "Function not implemented"),
+        ({"action": "SCMP_ACT_KILL"}, "159"),
+        ({"action": "SCMP_ACT_KILL_THREAD"}, "159"),
+        ({"action": "SCMP_ACT_KILL_PROCESS"}, "159"),
+        ({"action": "SCMP_ACT_TRAP"}, "159"),
+        ({"action": "SCMP_ACT_LOG"}, "0"),
+        ({"action": "SCMP_ACT_ALLOW"}, "0"),
+    ],
+)
+def test_seccomp_actions(bundle: Bundle, rule: Json, told: str) -> None:
+    rules = [{"names": ["mkdir", "mkdirat"], **rule}]
+    native = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}[bundle.facts.machine]
+    flags = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"]
+    default = {"defaultAction": "SCMP_ACT_ALLOW" if told != "0" else "SCMP_ACT_LOG"}
+    bundle.linux["seccomp"] = {**default, "architectures": [native], "flags": flags, "syscalls": rules}
+    assert told in bundle.run("mkdir /x; echo $?")
+
+
+def test_seccomp_default_errno(bundle: Bundle) -> None:
+    """A profile of what is allowed; the rest gets the errno of the profile."""
+    names = sorted(
+        {
+            name
+            for rule in (seccomp.resolve("default", (), bundle.facts.machine, bundle.facts.kernel) or {})["syscalls"]
+            for name in rule["names"]
+        }
+        - {"mkdir", "mkdirat"}
+    )
+    default = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 28}
+    bundle.linux["seccomp"] = {**default, "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}]}
+    assert "No space left on device" in bundle.run("mkdir /x")
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "two", "hit"),
+    [
+        ("EQ", 3, 0, True),
+        ("EQ", 4, 0, False),
+        ("NE", 3, 0, False),
+        ("LT", 4, 0, True),
+        ("LE", 3, 0, True),
+        ("GE", 4, 0, False),
+        ("GT", 2, 0, True),
+        ("MASKED_EQ", 0b110, 0b010, True),
+        ("MASKED_EQ", 0b110, 0b100, False),
+    ],
+)
+def test_seccomp_arguments(bundle: Bundle, op: str, value: int, two: int, hit: bool) -> None:
+    """The length of a new hostname, 3 letters, is the second argument."""
+    argument = {"index": 1, "value": value, "valueTwo": two, "op": f"SCMP_CMP_{op}"}
+    rule = {"names": ["sethostname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "args": [argument]}
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    assert ("No space left on device" in bundle.run("hostname abc")) is hit
+
+
+def test_seccomp_listener_goes_to_the_agent(bundle: Bundle) -> None:
+    """Closed by the agent, the call that waits has no answer: ENOSYS (seccomp_unotify(2))."""
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}
+    path = {"listenerPath": "/run/agent.sock", "listenerMetadata": "for the agent"}
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], **path}
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        more = {"listener_payload": '{"pid":%p}'}
+        done = pool.submit(bundle.run, "mkdir /x", {"seccomp_listener": theirs.fileno()}, **more)
+        text, fds, _, _ = socket.recv_fds(ours, 1000, 1)
+        assert os.readlink(f"/proc/self/fd/{fds[0]}") == "anon_inode:seccomp notify"
+        os.close(fds[0])
+        assert "Function not implemented" in done.result(20)
+    assert json.loads(text)["pid"] > 1
 
 
 # ---- linux.netDevices
@@ -457,9 +817,7 @@ def test_rdt_without_the_file_system(bundle: Bundle) -> None:
 def running(bundle: Bundle) -> Iterator[Process]:
     """A container that sleeps, its init a child of ours."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    bundle.process["args"] = ["sleep", "1000"]
-    validate(bundle.config)
-    plan = compile_create(bundle.config, str(bundle.path), bundle.facts, LaunchHow(id="fields", cgroup=bundle.group))
+    plan = bundle.plan("sleep", "1000", stdio=())
     init = launch.start(str(bundle.path), plan, "launch", {}).init
     yield init
     os.kill(init.pid, signal.SIGKILL)
