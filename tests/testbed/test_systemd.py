@@ -251,6 +251,13 @@ def test_an_update_reaches_unit_and_kernel(scope: Scope, one: Bundle) -> None:
     assert cgroup.mismatches(path, writes) == []
 
 
+def test_an_update_leaves_an_exact_quota(scope: Scope, one: Bundle) -> None:
+    path = run(one, scope, "sleep", "1000")
+    systemd.set_properties(scope, [("MemoryMax", ("t", 128 * MIB))], path=path)
+    assert Path(path, "cpu.max").read_text() == "12345 50000\n"
+    assert Path(path, "memory.max").read_text() == f"{128 * MIB}\n"
+
+
 def test_a_unit_that_is_not_there_is_said_so(scope: Scope) -> None:
     systemd.stop(scope)
     with pytest.raises(WherryError, match=scope.unit) as caught:

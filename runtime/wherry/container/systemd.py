@@ -118,10 +118,15 @@ def stop(scope: Scope, manager: Manager = SYSTEM, timeout: float = 30.0) -> None
         _stop(bus, scope)
 
 
-def set_properties(scope: Scope, properties: Properties, manager: Manager = SYSTEM, timeout: float = 30.0) -> None:
-    """Change a living unit, until the next boot at most. NOT_FOUND if there is none."""
+def set_properties(scope: Scope, properties: Properties, manager: Manager = SYSTEM, timeout: float = 30.0, *,
+                   path: str = "") -> None:
+    """Change a living unit, until the next boot at most. NOT_FOUND if there is none. `path`, its cgroup: systemd writes
+    all limits anew at each change, and what it rounds (cpu.max) is put back."""
+    exact = cgroup.limits(path, ("cpu.max",)) if path else {}
     with _Bus(manager, time.monotonic() + timeout) as bus:
         bus.call(f"change {scope.unit}", "SetUnitProperties", "sba(sv)", (scope.unit, True, list(properties)))
+    for file, value in exact.items():
+        _write(path, file, value)
 
 
 # ---- what is said
@@ -143,14 +148,18 @@ def _unit(scope: Scope, pid: int, description: str) -> list[Property]:
 
 def _limit_tasks(path: str, value: int) -> None:
     """In the file alone: systemd knows the true limit from the beginning. 0: none was asked for. Without the
-    controller there is no file; a container that has ended has no cgroup."""
-    file = f"{path}/pids.max"
-    if value and os.path.exists(file):
-        try:
-            cgroup.update(path, [("pids.max", str(value))])
-        except WherryError:
-            if os.path.exists(file):
-                raise
+    controller there is no file."""
+    if value and os.path.exists(f"{path}/pids.max"):
+        _write(path, "pids.max", str(value))
+
+
+def _write(path: str, file: str, value: str) -> None:
+    """A container that has ended meanwhile has no cgroup any more, which is no error."""
+    try:
+        cgroup.update(path, [(file, value)])
+    except WherryError:
+        if os.path.exists(f"{path}/{file}"):
+            raise
 
 
 def _ask(bus: _Bus, scope: Scope, properties: list[Property], facts: HostFacts) -> str:
