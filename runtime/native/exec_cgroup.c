@@ -92,6 +92,7 @@ int wh_do_DEVICE_BPF(struct wh_run *run, const struct wh_record *r) {
     attr.insns = (uint64_t)(uintptr_t)s0(run, r);
     attr.insn_cnt = (uint32_t)r->n0;
     attr.license = (uint64_t)(uintptr_t) "Apache-2.0";
+    memcpy(attr.prog_name, WH_BPF_NAME, sizeof WH_BPF_NAME);
     int program = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);
     if (program < 0) return -1;
     memset(&attr, 0, sizeof attr);

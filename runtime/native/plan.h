@@ -16,6 +16,7 @@
 #define WH_PLAN_FD 3   /* the sealed plan */
 #define WH_REPORT_FD 4 /* pipe or socket for struct wh_report, one write each */
 #define WH_FIRST_FD 5  /* slot 0 */
+#define WH_BPF_NAME "wherry" /* of our device programs: an update finds the one to replace by it */
 
 enum { WH_SIDE_H = 1, WH_SIDE_C = 2, WH_SIDE_M = 4 };
 

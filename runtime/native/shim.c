@@ -55,10 +55,45 @@ static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
 
 static int sh_pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }
 
-/* A cgroup device program: load with its log for errors, attach with BPF_F_ALLOW_MULTI; the link lives with the cgroup. */
-static int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size) {
+static int bpf(int command, union bpf_attr *attr) { return (int)syscall(SYS_bpf, command, attr, sizeof *attr); }
+
+static int is_ours(int program) {
+    struct bpf_prog_info info;
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    memset(&info, 0, sizeof info);
+    attr.info.bpf_fd = (uint32_t)program;
+    attr.info.info_len = sizeof info;
+    attr.info.info = (uint64_t)(uintptr_t)&info;
+    return !bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) && !strncmp(info.name, WH_BPF_NAME, sizeof info.name);
+}
+
+/* The device program of ours that is attached right here; systemd may have one beside it. -1: none. */
+static int attached_here(int cgroup) {
+    uint32_t ids[64]; /* BPF_CGROUP_MAX_PROGS */
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.query.target_fd = (uint32_t)cgroup;
+    attr.query.attach_type = BPF_CGROUP_DEVICE;
+    attr.query.prog_ids = (uint64_t)(uintptr_t)ids;
+    attr.query.prog_cnt = 64;
+    if (bpf(BPF_PROG_QUERY, &attr) < 0) return -1;
+    for (uint32_t i = 0, count = attr.query.prog_cnt; i < count; i++) {
+        memset(&attr, 0, sizeof attr);
+        attr.prog_id = ids[i];
+        int fd = bpf(BPF_PROG_GET_FD_BY_ID, &attr);
+        if (fd < 0) continue;
+        if (is_ours(fd)) return fd;
+        close(fd);
+    }
+    return -1;
+}
+
+/* A cgroup device program: load with its log for errors, attach with BPF_F_ALLOW_MULTI; the link lives with the cgroup.
+ * With `replace` it takes the place of ours in one step (5.6), so that no rule is missing in between. */
+static int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size, int replace) {
     union bpf_attr load, attach;
-    int fd, ret;
+    int fd, ret, old = -1;
     memset(&load, 0, sizeof load);
     load.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
     load.insns = (uint64_t)(uintptr_t)code;
@@ -67,15 +102,22 @@ static int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log
     load.log_buf = (uint64_t)(uintptr_t)log;
     load.log_size = log_size;
     load.log_level = log_size ? 1 : 0;
-    if ((fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load)) < 0) return -1;
+    memcpy(load.prog_name, WH_BPF_NAME, sizeof WH_BPF_NAME);
+    if ((fd = bpf(BPF_PROG_LOAD, &load)) < 0) return -1;
+    if (replace) old = attached_here(cgroup);
     memset(&attach, 0, sizeof attach);
     attach.target_fd = (uint32_t)cgroup;
     attach.attach_bpf_fd = (uint32_t)fd;
     attach.attach_type = BPF_CGROUP_DEVICE;
     attach.attach_flags = BPF_F_ALLOW_MULTI;
-    ret = (int)syscall(SYS_bpf, BPF_PROG_ATTACH, &attach, sizeof attach);
+    if (old >= 0) {
+        attach.attach_flags |= BPF_F_REPLACE;
+        attach.replace_bpf_fd = (uint32_t)old;
+    }
+    ret = bpf(BPF_PROG_ATTACH, &attach);
     int saved = errno;
     close(fd);
+    if (old >= 0) close(old);
     errno = saved;
     return ret;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import uuid
@@ -93,3 +94,17 @@ def test_the_verifier_takes_any_rules(group: str, seed: int) -> None:
         for _ in range(dice.randrange(30))
     ]
     attach(group, rules)
+
+
+def test_new_rules_take_the_place_of_the_old_ones(group: str) -> None:
+    """Side by side both would have to agree, and nothing could be granted later."""
+    attach(group, [{"allow": False}])
+    assert inside(group, "/dev/null", os.O_RDWR) == errno.EPERM
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        shim.attach_device_program(fd, bpf.program([{"allow": False}, {"allow": True, "type": "c"}]), replace=True)
+        assert inside(group, "/dev/null", os.O_RDWR) == 0
+        shim.attach_device_program(fd, bpf.program([{"allow": False}]), replace=True)
+    finally:
+        os.close(fd)
+    assert inside(group, "/dev/null", os.O_RDWR) == errno.EPERM

@@ -144,13 +144,14 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return _checked(_lib.sh_pidfd_getfd(pidfd, fd))
 
 
-def attach_device_program(cgroup: int, code: bytes) -> None:
-    """Load `code` (struct bpf_insn[]), attach it to the cgroup's descriptor; OSError has the verifier's last words."""
-    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, _ffi.NULL, 0) == 0:
+def attach_device_program(cgroup: int, code: bytes, *, replace: bool = False) -> None:
+    """Load `code` (struct bpf_insn[]), attach it to the cgroup's descriptor; OSError has the verifier's last words.
+    `replace`: in the place of our program that is there (by its name; one that is not ours stays beside it)."""
+    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, _ffi.NULL, 0, replace) == 0:
         return
     number = _ffi.errno
     log = _ffi.new("char[]", 65536)
-    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, log, len(log)) == 0:
+    if _lib.sh_bpf_device(cgroup, code, len(code) // 8, log, len(log), replace) == 0:
         return
     words = _ffi.string(log).decode(errors="replace").strip().splitlines()
     raise OSError(number, "; ".join(words[-3:]) or os.strerror(number), "device program")

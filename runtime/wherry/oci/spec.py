@@ -18,7 +18,15 @@ from wherry.model import Json
 from wherry.oci import compile_sched as sched
 from wherry.oci.compile_process import RLIMITS
 
-__all__ = ["validate", "validate_process"]
+__all__ = [
+    "HOOKS",
+    "NAMESPACES",
+    "SECCOMP_ACTIONS",
+    "SECCOMP_FLAGS",
+    "validate",
+    "validate_process",
+    "validate_resources",
+]
 
 Check = Callable[[Any, str], None]
 MAX_ID: Final = 2**32 - 2  # 2^32-1 is "no id" to the kernel
@@ -222,14 +230,11 @@ _MOUNT = obj(
 )
 
 _HOOK = obj({"path": absolute, "args": _TEXTS, "env": _TEXTS, "timeout": number(1, 2**31 - 1)}, ("path",))
-_HOOKS = obj(
-    dict.fromkeys(
-        ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), listing(_HOOK)
-    )
-)
+HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+_HOOKS = obj(dict.fromkeys(HOOKS, listing(_HOOK)))
 
-_NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
-_NAMESPACE = obj({"type": one_of(*_NAMESPACE_TYPES), "path": text}, ("type",))
+NAMESPACES: Final = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
+_NAMESPACE = obj({"type": one_of(*NAMESPACES), "path": text}, ("type",))
 
 _DEVICE = obj(
     {
@@ -315,16 +320,13 @@ _RESOURCES = obj(
     }
 )
 
-_ACTION = one_of(
-    "SCMP_ACT_KILL",
-    "SCMP_ACT_KILL_PROCESS",
-    "SCMP_ACT_KILL_THREAD",
-    "SCMP_ACT_TRAP",
-    "SCMP_ACT_ERRNO",
-    "SCMP_ACT_TRACE",
-    "SCMP_ACT_ALLOW",
-    "SCMP_ACT_LOG",
-    "SCMP_ACT_NOTIFY",
+SECCOMP_ACTIONS: Final = tuple(
+    f"SCMP_ACT_{word}"
+    for word in ("KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "ERRNO", "TRACE", "ALLOW", "LOG", "NOTIFY")
+)
+_ACTION = one_of(*SECCOMP_ACTIONS)
+SECCOMP_FLAGS: Final = tuple(
+    f"SECCOMP_FILTER_FLAG_{word}" for word in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV")
 )
 _SECCOMP_ARG = obj(
     {
@@ -340,14 +342,7 @@ _SECCOMP = obj(
         "defaultAction": _ACTION,
         "defaultErrnoRet": _U32,
         "architectures": _TEXTS,
-        "flags": listing(
-            one_of(
-                "SECCOMP_FILTER_FLAG_TSYNC",
-                "SECCOMP_FILTER_FLAG_LOG",
-                "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-                "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-            )
-        ),
+        "flags": listing(one_of(*SECCOMP_FLAGS)),
         "listenerPath": text,
         "listenerMetadata": text,
         "syscalls": listing(
@@ -429,6 +424,13 @@ def validate_process(process: Json) -> None:
     """The same for a process alone (exec)."""
     _PROCESS(process, "process")
     _process_rules({"process": process})
+
+
+def validate_resources(resources: Json) -> None:
+    """The same for linux.resources alone (update)."""
+    _RESOURCES(resources, "linux.resources")
+    for rule in (_device_rules, _resource_rules):
+        rule({"linux": {"resources": resources}})
 
 
 # ---- what types cannot say

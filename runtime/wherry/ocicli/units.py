@@ -60,10 +60,10 @@ def stop(world: World, unit: Mapping[str, Any]) -> None:
     units.stop(Scope(unit["slice"], unit["unit"]), _manager(world)._replace(user=unit["user"]))
 
 
-def change(world: World, unit: Mapping[str, Any], writes: cgroups.Writes) -> None:
-    """Tell the unit of new limits: a daemon-reload would put the old ones back."""
+def change(world: World, unit: Mapping[str, Any], writes: cgroups.Writes, rules: list[Json] | None) -> None:
+    """Tell the unit of new limits and device rules (None: as they are): a daemon-reload would put the old ones back."""
     from wherry.container import systemd as units
     from wherry.oci import systemd
 
     manager = _manager(world)._replace(user=unit["user"])
-    units.set_properties(Scope(unit["slice"], unit["unit"]), systemd.properties(list(writes)), manager)
+    units.set_properties(Scope(unit["slice"], unit["unit"]), systemd.properties(list(writes), rules), manager)

@@ -56,7 +56,7 @@ _EXEC = (
 
 _UPDATE = (
     Flag("resources", "file with linux.resources as JSON, - for standard input", "FILE", "r"),
-    Flag("memory", "limit in bytes", "N"),
+    Flag("memory", "limit in bytes, also such as 64m; -1: none", "N"),
     Flag("memory-reservation", "soft limit in bytes", "N"),
     Flag("memory-swap", "memory and swap in bytes, -1: unlimited", "N"),
     Flag("cpu-share", "v1-style shares", "N"),
@@ -64,10 +64,16 @@ _UPDATE = (
     Flag("cpu-period", "microseconds", "N"),
     Flag("cpu-burst", "microseconds", "N"),
     Flag("cpu-idle", "1: SCHED_IDLE", "N"),
+    Flag("cpu-rt-period", "of cgroup v1 alone: only a warning", "N"),
+    Flag("cpu-rt-runtime", "of cgroup v1 alone: only a warning", "N"),
+    Flag("kernel-memory", "of cgroup v1 alone: only a warning", "N"),
+    Flag("kernel-memory-tcp", "of cgroup v1 alone: only a warning", "N"),
     Flag("cpuset-cpus", "CPUs, such as 0-2,4", "LIST"),
     Flag("cpuset-mems", "memory nodes", "LIST"),
     Flag("pids-limit", "number of tasks", "N"),
     Flag("blkio-weight", "10 to 1000", "N"),
+    Flag("l3-cache-schema", "Intel RDT: a line of schemata, L3:...", "LINE"),
+    Flag("mem-bw-schema", "Intel RDT: a line of schemata, MB:...", "LINE"),
 )
 
 VERBS: Final = (
