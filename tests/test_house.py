@@ -17,7 +17,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 RUNTIME, CNI, NATIVE = TOP / "runtime", TOP / "cni", TOP / "runtime" / "native"
-BASE = {"errors", "model", "terminal"}
+BASE = {"digest", "errors", "model", "terminal"}
 
 #: a room and the rooms that it may import, beside itself and the base (docs/layers.md)
 LAYERS = {
@@ -30,6 +30,7 @@ LAYERS = {
     "volume": {"oci", "kernel"},
     "oci": set(),
     "kernel": set(),
+    "digest": set(),
     "errors": set(),
     "model": set(),
     "terminal": set(),

@@ -11,21 +11,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
+from wherry.digest import hexdigest
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
 from wherry.image.manifest import descriptor_from, descriptor_json
 from wherry.image.reference import DIGEST
 from wherry.model import Descriptor, Json
 
+if TYPE_CHECKING:
+    import hashlib
+
 __all__ = ["REF_NAME", "Blobs", "Partial"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _CHUNK = 1 << 20
+
+
+def _hasher(descriptor: Descriptor) -> hashlib._Hash:
+    import hashlib
+
+    return hashlib.new(descriptor.digest.partition(":")[0])
 
 
 class Partial:
@@ -37,7 +47,7 @@ class Partial:
         self._target = target
         self.descriptor = descriptor
         self.offset = 0
-        self._hash = hashlib.new(descriptor.digest.partition(":")[0])
+        self._hash = _hasher(descriptor)
 
     def resume(self) -> None:
         """Take in what an earlier attempt left."""
@@ -51,7 +61,7 @@ class Partial:
         """Forget all bytes."""
         os.ftruncate(self._fd, 0)
         self.offset = 0
-        self._hash = hashlib.new(self.descriptor.digest.partition(":")[0])
+        self._hash = _hasher(self.descriptor)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; more than the descriptor's size is refused before it is written."""
@@ -125,7 +135,7 @@ class Blobs:
         with open(self.path(digest), "rb") as file:
             data = file.read(limit + 1)
         algorithm, _, expected = digest.partition(":")
-        if len(data) > limit or hashlib.new(algorithm, data).hexdigest() != expected:
+        if len(data) > limit or hexdigest(algorithm, data) != expected:
             raise WherryError(
                 Kind.INVALID, f"stored blob {digest} is damaged", hint="remove the image and pull it again"
             )

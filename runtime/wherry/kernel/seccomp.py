@@ -7,11 +7,11 @@ cached program is verified by its own digest before use; anything odd is compile
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import Any
 
+from wherry.digest import sha256
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
@@ -31,7 +31,7 @@ def compiled(rules: Json, cache_dir: str) -> bytes:
     WherryError(INVALID) for an action, architecture or operator that libseccomp does not know.
     """
     text = json.dumps(rules, sort_keys=True, separators=(",", ":")).encode()
-    key = hashlib.sha256(f"{_VERSION} {os.uname().machine} {_libraries()} ".encode() + text).hexdigest()
+    key = sha256(f"{_VERSION} {os.uname().machine} {_libraries()} ".encode() + text).hexdigest()
     path = os.path.join(cache_dir, key)
     program = _cached(path)
     if program is None:
@@ -62,7 +62,7 @@ def _cached(path: str) -> bytes | None:
     finally:
         os.close(fd)
     digest, program = data[:32], data[32:]
-    good = program and len(program) % 8 == 0 and hashlib.sha256(program).digest() == digest
+    good = program and len(program) % 8 == 0 and sha256(program).digest() == digest
     return program if good else None
 
 
@@ -72,7 +72,7 @@ def _keep(directory: str, path: str, program: bytes) -> None:
 
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        atomic_write(path, hashlib.sha256(program).digest() + program)
+        atomic_write(path, sha256(program).digest() + program)
     except OSError:
         pass
 

@@ -8,7 +8,6 @@ value of its own ("lowerdir+"); before, long lists go through a private director
 from __future__ import annotations
 
 import posixpath
-import string
 from typing import Final
 
 from wherry.errors import Kind, WherryError
@@ -25,7 +24,7 @@ FSCONFIG_VALUE: Final = 256  # strndup_user in fs/fsopen.c, the NUL counted
 _PATHS: Final = frozenset({"upperdir", "workdir", "lowerdir+", "datadir+"})
 #: a directory that every id can reach, to attach a prepared root on; seen so in the child's own mount namespace only
 _REACHABLE: Final = "/tmp"  # noqa: S108
-_SHORT: Final = string.digits + string.ascii_letters
+_SHORT: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def root_directory(config: Json, bundle: str) -> str:
