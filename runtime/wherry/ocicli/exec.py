@@ -39,11 +39,12 @@ def do_exec(world: World, words: Sequence[str], values: Values) -> int:
         from . import foreground
 
         kernel.become_subreaper()
+        front = foreground.Foreground(held)
         alone = process.get("terminal") and not values["console_socket"]
         console = foreground.Console(held) if alone else None
         own = console.theirs.fileno() if console is not None else -1
         launched = _launch(world, folder, state, config, process, values, held, own)
-        return foreground.stay(launched.init, console.master() if console is not None else -1)
+        return front.stay(launched.init, console.master() if console is not None else -1)
 
 
 def _check_state(folder: ContainerDir, state: State, *, ignore_paused: bool) -> None:

@@ -17,7 +17,7 @@ from wherry.kernel import process
 from wherry.kernel.process import Process
 from wherry.terminal import RawTerminal, Signals, size
 
-__all__ = ["Console", "stay"]
+__all__ = ["Console", "Foreground"]
 
 #: what cannot be caught, what is about our own children and terminal, and faults of our own
 _OWN = {"KILL", "STOP", "CHLD", "URG", "WINCH", "TTIN", "TTOU", "PIPE", "SEGV", "BUS", "FPE", "ILL", "PROF"}
@@ -40,31 +40,38 @@ class Console:
         return fds[0]
 
 
-def stay(init: Process, master: int = -1) -> int:
-    """Relay until `init`, our child by now (become_subreaper), has ended; its code as a shell's."""
-    with ExitStack() as held:
-        pidfd = held.enter_context(process.held(init))
-        if pidfd is None:
-            return process.reap(init.pid)
-        held.callback(_close, master)
-        terminal = held.enter_context(RawTerminal(0)) if master >= 0 and os.isatty(0) else None
-        signals = held.enter_context(Signals(_numbers(), lambda number: _pass(pidfd, number, master)))
-        if terminal is not None:
-            _resize(master)
-        _relay(pidfd, signals, master)
-    return process.reap(init.pid)
+class Foreground:
+    """Signals are caught from here on: one that comes before the process is there would end us and leave it behind.
+    They wait, and reach it once `stay` knows it."""
+
+    def __init__(self, held: ExitStack) -> None:
+        self._pidfd = self._master = -1
+        self._signals = held.enter_context(Signals(_numbers(), self._pass))
+
+    def stay(self, init: Process, master: int = -1) -> int:
+        """Relay until `init`, our child by now (become_subreaper), has ended; its code as a shell's."""
+        with ExitStack() as held:
+            pidfd = held.enter_context(process.held(init))
+            if pidfd is None:
+                return process.reap(init.pid)
+            held.callback(_close, master)
+            self._pidfd, self._master = pidfd, master
+            if master >= 0 and os.isatty(0):
+                held.enter_context(RawTerminal(0))
+                _resize(master)
+            _relay(pidfd, self._signals, master)
+        return process.reap(init.pid)
+
+    def _pass(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            _resize(self._master)
+        else:
+            process.send(self._pidfd, number)
 
 
 def _numbers() -> Iterable[int]:
     wanted = {number for number in signal.Signals if number.name.removeprefix("SIG") not in _OWN}
     return sorted(wanted | {signal.SIGWINCH})
-
-
-def _pass(pidfd: int, number: int, master: int) -> None:
-    if number == signal.SIGWINCH:
-        _resize(master)
-    else:
-        process.send(pidfd, number)
 
 
 def _resize(master: int) -> None:

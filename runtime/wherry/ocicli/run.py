@@ -31,12 +31,13 @@ def do_run(world: World, words: Sequence[str], values: Values) -> int:
 
     process.become_subreaper()
     with ExitStack() as held:
+        front = foreground.Foreground(held)
         console = foreground.Console(held) if not asked.console_socket and _terminal(asked) else None
         if console is not None:
             asked = asked._replace(console=console.theirs.fileno())
         folder, launched = create.launch(world, words[0], asked)
         held.callback(_end, world, folder, keep=values["keep"])
-        return foreground.stay(launched.init, console.master() if console is not None else -1)
+        return front.stay(launched.init, console.master() if console is not None else -1)
 
 
 def _terminal(asked: create.Wish) -> bool:
