@@ -305,12 +305,12 @@ def test_a_killed_caller_leaves_no_unit(scope: Scope) -> None:
 
 
 def test_a_killed_holder_is_an_error_of_the_start(scope: Scope) -> None:
-    """The unit goes before the container comes: the plan finds no cgroup and says so, and makes none."""
-    holder = begin(scope, {})
+    holder = begin(scope, RESOURCES)
     (pid,) = cgroup.processes(holder.path)
     os.kill(pid, 9)
     until(lambda: gone(scope))
-    holder.release()
+    with pytest.raises(WherryError, match=f"{scope.unit} was killed"):
+        holder.release()
     holder.release()
 
 

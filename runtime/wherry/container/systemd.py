@@ -73,9 +73,14 @@ class Holder:
         self._waiting, self._tasks = waiting, tasks
 
     def release(self) -> None:
-        """The scope is the container's alone; with no process in it, it goes. Idempotent."""
-        if self._waiting.end():
-            _limit_tasks(self.path, self._tasks)
+        """The scope is the container's alone; with no process in it, it goes. Idempotent. CONFLICT if somebody killed
+        the process that waited: what the container was born into may be no unit of systemd's any more."""
+        if not self._waiting.open:
+            return
+        if not self._waiting.end():
+            text = f"the process that kept {self.scope.unit} was killed before the container was there"
+            raise WherryError(Kind.CONFLICT, text, hint="the kernel's log (dmesg) tells of a lack of memory")
+        _limit_tasks(self.path, self._tasks)
 
     def __enter__(self) -> Holder:
         return self
@@ -94,7 +99,9 @@ def start(scope: Scope, properties: Properties, facts: HostFacts, *, description
 
     EXISTS: a unit of that name runs. Nothing is left of a failed start."""
     deadline = time.monotonic() + timeout
-    tasks = next((value for name, (_, value) in properties if name == "TasksMax" and value < INFINITY), 0)
+    kind, tasks = dict(properties).get("TasksMax", ("t", INFINITY))
+    if kind != "t" or tasks == INFINITY:
+        tasks = 0
     with _Bus(manager, deadline) as bus, ExitStack() as undo:
         waiting = _Waiting(scope.unit)
         undo.callback(waiting.end)
@@ -237,15 +244,19 @@ class _Waiting:
         finally:
             os.close(reader)
 
+    @property
+    def open(self) -> bool:
+        """Not ended by us yet."""
+        return self._pipe >= 0
+
     def end(self) -> bool:
-        """False if it was ended before."""
-        if self._pipe < 0:
-            return False
-        os.close(self._pipe)
-        self._pipe = -1
-        process.signal(self.process, _SIGKILL)
+        """Whether it still waited."""
+        waited = process.alive(self.process) and process.signal(self.process, _SIGKILL)
+        if self.open:
+            os.close(self._pipe)
+            self._pipe = -1
         process.wait_gone(self.process, 5)
-        return True
+        return waited
 
 
 _PLAN: Final = Plan(
