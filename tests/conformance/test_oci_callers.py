@@ -19,7 +19,8 @@ import pytest
 
 import audit
 from helpers import tools
-from helpers.ociruntime import RUNTIME, Space, wrapper
+from helpers.bundles import make_root
+from helpers.ociruntime import Space, wrapper
 from helpers.wherry import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture
 def place(test_id: str, private_network: object, host_canary: None) -> Iterator[Path]:
-    """A directory with a short path, as sockets need it; neither processes nor mounts, cgroups or run state are left."""
+    """A directory with a path as short as sockets need it; nothing is left of what ran in it."""
     directory = Path(f"/run/{test_id}")
     directory.mkdir(mode=0o711)
     mark = audit.Mark(paths=(str(directory),), cgroup=f"/{test_id}")
@@ -35,7 +36,8 @@ def place(test_id: str, private_network: object, host_canary: None) -> Iterator[
     yield directory
     remove_parents(test_id)
     leaks = audit.settle(before, mark)
-    leaks += [f"left files: {path}" for path in (directory / "state").glob("*")]
+    namespaces = (test_id, "moby")  # containerd's directory of all containers
+    leaks += [f"left files: {path}" for path in (directory / "state").rglob("*") if path.name not in namespaces]
     tools.run("rm", "-rf", "--one-file-system", directory)
     assert not leaks, "\n".join(leaks)
 
@@ -120,7 +122,7 @@ def test_podman_run(podman: Podman) -> None:
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [(("sh", "-c", "exit 7"), 7), (("sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137), (("no-such",), 127), (("/etc",), 126)],
+    [(("sh", "-c", "exit 7"), 7), (("sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137), (("no",), 127), (("/etc",), 126)],
 )
 def test_podman_exit_codes(podman: Podman, command: tuple[str, ...], code: int) -> None:
     """126 and 127 are read by podman out of the runtime's JSON log."""
@@ -132,16 +134,15 @@ def test_podman_life(podman: Podman) -> None:
     ref = podman.run("-d", IMAGE, "sh", "-c", script).stdout.strip()
     state = podman.inspect(ref)["State"]
     assert state["Status"] == "running"
-    assert Path(f"/proc/{state['Pid']}") or state["Pid"] > 0
+    assert state["Pid"] > 1
     until(lambda: podman.out("logs", ref) == "hello")
     assert podman("exec", ref, "cat", "/proc/1/comm").stdout == "sh\n"
     podman("exec", "-d", ref, "touch", "/tmp/here")
     until(lambda: podman("exec", ref, "test", "-e", "/tmp/here", check=False).returncode == 0)
     assert podman("exec", ref, "sh", "-c", "exit 9", check=False).returncode == 9
     assert podman("exec", ref, "no-such", check=False).returncode == 127
-    assert podman("exec", "--user", "33:33", "-e", "B=1", "-w", "/tmp", ref, "sh", "-c", "id -u; echo $B; pwd").stdout == (
-        "33\n1\n/tmp\n"
-    )
+    flags = ("--user", "33:33", "-e", "B=1", "-w", "/tmp")
+    assert podman("exec", *flags, ref, "sh", "-c", "id -u; echo $B; pwd").stdout == "33\n1\n/tmp\n"
     podman("stop", "-t", "10", ref)
     assert podman.inspect(ref)["State"]["ExitCode"] == 3
     assert podman.out("logs", ref).splitlines() == ["hello", "bye"]
@@ -169,20 +170,21 @@ def test_podman_pause(podman: Podman) -> None:
 
 def test_podman_init(podman: Podman) -> None:
     tools.need("tini-static")
-    done = podman.run("--rm", "--init", "--init-path", "/usr/bin/tini-static", IMAGE, "sh", "-c", "cat /proc/1/comm; exit 4",
-                      check=False)  # fmt: skip
+    command = ("sh", "-c", "cat /proc/1/comm; exit 4")
+    done = podman.run("--rm", "--init", "--init-path", "/usr/bin/tini-static", IMAGE, *command, check=False)
     assert (done.stdout, done.returncode) == ("podman-init\n", 4)
 
 
 def test_podman_user_namespace(podman: Podman) -> None:
     maps = ("--uidmap", "0:200000:1000", "--gidmap", "0:300000:1000")
-    done = podman.run("--rm", *maps, IMAGE, "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/gid_map; touch /root/mine")
+    script = "id -u; cat /proc/self/uid_map /proc/self/gid_map; touch /root/mine"
+    done = podman.run("--rm", *maps, IMAGE, "sh", "-c", script)
     assert done.stdout.split() == ["0", "0", "200000", "1000", "0", "300000", "1000"]
 
 
 def test_podman_confinement(podman: Podman) -> None:
-    flags = ("--read-only", "--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges", "--user", "33",
-             "--hostname", "box", "--tmpfs", "/scratch:size=1m", "--sysctl", "kernel.msgmax=4096")  # fmt: skip
+    flags = ("--read-only", "--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges",
+             "--user", "33", "--hostname", "box", "--tmpfs", "/scratch:size=1m", "--sysctl", "kernel.msgmax=4096")
     script = "touch /x 2>&1; hostname; df -k /scratch | tail -1 | awk '{print $2}'; cat /proc/sys/kernel/msgmax"
     script += "; grep -E '^(CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status"
     done = podman.run("--rm", *flags, IMAGE, "sh", "-c", script)
@@ -196,3 +198,238 @@ def test_podman_inspect(podman: Podman, runtime: Path) -> None:
     assert found["OCIRuntime"] == str(runtime)
     assert found["State"]["OciVersion"].startswith("1.")
     assert podman.out("top", ref, "args").splitlines() == ["COMMAND", "sleep 100"]
+
+
+# ---- containerd: its shim calls the runtime, for ctr and for dockerd ----
+
+
+class Containerd:
+    """`containerd("run", ...)` is ctr at a containerd of its own; `task` the verbs of running containers."""
+
+    def __init__(self, space: Space, place: Path, runtime: Path, name: str) -> None:
+        self.space, self.place, self.name = space, place, name
+        self.socket = place / "containerd.sock"
+        settings = place / "containerd.toml"
+        settings.write_text(
+            f'version = 2\nroot = "{place}/containerd"\nstate = "{place}/containerd-run"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self.socket}"\n'
+        )
+        self.words = ("ctr", "--address", self.socket, "--namespace", name)
+        #: ctr and docker give the runtime a --root; containerd adds the namespace to it
+        self.flags = ("--snapshotter", "native", "--runc-binary", runtime, "--runc-root", place / "state",
+                      "--fifo-dir", place / "fifo")  # fmt: skip
+        space.daemon(place / "containerd.log", (*self.words, "version"), "containerd", "--config", settings)
+
+    def __call__(self, *words: object, **options: Any) -> Any:
+        return self.space.run(*self.words, *words, **options)
+
+    def run(self, *words: object, name: str, **options: Any) -> Any:
+        """`run` of the flags, then IMAGE, then the command."""
+        at = words.index(IMAGE) + 1
+        return self("run", *self.flags, *self.cgroup(name), *words[:at], f"{self.name}-{name}", *words[at:], **options)
+
+    def cgroup(self, name: str) -> tuple[str, str]:
+        return "--cgroup", f"/{self.name}/{name}"
+
+    def exec(self, *words: object, **options: Any) -> Any:
+        unique = f"e{time.monotonic_ns()}"
+        return self("task", "exec", "--fifo-dir", self.place / "fifo", "--exec-id", unique, *words, **options)
+
+
+@pytest.fixture
+def containerd(runtime: Path, busybox: str, place: Path, test_id: str) -> Iterator[Containerd]:
+    tools.need("containerd", "ctr", "containerd-shim-runc-v2")
+    with Space(private=("/run/containerd", "/run/docker")) as space:
+        own = Containerd(space, place, runtime, test_id)
+        layout = place / "image.tar"
+        tools.run("tar", "-C", busybox.removeprefix("oci:"), "-cf", layout, ".")
+        own("image", "import", "--snapshotter", "native", "--index-name", IMAGE, layout)
+        yield own
+
+
+def test_ctr_run(containerd: Containerd) -> None:
+    script = "echo $A; exit 5"
+    done = containerd.run("--rm", "--seccomp", "--env", "A=b c", IMAGE, "sh", "-c", script, name="a", check=False)
+    assert (done.stdout, done.returncode) == ("b c\n", 5)
+    failed = containerd.run("--rm", IMAGE, "no-such", name="b", check=False)
+    assert failed.returncode != 0
+    assert "no-such" in failed.stderr
+
+
+def test_ctr_life(containerd: Containerd) -> None:
+    pid_file, script = containerd.place / "pid", "trap 'exit 3' TERM; while :; do sleep 0.1; done"
+    containerd.run("-d", "--pid-file", pid_file, IMAGE, "sh", "-c", script, name="a")
+    ref = f"{containerd.name}-a"
+    assert containerd.exec(ref, "cat", "/proc/1/comm").stdout == "sh\n"
+    assert containerd.exec("--cwd", "/tmp", "--user", "33", ref, "sh", "-c", "id -u; pwd").stdout == "33\n/tmp\n"
+    assert containerd.exec(ref, "sh", "-c", "exit 9", check=False).returncode == 9
+    assert containerd.exec(ref, "no-such", check=False).returncode != 0
+    assert "RUNNING" in containerd("task", "ls").stdout
+    assert pid_file.read_text() in containerd("task", "ps", ref).stdout.split()
+    containerd("task", "pause", ref)
+    assert "PAUSED" in containerd("task", "ls").stdout
+    containerd("task", "resume", ref)
+    assert "RUNNING" in containerd("task", "ls").stdout
+    assert ref in containerd("task", "metrics", ref).stdout
+    containerd("task", "kill", "-s", "TERM", ref)
+    until(lambda: "STOPPED" in containerd("task", "ls").stdout)
+    assert "exit code 3" in containerd("task", "rm", ref, check=False).stderr
+    containerd("container", "rm", ref)
+
+
+def test_ctr_ends_all(containerd: Containerd) -> None:
+    """`kill --all` reaches what was left to the container's first process; `rm --force` a running task."""
+    containerd.run("-d", IMAGE, "sh", "-c", "sleep 1000 & trap : TERM; while :; do sleep 0.1; done", name="a")
+    ref = f"{containerd.name}-a"
+    containerd("task", "kill", "--all", "-s", "KILL", ref)
+    until(lambda: "STOPPED" in containerd("task", "ls").stdout)
+    containerd("task", "rm", ref, check=False)
+    containerd("container", "rm", ref)
+    containerd.run("-d", IMAGE, "sleep", "1000", name="b")
+    containerd("task", "rm", "--force", f"{containerd.name}-b", check=False)
+    containerd("container", "rm", f"{containerd.name}-b")
+
+
+def test_ctr_terminal(containerd: Containerd) -> None:
+    """The shim hands the runtime a --console-socket, and the client's size comes through."""
+    ref, shown = f"{containerd.name}-a", containerd.space.terminal
+    command = ("-t", IMAGE, ref, "sh", "-c", "sleep 0.3; stty size; tty; exit 4")
+    said = shown(*containerd.words, "run", "--rm", *containerd.flags, *containerd.cgroup("a"), *command)
+    assert re.search(r"33 77\s+/dev/", said), said
+    containerd.run("-d", IMAGE, "sleep", "1000", name="a")
+    exec_flags = ("--fifo-dir", containerd.place / "fifo", "--exec-id", "x", "-t", ref)
+    said = shown(*containerd.words, "task", "exec", *exec_flags, "sh", "-c", "sleep 0.3; stty size")
+    assert "33 77" in said, said
+    containerd("task", "rm", "--force", ref, check=False)
+    containerd("container", "rm", ref)
+
+
+# ---- docker ----
+
+
+class Docker:
+    """`docker("run", ...)`: the client, a dockerd with our runtime added, its containerd."""
+
+    def __init__(self, containerd: Containerd, runtime: Path, place: Path) -> None:
+        self.space, self.socket = containerd.space, f"unix://{place}/docker.sock"
+        self.words = ("docker", "--host", self.socket, "--config", place / "docker-config")
+        settings = place / "dockerd.json"
+        settings.write_text(json.dumps({"runtimes": {"ours": {"path": str(runtime)}}}))
+        off = ("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none")
+        self.space.daemon(
+            place / "dockerd.log", (*self.words, "info"),
+            "dockerd", "--config-file", settings, "--containerd", containerd.socket, "--host", self.socket,
+            "--data-root", place / "docker", "--exec-root", "/run/docker", "--pidfile", place / "dockerd.pid",
+            "--storage-driver", "vfs", "--cgroup-parent", f"/{containerd.name}", *off,
+        )  # fmt: skip
+
+    def __call__(self, *words: object, **options: Any) -> Any:
+        return self.space.run(*self.words, *words, **options)
+
+    def run(self, *words: object, **options: Any) -> Any:
+        return self("run", "--runtime", "ours", "--network", "none", *words, **options)
+
+    def out(self, *words: object) -> str:
+        return str(self(*words).stdout.strip())
+
+
+@pytest.fixture
+def docker(containerd: Containerd, runtime: Path, busybox: str, place: Path) -> Iterator[Docker]:
+    tools.need("dockerd", "docker", "skopeo")
+    archive = place / "docker.tar"
+    copied = (f"{busybox}:busybox:latest", f"docker-archive:{archive}:{IMAGE}")
+    tools.run("skopeo", "--insecure-policy", "copy", "-q", *copied)
+    own = Docker(containerd, runtime, place)
+    own("load", "-q", "-i", archive)
+    yield own
+    if ids := own.out("ps", "-a", "-q").split():
+        own("rm", "-f", *ids)
+
+
+def test_docker_run(docker: Docker) -> None:
+    script = "echo $A; cat >&2; exit 5"
+    done = docker.run("--rm", "-i", "--env", "A=b c", IMAGE, "sh", "-c", script, check=False, stdin="in\n")
+    assert (done.stdout, done.stderr, done.returncode) == ("b c\n", "in\n", 5)
+    assert docker.run("--rm", IMAGE, "no-such", check=False).returncode == 127
+    assert docker.run("--rm", IMAGE, "/etc", check=False).returncode == 126
+
+
+def test_docker_life(docker: Docker) -> None:
+    script = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.1; done"
+    ref = docker.run("-d", IMAGE, "sh", "-c", script).stdout.strip()
+    assert docker.out("inspect", "-f", "{{.State.Status}} {{.HostConfig.Runtime}}", ref) == "running ours"
+    until(lambda: docker.out("logs", ref) == "hello")
+    assert docker("exec", ref, "cat", "/proc/1/comm").stdout == "sh\n"
+    flags = ("-u", "33:33", "-e", "B=1", "-w", "/tmp")
+    assert docker("exec", *flags, ref, "sh", "-c", "id -u; echo $B; pwd").stdout == "33\n1\n/tmp\n"
+    assert docker("exec", ref, "sh", "-c", "exit 9", check=False).returncode == 9
+    assert docker("exec", ref, "no-such", check=False).returncode in (126, 127)  # 126 of dockerd 20.10
+    docker("pause", ref)
+    assert docker.out("inspect", "-f", "{{.State.Status}}", ref) == "paused"
+    docker("unpause", ref)
+    assert "hello" in docker.out("top", ref)
+    docker("stop", ref)
+    assert docker.out("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", ref) == "exited 3"
+    docker("start", ref)
+    docker("kill", ref)
+    assert docker.out("wait", ref) == "137"
+
+
+def test_docker_flags(docker: Docker) -> None:
+    flags = ("--read-only", "--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges", "--user",
+             "33", "--hostname", "box", "--tmpfs", "/scratch:size=1m", "--init")
+    script = "touch /x 2>&1; hostname; cat /proc/1/comm; grep -E '^(CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status"
+    done = docker.run("--rm", *flags, IMAGE, "sh", "-c", script)
+    assert done.stdout.split("\n")[:3] == ["touch: /x: Read-only file system", "box", "docker-init"]
+    assert done.stdout.split()[-6:] == ["CapBnd:", f"{1:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
+    device = ("--device", "/dev/zero:/dev/ours")
+    assert docker.run("--rm", *device, IMAGE, "sh", "-c", "head -c 3 /dev/ours | wc -c").stdout == "3\n"
+    flags = ("--runtime", "ours", "--network", "none", "--rm", "-it")
+    said = docker.space.terminal(*docker.words, "run", *flags, IMAGE, "sh", "-c", "sleep 0.3; stty size")
+    assert "33 77" in said, said
+
+
+# ---- conmon alone, as CRI-O calls it ----
+
+
+class Conmon:
+    """A bundle, and conmon to watch it: the runtime's `create` and its --pid-file, then `start` by hand."""
+
+    def __init__(self, space: Space, runtime: Path, name: str, command: list[str], *, terminal: bool) -> None:
+        self.space, self.place, self.runtime, self.name = space, runtime.parent, runtime, name
+        place, bundle = self.place, self.place / "bundle"
+        make_root(bundle / "rootfs")
+        space.run(runtime, "spec", "--bundle", bundle)
+        config = json.loads((bundle / "config.json").read_text())
+        config["process"].update(args=command, terminal=terminal)
+        config["linux"]["cgroupsPath"] = f"/{name}/{name}"
+        (bundle / "config.json").write_text(json.dumps(config))
+        (place / "exits").mkdir()
+        space.run(
+            "conmon", "--api-version", "1", "-c", name, "-u", name, "-n", name, "-r", runtime, "-b", bundle,
+            "-p", place / "pid", "-P", place / "conmon.pid", "-l", f"k8s-file:{place}/log",
+            "--exit-dir", place / "exits", "--runtime-arg", "--log-format=json",
+            "--socket-dir-path", place, *(["-t"] if terminal else []),
+        )  # fmt: skip
+
+    def exit_code(self) -> int:
+        file = self.place / "exits" / self.name
+        return int(until(lambda: file.exists() and file.read_text()))
+
+    def state(self) -> Any:
+        return json.loads(self.space.run(self.runtime, "state", self.name).stdout)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_conmon(runtime: Path, place: Path, test_id: str, terminal: bool) -> None:
+    tools.need("conmon")
+    with Space() as space:
+        script = "test -t 1 && echo terminal || echo none; exit 6"
+        own = Conmon(space, runtime, test_id, ["sh", "-c", script], terminal=terminal)
+        until(lambda: (place / "pid").exists() and own.state()["status"] == "created")
+        assert own.state()["pid"] == int((place / "pid").read_text())
+        space.run(runtime, "start", test_id)
+        assert own.exit_code() == 6
+        assert (place / "log").read_text().split()[-1] == ("terminal" if terminal else "none")
+        assert own.state()["status"] == "stopped"
+        space.run(runtime, "delete", test_id)

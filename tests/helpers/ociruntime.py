@@ -6,10 +6,14 @@ ours.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from types import TracebackType
@@ -47,13 +51,15 @@ class Space:
     #: the first process, which takes over and reaps what others leave
     _INIT = HIDE + 'echo ready; while :; do sleep 3600 & wait "$!"; done'
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
-        self.env = {**os.environ, **(env or {})}
+    def __init__(self, private: tuple[str, ...] = ()) -> None:
+        """`private`: directories that programs know by these paths, empty in here."""
+        self.env = dict(os.environ)
+        self._script = "".join(f"mkdir -p {path} && mount -t tmpfs none {path} && " for path in private) + self._INIT
 
     def __enter__(self) -> Space:
         need("unshare", "nsenter")
         self._outer = subprocess.Popen(
-            [*APART, "sh", "-c", self._INIT], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            [*APART, "sh", "-c", self._script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
         assert self._outer.stdout is not None
         assert self._outer.stdout.readline() == b"ready\n"
@@ -86,6 +92,22 @@ class Space:
         said = f"{' '.join(map(str, words))}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         assert done.returncode == 0 or not check, said
         return done
+
+    def terminal(self, *words: object, rows: int = 33, columns: int = 77) -> str:
+        """Run a program with a terminal of this size in there; what it shows."""
+        ours, theirs = os.openpty()
+        try:
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            process = self.popen(*words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+            os.close(theirs)
+            shown = bytearray()
+            with contextlib.suppress(OSError):  # EIO: the last holder has gone
+                while part := os.read(ours, 4096):
+                    shown += part
+            process.wait(10)
+        finally:
+            os.close(ours)
+        return shown.decode(errors="replace")
 
     def daemon(self, log: Path, ready: tuple[object, ...], *words: object, seconds: float = 30) -> None:
         """Start a daemon in there and wait until `ready` succeeds. It ends with the space."""
