@@ -297,13 +297,21 @@ void wh_reset_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* A directory is no program, whatever execve says of it; what cannot be executed wins over what is not there. */
-int wh_exec_search(const char *file, char *const *argv, char *const *env) {
+/* Would execve find a program there? */
+static int probe(const char *path) {
+    struct stat st;
+    if (stat(path, &st) < 0) return -1;
+    return S_ISDIR(st.st_mode) ? fail(EACCES) : faccessat(AT_FDCWD, path, X_OK, 0);
+}
+
+/* Executes, or without an argv only looks. A directory is no program, whatever execve says of it; what cannot be executed
+ * wins over what is not there. */
+static int search(const char *file, char *const *argv, char *const *env) {
     static char candidate[4096 + 256];
     const char *path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     int err = ENOENT;
     if (!*file) return fail(ENOENT);
-    if (strchr(file, '/')) return execve(file, argv, env);
+    if (strchr(file, '/')) return argv ? execve(file, argv, env) : probe(file);
     for (int i = 0; env[i]; i++)
         if (!strncmp(env[i], "PATH=", 5)) path = env[i] + 5;
     for (;;) {
@@ -313,7 +321,7 @@ int wh_exec_search(const char *file, char *const *argv, char *const *env) {
         wh_put_n(&b, path, n);
         if (n) wh_put(&b, "/");
         wh_put(&b, file);
-        execve(candidate, argv, env);
+        if (!(argv ? execve(candidate, argv, env) : probe(candidate))) return 0;
         if (errno == EACCES) err = EACCES;
         else if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP && errno != ENAMETOOLONG) return -1;
         if (!end) return fail(err);
@@ -321,7 +329,16 @@ int wh_exec_search(const char *file, char *const *argv, char *const *env) {
     }
 }
 
+int wh_exec_search(const char *file, char *const *argv, char *const *env) { return search(file, argv, env); }
+
 static const char *argv_room[MAX_ARGS + 4], *env_room[MAX_ARGS];
+
+/* Before the wait for start, so that it is the create that fails. Other errors (a filter's, say) are left to the exec. */
+int wh_do_FIND(struct wh_run *run, const struct wh_record *r) {
+    if (wh_vector(run->plan, r->s1, r->n0, env_room, MAX_ARGS) < 0) return -1;
+    int found = search(s0(run, r), NULL, (char *const *)(uintptr_t)env_room);
+    return found < 0 && (errno == ENOENT || errno == ENOTDIR || errno == EACCES) ? -1 : 0;
+}
 
 /* Role init of the helper becomes pid 1 and starts the command: argv is NAME init FILE argv... (init.c). */
 static int exec_init(struct wh_run *run, const char *file) {

@@ -284,7 +284,7 @@ def failure(plan: Plan, name: str, index: int, error: int, detail: str = "") -> 
     if index >= len(plan.ops):  # no step at fault: the plan itself, or memory
         return WherryError(Kind.INTERNAL, f"cannot start container {name}: {detail or 'the helper'}: {_words(error)}")
     op = plan.ops[index]
-    if op.name == "EXEC":
+    if op.name in ("EXEC", "FIND"):
         return _exec_failure(op, error)
     text = f"cannot start container {name}: step {index + 1} of {len(plan.ops)}, {sentence(op)}"
     if detail and detail not in text:

@@ -67,6 +67,7 @@ OPS: Final[dict[str, tuple[str, str]]] = {
     "PDEATHSIG": ("C", "parent-death signal {n0}"),
     "UMASK": ("C", "umask {n0}"),
     "LSM_EXEC": ("C", "label {s1}"),
+    "FIND": ("C", "find {s0}"),
     "WAIT_START": ("C", "wait for start on slot {fd0}"),
     "BOUNDING": ("C", "bounding set {s0}"),
     "GROUPS": ("C", "groups {s1}"),
