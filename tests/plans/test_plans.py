@@ -398,9 +398,14 @@ def test_what_this_host_cannot_do_is_said_with_the_field() -> None:
     assert refusal(label).startswith(
         'linux.mountLabel "system_u:object_r:container_file_t:s0" is asked for and SELinux'
     )
-    config = example()
-    config["process"]["scheduler"] = {"policy": "SCHED_ISO"}
-    assert refusal(config).startswith("process.scheduler.policy: SCHED_ISO")
+    for field, value, start in (
+        ("apparmorProfile", "p", 'AppArmor profile "p" is asked for'),
+        ("selinuxLabel", "l", 'SELinux label "l" is asked for'),
+        ("scheduler", {"policy": "SCHED_ISO"}, "process.scheduler.policy: SCHED_ISO"),
+    ):
+        config = example()
+        config["process"][field] = value
+        assert refusal(config).startswith(start)
 
 
 @pytest.mark.parametrize(

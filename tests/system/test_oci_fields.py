@@ -680,7 +680,8 @@ def test_seccomp_listener_goes_to_the_agent(bundle: Bundle) -> None:
     """Closed by the agent, the call that waits has no answer: ENOSYS (seccomp_unotify(2))."""
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}
     path = {"listenerPath": "/run/agent.sock", "listenerMetadata": "for the agent"}
-    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], **path}
+    flags = ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"] if bundle.facts.kernel >= (5, 19) else []
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], "flags": flags, **path}
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         more = {"listener_payload": '{"pid":%p}'}

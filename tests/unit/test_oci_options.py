@@ -72,22 +72,6 @@ def test_remount_makes_no_bind() -> None:
     assert (found.remount, found.bind, found.attr_set, found.data) == (True, False, opt.RDONLY, ("size=1m",))
 
 
-SPEC = """
-async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev nodiratime
-noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow private ratime rbind rdev
-rdiratime relatime remount rexec rnoatime rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow
-ro rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave
-strictatime suid symfollow sync tmpcopyup unbindable idmap ridmap
-"""
-
-
-@pytest.mark.parametrize("word", SPEC.split())
-def test_every_word_of_the_spec_is_known(word: str) -> None:
-    """runtime-spec 1.3, "Linux mount options": none is taken for an option of the file system but what it reads."""
-    found = parse([word])
-    assert found.data == ((word,) if word in opt.PARAMETERS else ())
-
-
 @pytest.mark.parametrize("word", sorted(opt.UNSUPPORTED))
 def test_refused(word: str) -> None:
     with pytest.raises(WherryError, match=word):
