@@ -69,9 +69,9 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
     facts = kernel.measure(Place(state=world.state))
     folder = world.folder(cid)
     folder.make()
-    with ExitStack() as undo, ExitStack() as held:
+    with ExitStack() as undo:
         undo.callback(_quietly, folder.remove)
-        with folder.lock():
+        with ExitStack() as held, folder.lock():  # what is held may fail to be let go: that is undone, too
             _keep(folder, text)
             launched = _start(world, folder, config, root, asked, facts, undo, held)
         undo.pop_all()

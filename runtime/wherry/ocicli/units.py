@@ -40,7 +40,8 @@ def make(
     resources = linux.get("resources") or {}
     writes, _ = cgroups.split(world, cgroup2.writes(resources), frozenset(facts.cgroup_available), facts)
     rules = cgroups.device_rules(resources) if cgroups.may_load_bpf(facts) else None
-    holder = units.start(scope, systemd.properties(list(writes), rules), facts, manager=manager)
+    wanted = [*systemd.properties(list(writes), rules), *systemd.annotated(config.get("annotations") or {})]
+    holder = units.start(scope, wanted, facts, manager=manager)
     held.enter_context(holder)
     group = cgroups.plan(world, config, cid, facts, made=holder.path)
     group = group._replace(writes=tuple(systemd.direct(group.writes)))
@@ -60,10 +61,13 @@ def stop(world: World, unit: Mapping[str, Any]) -> None:
     units.stop(Scope(unit["slice"], unit["unit"]), _manager(world)._replace(user=unit["user"]))
 
 
-def change(world: World, unit: Mapping[str, Any], writes: cgroups.Writes, rules: list[Json] | None) -> None:
+def change(
+    world: World, unit: Mapping[str, Any], writes: cgroups.Writes, rules: list[Json] | None, path: str
+) -> None:
     """Tell the unit of new limits and device rules (None: as they are): a daemon-reload would put the old ones back."""
     from wherry.container import systemd as units
     from wherry.oci import systemd
 
     manager = _manager(world)._replace(user=unit["user"])
-    units.set_properties(Scope(unit["slice"], unit["unit"]), systemd.properties(list(writes), rules), manager)
+    properties = systemd.properties(list(writes), rules)
+    units.set_properties(Scope(unit["slice"], unit["unit"]), properties, manager, path=path)

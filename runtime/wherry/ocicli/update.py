@@ -219,8 +219,7 @@ def _write(world: World, change: _Change, wanted: Json, facts: HostFacts) -> Non
     lifecycle.set_resources(change.folder, change.after)
     try:
         if unit:
-            units.change(world, unit, change.after, rules)
-            lifecycle.set_resources(change.folder, change.after)  # exact again where systemd rounds
+            units.change(world, unit, change.after, rules, change.state.cgroup)
         if rules is not None:
             _devices(change.state.cgroup, rules)
     except WherryError:
