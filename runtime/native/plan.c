@@ -101,16 +101,18 @@ static int check_barriers(const struct wh_plan *plan, const char **why) {
     return h == c ? 0 : bad(why, "plan: a barrier of one side only");
 }
 
-/* Exactly one CLONE; EXEC ends the child's records; no barrier of the host before the clone. */
+/* Exactly one CLONE, REBORN on both sides; EXEC ends the child's records; no barrier of the host before the clone. */
 static int check_order(const struct wh_plan *plan, const char **why) {
-    uint32_t clones = 0, execs = 0;
+    uint32_t clones = 0, execs = 0, reborn[2] = {0, 0};
     for (uint32_t i = 0; i < plan->head->count; i++) {
         const struct wh_record *r = &plan->rec[i];
         if (r->op == WH_OP_CLONE && clones++) return bad(why, "plan: two clones");
         if (r->op == WH_OP_SYNC && r->side == H && !clones) return bad(why, "plan: barrier before the clone");
         if (r->side == C && execs) return bad(why, "plan: operation after exec");
         if (r->op == WH_OP_EXEC) execs++;
+        if (r->op == WH_OP_REBORN) reborn[r->side == H]++;
     }
+    if (reborn[0] != reborn[1]) return bad(why, "plan: a second clone of one side only");
     if (!clones || !execs) return bad(why, "plan: no clone or no exec");
     return check_barriers(plan, why);
 }

@@ -18,6 +18,8 @@ from wherry.errors import WherryError
 from wherry.model import Json, Mount
 from wherry.oci import bpf, cgroup2
 from wherry.oci.compile import LaunchHow, MonitorHow, Target, Timer, compile_create, compile_exec
+from wherry.oci.compile_process import lost_capabilities
+from wherry.oci.compile_sched import made_groups
 from wherry.oci.facts import HostFacts
 from wherry.oci.plan import Op, Plan, sentence
 from wherry.oci.spec import validate, validate_process
@@ -450,3 +452,26 @@ def test_a_listener_that_nobody_notifies_is_ignored() -> None:
     plan = created(example(seccomp=seccomp))
     assert "seccomp_listener" not in plan.inherited
     assert "SEND_FD" not in {op.name for op in plan.ops}
+
+
+@pytest.mark.parametrize(
+    ("rdt", "made"),
+    [
+        (None, ()),
+        ({}, ("/r/c",)),
+        ({"enableMonitoring": True}, ("/r/c/mon_groups/c", "/r/c")),
+        ({"closID": "gold"}, ()),
+        ({"closID": "/", "enableMonitoring": True}, ("/r/mon_groups/c",)),
+    ],
+)
+def test_what_the_end_takes_away_is_the_containers_own(rdt: Json | None, made: tuple[str, ...]) -> None:
+    assert made_groups({"linux": {"intelRdt": rdt}}, "/r", "c") == made
+    assert made_groups({"linux": {"intelRdt": rdt}}, "", "c") == ()
+
+
+def test_capabilities_that_are_not_to_be_had_are_told() -> None:
+    process = {
+        "capabilities": {"bounding": ["CAP_CHOWN", "CAP_BPF"], "effective": ["CAP_OF_TOMORROW"], "ambient": None}
+    }
+    assert lost_capabilities(process, FACTS) == ["CAP_OF_TOMORROW"]
+    assert lost_capabilities(process, FACTS._replace(cap_bounding=1)) == ["CAP_BPF", "CAP_OF_TOMORROW"]

@@ -809,6 +809,7 @@ def test_malformed_plans_are_refused(root: Path) -> None:
         _refused(encoded(clone, child("SYNC", s0="a"), host("SYNC", s0="b"), execute)) == "plan: barriers do not match"
     )
     assert _refused(encoded(clone, child("SYNC", s0="a"), execute)) == "plan: a barrier of one side only"
+    assert _refused(encoded(clone, child("REBORN"), execute)) == "plan: a second clone of one side only"
     assert (
         _refused(encoded(host("SYNC", s0="a"), clone, child("SYNC", s0="a"), execute))
         == "plan: barrier before the clone"

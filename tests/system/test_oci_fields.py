@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from helpers.bundles import make_root
-from helpers.tools import need
+from helpers.tools import need, strays
 from wherry.container import launch
 from wherry.errors import WherryError
 from wherry.kernel import cgroup, facts
@@ -29,7 +29,7 @@ from wherry.model import Json
 from wherry.oci import cgroup2, defaults, seccomp
 from wherry.oci.compile import LaunchHow, Target, compile_create, compile_exec
 from wherry.oci.compile_process import RLIMITS
-from wherry.oci.plan import Plan
+from wherry.oci.plan import Op, Plan
 from wherry.oci.spec import NAMESPACES, validate, validate_process
 
 pytestmark = pytest.mark.root
@@ -572,6 +572,30 @@ def test_a_failure_after_the_second_clone_leaves_nothing(bundle: Bundle, pod: di
     bundle.linux["namespaces"] = [{"type": "mount"}, {"type": "pid"}, *joined]
     bundle.process["cwd"] = "/proc/self/nothere"
     assert "chdir /proc/self/nothere" in bundle.refused() or "mkdir /proc/self/nothere" in bundle.refused()
+
+
+def failing(plan: Plan) -> Iterator[Plan]:
+    """The plan once for each of its operations and each side, with one before it that must fail."""
+    for at, op in enumerate(plan.ops):
+        for side in {op.side, "H"}:
+            bad = Op("OPEN", side, s0=f"/none/{at}", fd0=plan.slots)
+            yield plan._replace(ops=(*plan.ops[:at], bad, *plan.ops[at:]), slots=plan.slots + 1)
+
+
+def test_whatever_fails_nothing_is_left(bundle: Bundle, pod: dict[str, str]) -> None:
+    """Every field that has an operation of its own, below a joined user namespace: at each operation in turn."""
+    joined = [{"type": kind, "path": path} for kind, path in pod.items()]
+    bundle.linux.update(namespaces=[{"type": "mount"}, {"type": "pid"}, *joined], memoryPolicy={"mode": "MPOL_LOCAL"})
+    bundle.process.update(scheduler={"policy": "SCHED_BATCH"}, ioPriority={"class": "IOPRIO_CLASS_BE", "priority": 1})
+    bundle.config["mounts"].append({"destination": "/dev/shm", "options": ["remount", "size=1m"]})
+    plan = bundle.plan("true", stdio=())
+    assert "REBORN" in {op.name for op in plan.ops}
+    before = strays()
+    for broken in failing(plan):
+        with pytest.raises(WherryError, match="/none/"):
+            launch.start(str(bundle.path), broken, "launch", {})
+        assert not os.path.exists(bundle.group)
+    assert strays() == before
 
 
 # ---- linux, small things

@@ -50,7 +50,8 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     mounts = Mounts(job)
     cgroup = cgroups(how, b)
     groups = sched.make_group(config, facts, how.id, b)
-    mounts.host_trees()
+    if "mount" in ns.new:
+        mounts.host_trees()
     prepared = prepare_root(job) if nss.on_host(ns, facts) and "mount" in ns.new else -1
     nss.clone(ns, cgroup, b)
     proc.oom_score(process, facts, how, b)

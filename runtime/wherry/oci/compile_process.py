@@ -17,7 +17,18 @@ from wherry.oci.compile_namespaces import Namespaces
 from wherry.oci.facts import CAPABILITY_SET, HostFacts, cap_mask, cap_names
 from wherry.oci.how import LaunchHow, MonitorHow
 
-__all__ = ["RLIMITS", "confine", "execute", "labels", "limits", "oom_score", "process_slots", "seccomp", "stdio"]
+__all__ = [
+    "RLIMITS",
+    "confine",
+    "execute",
+    "labels",
+    "limits",
+    "lost_capabilities",
+    "oom_score",
+    "process_slots",
+    "seccomp",
+    "stdio",
+]
 
 _RLIMITS = """
 CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME
@@ -260,6 +271,13 @@ def _capabilities(process: Json, facts: HostFacts) -> dict[str, int]:
     sets["effective"] &= sets["permitted"]  # capset(2) refuses more
     sets["ambient"] &= sets["permitted"] & sets["inheritable"]  # capabilities(7)
     return sets
+
+
+def lost_capabilities(process: Json, facts: HostFacts) -> list[str]:
+    """Names asked for that cannot be granted here, for a warning (runtime-spec, capabilities)."""
+    given = process.get("capabilities") or {}
+    granted = set(cap_names(facts.cap_bounding & (1 << (facts.cap_last + 1)) - 1))
+    return sorted({name for names in given.values() for name in names or ()} - granted)
 
 
 def _cap_text(mask: int) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "first_cpus",
     "group_path",
     "join_group",
+    "made_groups",
     "make_group",
     "members",
     "memory_policy",
@@ -199,6 +200,17 @@ def make_group(config: Json, facts: HostFacts, cid: str, b: Builder) -> tuple[in
 
 
 _O_DIRECTORY: Final = 0o200000
+
+
+def made_groups(config: Json, resctrl: str, cid: str) -> tuple[str, ...]:
+    """The directories to remove (rmdir, in this order) when the container is deleted: those that are its own. `resctrl`
+    is where the file system is mounted."""
+    wanted = config.get("linux", {}).get("intelRdt")
+    if wanted is None or not resctrl:
+        return ()
+    path = posixpath.join(resctrl, (wanted.get("closID") or cid).strip("/")).rstrip("/")
+    monitored = (f"{path}/mon_groups/{cid}",) if wanted.get("enableMonitoring") else ()
+    return monitored if wanted.get("closID") else (*monitored, path)
 
 
 def open_group(config: Json, facts: HostFacts, cid: str, b: Builder) -> tuple[int, ...]:
