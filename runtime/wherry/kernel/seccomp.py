@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from wherry.digest import sha256
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["compiled", "translate"]
+__all__ = ["OPERATORS", "compiled", "known_architectures", "translate"]
 
 _VERSION = 1  # of the cache's form and of this translation
 _MAX_BYTES = 1 << 20
 _EPERM = 1
-_COMPARE = {"SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
+OPERATORS = {"SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
             "SCMP_CMP_MASKED_EQ": 7}
 _NEEDS_DATA = {"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"}
 
@@ -108,12 +109,23 @@ def _prepare(lib: Any, context: Any, rules: Json) -> None:
     lib.seccomp_attr_set(context, lib.wh_attr(b"no_new_privs"), 0)  # the plan's own step
     lib.seccomp_attr_set(context, lib.wh_attr(b"optimize"), 2)  # a binary tree: quicker to install and to run
     for name in rules.get("architectures") or ():
-        short = name.removeprefix("SCMP_ARCH_").lower()
-        token = lib.seccomp_arch_resolve_name(short.encode())
+        token = _architecture(lib, name)
         if not token:
             raise WherryError(Kind.INVALID, f"linux.seccomp.architectures: libseccomp does not know {name}")
         if lib.seccomp_arch_exist(context, token) != 0:
             _check(lib.seccomp_arch_add(context, token), f"architecture {name}")
+
+
+def _architecture(lib: Any, name: str) -> int:
+    token: int = lib.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
+    return token
+
+
+def known_architectures(names: Iterable[str]) -> list[str]:
+    """Those of SCMP_ARCH_* that this libseccomp has."""
+    from wherry.kernel import _seccomp
+
+    return [name for name in names if _architecture(_seccomp.lib, name)]
 
 
 def _add(lib: Any, ffi: Any, context: Any, rule: Json, default: int) -> None:
@@ -141,9 +153,9 @@ def _alternatives(conditions: Any) -> list[list[Json]]:
 
 
 def _operator(name: str) -> int:
-    if name not in _COMPARE:
+    if name not in OPERATORS:
         raise WherryError(Kind.INVALID, f"linux.seccomp: unknown operator {name}")
-    return _COMPARE[name]
+    return OPERATORS[name]
 
 
 def _check(ret: int, what: str) -> None:

@@ -9,6 +9,7 @@ from wherry.errors import Kind, WherryError
 
 __all__ = [
     "IDMAP",
+    "KNOWN",
     "MS_REC",
     "NODEV",
     "NOEXEC",
@@ -141,11 +142,12 @@ def parse(options: list[str] | tuple[str, ...], where: str = "mount") -> MountOp
 
 
 _VERBS = frozenset({"bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup", "src-nofollow", "dest-nofollow"})
+#: every word that has a meaning of its own, whatever the filesystem
+KNOWN: Final = frozenset({*_VERBS, *ATTRIBUTES, *RECURSIVE, *PROPAGATION, *SUPERBLOCK, *IGNORED})
 
 
 def _is_data(word: str) -> bool:
-    known = word in _VERBS or word in ATTRIBUTES or word in RECURSIVE or word in PROPAGATION
-    return not known and (word not in SUPERBLOCK or word in PARAMETERS)
+    return word not in KNOWN or word in PARAMETERS
 
 
 def _bits(words: list[str], table: dict[str, tuple[int, int]]) -> tuple[int, int]:

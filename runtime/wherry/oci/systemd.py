@@ -14,8 +14,8 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json
 from wherry.oci import gvariant
 
-__all__ = ["INFINITY", "Properties", "Property", "Scope", "annotated", "device_properties", "direct", "properties",
-           "scope", "slice_path"]  # fmt: skip
+__all__ = ["ANNOTATION", "INFINITY", "Properties", "Property", "Scope", "annotated", "device_properties", "direct",
+           "properties", "scope", "slice_path"]  # fmt: skip
 
 Writes = Sequence[tuple[str, str]]
 #: name and variant (D-Bus signature, value)
@@ -23,7 +23,7 @@ Property = tuple[str, tuple[str, Any]]
 Properties = list[Property]
 
 INFINITY: Final = 2**64 - 1  # systemd's "no limit"
-_ANNOTATION: Final = "org.systemd.property."
+ANNOTATION: Final = "org.systemd.property."
 _NUMBERS: Final = "ynqiuxtd"
 _UNIT_MAX: Final = 255
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+")  # systemd.unit(5)
@@ -98,7 +98,7 @@ def annotated(annotations: Mapping[str, str]) -> Properties:
     "uint64 5". A name in Sec becomes systemd's own in USec."""
     result: Properties = []
     for key, text in sorted(annotations.items()):
-        name = key.removeprefix(_ANNOTATION)
+        name = key.removeprefix(ANNOTATION)
         if name == key:
             continue
         if not re.fullmatch(r"[A-Za-z]{3,}", name):
@@ -106,7 +106,7 @@ def annotated(annotations: Mapping[str, str]) -> Properties:
         try:
             result.append(_in_usec(name, gvariant.parse(text)))
         except ValueError as error:
-            hint = f"{_ANNOTATION}TimeoutStopUSec = uint64 5, {_ANNOTATION}CollectMode = 'inactive'"
+            hint = f"{ANNOTATION}TimeoutStopUSec = uint64 5, {ANNOTATION}CollectMode = 'inactive'"
             raise WherryError(Kind.INVALID, f'annotations.{key}: "{text}": {error}', hint=hint) from error
     return result
 
