@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import audit
-from helpers import tools
+from helpers import gotools, hostile, tools
 from helpers.bundles import make_root
 from helpers.ociruntime import Space, wrapper
 from helpers.wherry import until
@@ -36,7 +36,7 @@ def place(test_id: str, private_network: object, host_canary: None) -> Iterator[
     yield directory
     remove_parents(test_id)
     leaks = audit.settle(before, mark)
-    namespaces = (test_id, "moby")  # containerd's directory of all containers
+    namespaces = (test_id, "moby", "k8s.io")  # containerd's directory of all containers
     leaks += [f"left files: {path}" for path in (directory / "state").rglob("*") if path.name not in namespaces]
     tools.run("rm", "-rf", "--one-file-system", directory)
     assert not leaks, "\n".join(leaks)
@@ -62,6 +62,18 @@ def removed(path: str) -> bool:
 def runtime(place: Path) -> Path:
     """The runtime under test with a --root of this test's own."""
     return wrapper(place)
+
+
+IMAGE = "localhost/busybox:latest"
+
+
+def packed(image: str, place: Path, name: str) -> Path:
+    """The image of a layout as docker's archive, under this name."""
+    tools.need("skopeo")
+    archive = place / f"{time.monotonic_ns()}.tar"
+    words = ("skopeo", "--insecure-policy", "copy", "-q", f"{image}:busybox:latest", f"docker-archive:{archive}:{name}")
+    tools.run(*words)
+    return archive
 
 
 # ---- podman: every container through conmon ----
@@ -97,9 +109,6 @@ class Podman:
 
     def inspect(self, ref: str) -> Any:
         return json.loads(self.out("container", "inspect", ref))[0]
-
-
-IMAGE = "localhost/busybox:latest"
 
 
 @pytest.fixture
@@ -203,16 +212,33 @@ def test_podman_inspect(podman: Podman, runtime: Path) -> None:
 # ---- containerd: its shim calls the runtime, for ctr and for dockerd ----
 
 
+CRI_PLUGIN = '"io.containerd.grpc.v1.cri"'
+CRI = """[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/pause:latest"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+default_runtime_name = "ours"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.ours]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.ours.options]
+BinaryName = "{runtime}"
+Root = "{place}/state"
+"""
+
+
 class Containerd:
     """`containerd("run", ...)` is ctr at a containerd of its own; `task` the verbs of running containers."""
 
-    def __init__(self, space: Space, place: Path, runtime: Path, name: str) -> None:
+    def __init__(self, space: Space, runtime: Path, name: str, *, cri: bool = False) -> None:
+        place = runtime.parent
         self.space, self.place, self.name = space, place, name
         self.socket = place / "containerd.sock"
         settings = place / "containerd.toml"
         settings.write_text(
             f'version = 2\nroot = "{place}/containerd"\nstate = "{place}/containerd-run"\n'
-            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self.socket}"\n'
+            f"disabled_plugins = [{'' if cri else CRI_PLUGIN}]\n"
+            f'[grpc]\naddress = "{self.socket}"\n' + (CRI.format(place=place, runtime=runtime) if cri else "")
         )
         self.words = ("ctr", "--address", self.socket, "--namespace", name)
         #: ctr and docker give the runtime a --root; containerd adds the namespace to it
@@ -228,6 +254,9 @@ class Containerd:
         at = words.index(IMAGE) + 1
         return self("run", *self.flags, *self.cgroup(name), *words[:at], f"{self.name}-{name}", *words[at:], **options)
 
+    def load(self, image: str, name: str) -> None:
+        self("image", "import", "--snapshotter", "native", packed(image, self.place, name))
+
     def cgroup(self, name: str) -> tuple[str, str]:
         return "--cgroup", f"/{self.name}/{name}"
 
@@ -240,10 +269,8 @@ class Containerd:
 def containerd(runtime: Path, busybox: str, place: Path, test_id: str) -> Iterator[Containerd]:
     tools.need("containerd", "ctr", "containerd-shim-runc-v2")
     with Space(private=("/run/containerd", "/run/docker")) as space:
-        own = Containerd(space, place, runtime, test_id)
-        layout = place / "image.tar"
-        tools.run("tar", "-C", busybox.removeprefix("oci:"), "-cf", layout, ".")
-        own("image", "import", "--snapshotter", "native", "--index-name", IMAGE, layout)
+        own = Containerd(space, runtime, test_id)
+        own.load(busybox, IMAGE)
         yield own
 
 
@@ -304,6 +331,101 @@ def test_ctr_terminal(containerd: Containerd) -> None:
     containerd("container", "rm", ref)
 
 
+# ---- containerd's CRI ----
+
+
+class Crictl:
+    """`crictl("runp", ...)` at a containerd whose default runtime is ours; pods without a network of their own."""
+
+    def __init__(self, containerd: Containerd, program: Path) -> None:
+        self.space, self.place = containerd.space, containerd.place
+        self.words = (program, "--runtime-endpoint", f"unix://{containerd.socket}", "--image-endpoint",
+                      f"unix://{containerd.socket}", "--timeout", "20s")  # fmt: skip
+        host_network = {"namespace_options": {"network": 2}}
+        pod = {
+            "metadata": {"name": "pod", "namespace": "default", "uid": containerd.name, "attempt": 0},
+            "log_directory": str(self.place / "logs"),
+            "linux": {"cgroup_parent": f"/{containerd.name}", "security_context": host_network},
+        }
+        self.pod_file, self.pod = self.write("pod", pod), ""
+
+    def start_pod(self) -> None:
+        """Once CRI has seen the images, which came in beside it."""
+        for image in (IMAGE, "localhost/pause:latest"):
+            until(lambda name=image: self("inspecti", name, check=False).returncode == 0)
+        self.pod = self.out("runp", self.pod_file)
+
+    def __call__(self, *words: object, **options: Any) -> Any:
+        return self.space.run(*self.words, *words, **options)
+
+    def out(self, *words: object) -> str:
+        return str(self(*words).stdout.strip())
+
+    def write(self, name: str, value: object) -> Path:
+        file = self.place / f"{name}.json"
+        file.write_text(json.dumps(value))
+        return file
+
+    def create(self, name: str, *command: str, **more: object) -> str:
+        config = {"metadata": {"name": name, "attempt": 0}, "image": {"image": IMAGE}, "command": command,
+                  "log_path": f"{name}.log", "linux": {}, **more}  # fmt: skip
+        return self.out("create", self.pod, self.write(name, config), self.pod_file)
+
+    def status(self, ref: str) -> Any:
+        return json.loads(self.out("inspect", ref))["status"]
+
+
+@pytest.fixture
+def crictl(runtime: Path, busybox: str, place: Path, test_id: str, tmp_path: Path) -> Iterator[Crictl]:
+    tools.need("containerd", "ctr", "containerd-shim-runc-v2")
+    program = gotools.built("sigs.k8s.io/cri-tools", "v1.36.0", "cmd/crictl") / "crictl"
+    with Space(private=("/run/containerd",)) as space:
+        containerd = Containerd(space, runtime, "k8s.io", cri=True)
+        containerd.load(busybox, IMAGE)
+        containerd.load(hostile.image(busybox, tmp_path, Cmd=["sleep", "100000"]), "localhost/pause:latest")
+        containerd.name = test_id
+        own = Crictl(containerd, program)
+        own.start_pod()
+        yield own
+        own("stopp", own.pod)
+        own("rmp", own.pod)
+
+
+@pytest.mark.seconds(900)
+def test_crictl(crictl: Crictl) -> None:
+    script = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.1; done"
+    ref = crictl.create("a", "sh", "-c", script)
+    assert crictl.status(ref)["state"] == "CONTAINER_CREATED"
+    crictl("start", ref)
+    assert crictl.status(ref)["state"] == "CONTAINER_RUNNING"
+    until(lambda: crictl.out("logs", ref) == "hello")
+    assert crictl.out("exec", "--sync", ref, "cat", "/proc/1/comm") == "sleep", "the pod's processes are shared"
+    assert crictl("exec", ref, "sh", "-c", "echo streamed").stdout == "streamed\n"
+    assert crictl("exec", "--sync", ref, "sh", "-c", "exit 9", check=False).returncode != 0
+    crictl("update", "--cpu-share", "512", ref)
+    crictl("stop", "--timeout", "10", ref)
+    status = crictl.status(ref)
+    assert (status["state"], status["exitCode"]) == ("CONTAINER_EXITED", 3)
+    assert crictl.out("logs", ref).split() == ["hello", "bye"]
+    crictl("rm", ref)
+
+
+@pytest.mark.seconds(900)
+def test_crictl_security(crictl: Crictl) -> None:
+    context = {
+        "run_as_user": {"value": 33}, "readonly_rootfs": True, "no_new_privs": True,
+        "capabilities": {"drop_capabilities": ["ALL"], "add_capabilities": ["CHOWN"]},
+        "seccomp": {"profile_type": 0}, "namespace_options": {"network": 2, "pid": 1},
+    }  # fmt: skip
+    script = "touch /x 2>&1; id -u; grep -E '^(CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status"
+    ref = crictl.create("a", "sh", "-c", script, linux={"security_context": context})
+    crictl("start", ref)
+    until(lambda: crictl.status(ref)["state"] == "CONTAINER_EXITED")
+    wanted = ["touch: /x: Read-only file system", "33", f"CapBnd:\t{1:016x}", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    assert crictl.out("logs", ref).splitlines() == wanted
+    crictl("rm", ref)
+
+
 # ---- docker ----
 
 
@@ -335,12 +457,9 @@ class Docker:
 
 @pytest.fixture
 def docker(containerd: Containerd, runtime: Path, busybox: str, place: Path) -> Iterator[Docker]:
-    tools.need("dockerd", "docker", "skopeo")
-    archive = place / "docker.tar"
-    copied = (f"{busybox}:busybox:latest", f"docker-archive:{archive}:{IMAGE}")
-    tools.run("skopeo", "--insecure-policy", "copy", "-q", *copied)
+    tools.need("dockerd", "docker")
     own = Docker(containerd, runtime, place)
-    own("load", "-q", "-i", archive)
+    own("load", "-q", "-i", packed(busybox, place, IMAGE))
     yield own
     if ids := own.out("ps", "-a", "-q").split():
         own("rm", "-f", *ids)
@@ -384,8 +503,8 @@ def test_docker_flags(docker: Docker) -> None:
     assert done.stdout.split()[-6:] == ["CapBnd:", f"{1:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
     device = ("--device", "/dev/zero:/dev/ours")
     assert docker.run("--rm", *device, IMAGE, "sh", "-c", "head -c 3 /dev/ours | wc -c").stdout == "3\n"
-    flags = ("--runtime", "ours", "--network", "none", "--rm", "-it")
-    said = docker.space.terminal(*docker.words, "run", *flags, IMAGE, "sh", "-c", "sleep 0.3; stty size")
+    asked = ("--runtime", "ours", "--network", "none", "--rm", "-it")
+    said = docker.space.terminal(*docker.words, "run", *asked, IMAGE, "sh", "-c", "sleep 0.3; stty size")
     assert "33 77" in said, said
 
 

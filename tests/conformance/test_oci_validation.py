@@ -6,7 +6,6 @@ own; what it leaves running ends with it. Several run side by side: most of thei
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers import tools
+from helpers import gotools, tools
 from helpers.ociruntime import APART, HIDE, RUNTIME, wrapper
 
 MODULE, VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.20250303011046-260e151b8552"
@@ -68,36 +67,14 @@ class Said(NamedTuple):
 Running = dict[str, Future[Said]]
 
 
-def build(cache: Path) -> None:
-    """Build what is not there yet: the programs, runtimetest for inside of the container, its root file system."""
-    tools.need("go")
-    work = cache / "build"
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "go.mod").write_text(f"module validation\n\ngo 1.19\n\nrequire {MODULE} {VERSION}\n")
-    env = {**os.environ, "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0", "GO111MODULE": "on"}
-    for target in ("validation/...", "cmd/runtimetest"):
-        command = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/", f"{MODULE}/{target}"]
-        done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{MODULE} cannot be built: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    listed = ["go", "list", "-m", "-f", "{{.Dir}}", MODULE]
-    module = subprocess.run(listed, cwd=work, env=env, capture_output=True, text=True, check=True).stdout.strip()
-    for image in Path(module).glob("rootfs-*.tar.gz"):
-        shutil.copyfile(image, cache / "bin" / image.name)
-    (cache / "complete").touch()
-
-
 @pytest.fixture(scope="session")
 def programs() -> Path:
-    """The directory with the built programs."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "wherry-runtime-tools" / VERSION
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / "complete").exists():
-            build(cache)
-    return cache / "bin"
+    """The directory with the built programs, runtimetest for inside of containers, and the root file system."""
+    directory = gotools.built(MODULE, VERSION, "validation/...", "cmd/runtimetest")
+    if not list(directory.glob("*.gz")):
+        for archive in gotools.module_directory(directory, MODULE).glob("rootfs-*.tar.gz"):
+            shutil.copyfile(archive, directory / archive.name)
+    return directory
 
 
 def run(program: str, programs: Path, directory: Path) -> Said:
