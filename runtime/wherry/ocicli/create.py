@@ -135,7 +135,8 @@ def _descriptors(config: Json, asked: Wish, folder: ContainerDir, held: ExitStac
     """What the plan's slots may want, by name."""
     fds = {f"fd{number}": number for number in range(3, 3 + asked.preserve_fds)}
     if asked.waits:
-        os.mkfifo(folder.fifo_path, 0o600)
+        os.mkfifo(folder.fifo_path)
+        os.chmod(folder.fifo_path, 0o644)  # init opens it as its user; no other passes the directory
         fds["fifo"] = os.open(folder.fifo_path, os.O_PATH | os.O_CLOEXEC)
         held.callback(os.close, fds["fifo"])
     if asked.console >= 0:
