@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .flags import Values
 
-__all__ = ["Wish", "do_create", "launch"]
+__all__ = ["Wish", "cgroup_of", "do_create", "keep", "launch", "quietly", "wish"]
 
 
 class Wish(NamedTuple):
@@ -70,9 +70,9 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
     folder = world.folder(cid)
     folder.make()
     with ExitStack() as undo:
-        undo.callback(_quietly, folder.remove)
+        undo.callback(quietly, folder.remove)
         with ExitStack() as held, folder.lock():  # what is held may fail to be let go: that is undone, too
-            _keep(folder, text)
+            keep(folder, text)
             launched = _start(world, folder, config, root, asked, facts, undo, held)
         undo.pop_all()
     return folder, launched
@@ -89,7 +89,7 @@ def _check_terminal(config: Json, asked: Wish) -> None:
         raise WherryError(Kind.INVALID, "--console-socket: process.terminal is not true")
 
 
-def _keep(folder: ContainerDir, text: bytes) -> None:
+def keep(folder: ContainerDir, text: bytes) -> None:
     """The config as it is now: exec, update and the hooks of the end go by it, whatever becomes of the bundle."""
     with open(folder.file("config.json"), "xb") as file:
         file.write(text)
@@ -103,7 +103,7 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     from wherry.container.state import State
     from wherry.oci import compile as planner
 
-    group, extra = _group(world, folder.id, config, facts, held)
+    group, extra = cgroup_of(world, folder.id, config, facts, held)
     now = time.time()
     extra |= {"rootfs": root, "annotations": config.get("annotations") or {}, "owner": os.geteuid()}
     state = State(folder.id, asked.bundle, group.path, None, None, now, 0.0, group.degraded, extra)
@@ -116,12 +116,12 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     except WherryError:
         _poststop(world, config, state)
         raise
-    undo.callback(_quietly, _kill, launched)
+    undo.callback(quietly, _kill, launched)
     folder.save(state._replace(init=launched.init, started=0.0 if asked.waits else now))
     return launched
 
 
-def _group(world: World, cid: str, config: Json, facts: HostFacts, held: ExitStack) -> tuple[cgroups.Group, Json]:
+def cgroup_of(world: World, cid: str, config: Json, facts: HostFacts, held: ExitStack) -> tuple[cgroups.Group, Json]:
     """The cgroup by the driver, and what is to be remembered of a systemd unit."""
     if world.driver != "systemd":
         group = cgroups.plan(world, config, cid, facts)
@@ -208,7 +208,7 @@ def _kill(launched: Launched) -> None:
     process.wait_gone(launched.init, 5)
 
 
-def _quietly(action: object, *words: object) -> None:
+def quietly(action: object, *words: object) -> None:
     """An undo's own failure must not hide the first one."""
     with suppress(WherryError, OSError):
         action(*words)  # type: ignore[operator]

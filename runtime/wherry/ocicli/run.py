@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .flags import Values
 
-__all__ = ["do_run"]
+__all__ = ["do_run", "end"]
 
 
 def do_run(world: World, words: Sequence[str], values: Values) -> int:
@@ -36,7 +36,7 @@ def do_run(world: World, words: Sequence[str], values: Values) -> int:
         if console is not None:
             asked = asked._replace(console=console.theirs.fileno())
         folder, launched = create.launch(world, words[0], asked)
-        held.callback(_end, world, folder, keep=values["keep"])
+        held.callback(end, world, folder, keep=values["keep"])
         return front.stay(launched.init, console.master() if console is not None else -1)
 
 
@@ -47,7 +47,7 @@ def _terminal(asked: create.Wish) -> bool:
     return bool(config["process"].get("terminal"))
 
 
-def _end(world: World, folder: ContainerDir, *, keep: bool) -> None:
+def end(world: World, folder: ContainerDir, *, keep: bool) -> None:
     """Also when we leave by an error: nobody else would ever delete it."""
     if not keep:
         with suppress(WherryError), folder.lock():

@@ -76,6 +76,19 @@ _UPDATE = (
     Flag("mem-bw-schema", "Intel RDT: a line of schemata, MB:...", "LINE"),
 )
 
+_CRIU = (
+    Flag("image-path", "directory of the images (default: ./checkpoint)", "DIR"),
+    Flag("work-path", "directory of CRIU's log (default: that of the images)", "DIR"),
+    Flag("tcp-established", "with open TCP connections"),
+    Flag("ext-unix-sk", "with outside unix sockets"),
+    Flag("shell-job", "with a terminal's session from outside"),
+    Flag("file-locks", "with file locks"),
+    Flag("manage-cgroups-mode", "soft (default), full, strict or ignore", "MODE"),
+    Flag("empty-ns", "accepted: a network namespace always is, its devices are the caller's", "NAME", many=True),
+    Flag("auto-dedup", "punch out of earlier images what later ones have"),
+    Flag("lazy-pages", "memory by userfaultfd when it is wanted"),
+)
+
 VERBS: Final = (
     Verb("create", "make a container from a bundle; it waits for start", "ID", 1, 1, _CREATE),
     Verb("start", "run the process of a created container", "ID", 1, 1),
@@ -104,18 +117,15 @@ VERBS: Final = (
          (_BUNDLE, Flag("rootless", "one that a user without rights can run"))),
     Verb("features", "print what this runtime can do, as the runtime-spec's features.md says", "", 0, 0),
     Verb("checkpoint", "save a running container by CRIU", "ID", 1, 1,
-         (Flag("image-path", "directory of the images (default: ./checkpoint)", "DIR"),
-          Flag("work-path", "directory of CRIU's log", "DIR"),
-          Flag("leave-running", "let it go on"), Flag("tcp-established", "with open TCP connections"),
-          Flag("ext-unix-sk", "with outside unix sockets"), Flag("shell-job", "with a terminal"),
-          Flag("file-locks", "with file locks"), Flag("pre-dump", "memory only, and let it go on"),
-          Flag("parent-path", "the previous dump", "DIR"))),
+         (*_CRIU, Flag("leave-running", "let it go on"), Flag("pre-dump", "memory only, and let it go on"),
+          Flag("parent-path", "the previous dump, relative to the image path", "DIR"),
+          Flag("page-server", "a server that takes the memory", "ADDRESS:PORT"),
+          Flag("status-fd", "descriptor that gets a byte once lazy pages are ready", "N"))),
     Verb("restore", "bring a container back from a checkpoint", "ID", 1, 1,
-         (*_CREATE, Flag("detach", "do not wait", short="d"),
-          Flag("image-path", "directory of the images (default: ./checkpoint)", "DIR"),
-          Flag("work-path", "directory of CRIU's log", "DIR"), Flag("tcp-established", "with open TCP connections"),
-          Flag("ext-unix-sk", "with outside unix sockets"), Flag("shell-job", "with a terminal"),
-          Flag("file-locks", "with file locks"))),
+         (*_CREATE, *_CRIU, Flag("detach", "do not wait", short="d"),
+          Flag("no-subreaper", "accepted: a detached restore never is one"),
+          Flag("lsm-profile", "TYPE:NAME instead of the profile that it had", "PROFILE"),
+          Flag("lsm-mount-context", "SELinux context of mounts instead of theirs", "CONTEXT"))),
 )  # fmt: skip
 
 #: verb -> the module that carries it out

@@ -1,0 +1,382 @@
+"""`checkpoint` and `restore` through the program criu: what of a container is the outside's, and where it is tied to
+again.
+
+Decides which mounts, files and namespaces criu is to leave alone, and refuses beforehand what cannot work. Images are
+processes with all their rights: who restores them trusts them as a bundle, so what they are tied to on the host comes
+from the bundle's config, never from the images. Hooks do not run at a restore; the terminal of a container cannot be
+handed over by criu's command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from wherry.container.state import Status
+from wherry.errors import Kind, WherryError
+from wherry.model import Json
+
+from . import bundle, create, life
+from .world import World, config_of
+
+if TYPE_CHECKING:
+    from wherry.container.state import ContainerDir, State
+    from wherry.kernel.process import Process
+
+    from .flags import Values
+
+__all__ = ["descriptors", "do_checkpoint", "do_restore", "externals", "options"]
+
+_DESCRIPTORS: Final = "descriptors.json"  # runc's and crun's name for it
+_KEY: Final = re.compile(r"pipe:\[\d{1,20}\]|file\[[0-9a-f]{1,8}:[0-9a-f]{1,16}\]")
+_MAX: Final = 1 << 16
+_TIMEOUT: Final = 3600  # a large memory on a slow disk
+#: flags of ours that are criu's too, with a value and without
+_SAME: Final = (
+    "tcp_established", "ext_unix_sk", "shell_job", "file_locks", "leave_running", "auto_dedup", "lazy_pages",
+)  # fmt: skip
+_VALUED: Final = ("status_fd", "lsm_profile", "lsm_mount_context")
+#: linux.namespaces with a path: the name that ties one from outside to its place, as crun's images have it
+_OUTSIDE: Final = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
+_JOINED: Final = {"ipc": "ipc", "uts": "uts", "time": "time"}
+
+
+class _Place(NamedTuple):
+    """Where images and criu's log lie."""
+
+    images: str
+    work: str
+    parent: str = ""
+
+
+# ---- checkpoint
+
+
+def do_checkpoint(world: World, words: Sequence[str], values: Values) -> None:
+    """Write images of a running container, then delete it; --leave-running and --pre-dump let it go on."""
+    folder, state = world.load(words[0])
+    with folder.lock():
+        status = folder.status(state)
+        if status not in (Status.RUNNING, Status.PAUSED) or state.init is None:
+            raise WherryError(Kind.CONFLICT, f"cannot checkpoint container {folder.id}: it is {status.value}")
+        config = config_of(folder)
+        program = _able("checkpoint", folder.id, config)
+        place = _place(values)
+        if not values["pre_dump"]:
+            _write_descriptors(place.images, state.init)
+        verb = "pre-dump" if values["pre_dump"] else "dump"
+        argv = [program, verb, "--tree", str(state.init.pid), *_dump_options(config, state, place, values)]
+        _run(argv, place, f"{verb}.log", f"checkpoint container {folder.id}", values)
+        if not (values["leave_running"] or values["pre_dump"]):
+            life.destroy(world, folder, force=True)
+
+
+def _dump_options(config: Json, state: State, place: _Place, values: Values) -> Iterator[str]:
+    assert state.init is not None
+    yield from options(values)
+    yield from ("--root", str(state.extra["rootfs"]))
+    if state.cgroup:
+        yield from ("--freeze-cgroup", state.cgroup)
+    if place.parent:
+        yield from ("--track-mem", "--prev-images-dir", place.parent)
+    elif values["pre_dump"]:
+        yield "--track-mem"
+    for key, _ in externals(config, state.bundle):
+        yield from ("--external", f"mnt[{key}]:{key}")
+    for key in descriptors(state.init):
+        if key.startswith("file["):
+            yield from ("--external", key)
+    for entry in config["linux"].get("namespaces") or []:
+        if entry["type"] in _OUTSIDE and entry.get("path"):
+            name, key = _OUTSIDE[entry["type"]]
+            yield from ("--external", f"{name}[{os.stat(entry['path']).st_ino}]:{key}")
+        elif entry["type"] == "network":
+            yield from ("--empty-ns", "net")  # its devices are the caller's
+
+
+def externals(config: Json, where: str) -> list[tuple[str, str]]:
+    """(mount point, source on the host) of what the container only borrows: bind mounts, and the null device over
+    masked files. One that is not mounted is no error to criu."""
+    from wherry.oci import options as words
+
+    found = []
+    for index, mount in enumerate(config.get("mounts") or []):
+        parsed = words.parse(mount.get("options") or [], f"mounts[{index}]")
+        if parsed.bind or mount.get("type") in ("bind", "rbind"):
+            found.append((posixpath.normpath(mount["destination"]), os.path.join(where, mount["source"])))
+    masked = config["linux"].get("maskedPaths") or []
+    return found + [(posixpath.normpath(path), "/dev/null") for path in masked if not os.path.isdir(path)]
+
+
+def descriptors(init: Process) -> list[str]:
+    """What the standard streams are, as criu names it where it comes from outside: pipe:[...], file[mount:inode] for
+    one on a mount that the container does not have; "" for what criu finds inside."""
+    from wherry.kernel.facts import read
+
+    base = f"/proc/{init.pid}"
+    inside = {line.split()[0] for line in read(f"{base}/mountinfo").splitlines()}
+    return [_descriptor(base, number, inside) for number in range(3)]
+
+
+def _descriptor(base: str, number: int, inside: set[str]) -> str:
+    from wherry.kernel.facts import read
+
+    try:
+        target, found = os.readlink(f"{base}/fd/{number}"), os.stat(f"{base}/fd/{number}")
+    except OSError:
+        return ""
+    if target.startswith("pipe:"):
+        return target
+    mount = next((line.split()[1] for line in read(f"{base}/fdinfo/{number}").splitlines() if line[:6] == "mnt_id"), "")
+    if not mount or mount in inside or stat.S_ISSOCK(found.st_mode):
+        return ""
+    return f"file[{int(mount):x}:{found.st_ino:x}]"
+
+
+def _write_descriptors(images: str, init: Process) -> None:
+    from wherry.kernel import files
+
+    files.atomic_write(os.path.join(images, _DESCRIPTORS), json.dumps(descriptors(init)).encode(), 0o600)
+
+
+# ---- restore
+
+
+def do_restore(world: World, words: Sequence[str], values: Values) -> int:
+    """The process's exit code; 0 with --detach."""
+    if values["detach"]:
+        _restore(world, words[0], values)
+        return 0
+    from wherry.kernel import process
+
+    from . import foreground, run
+
+    process.become_subreaper()
+    with ExitStack() as held:
+        front = foreground.Foreground(held)
+        folder, init = _restore(world, words[0], values)
+        held.callback(run.end, world, folder, keep=False)
+        return front.stay(init)
+
+
+def _restore(world: World, cid: str, values: Values) -> tuple[ContainerDir, Process]:
+    """Make the container of images; nothing is left of it if any step fails."""
+    from wherry.kernel import process
+
+    asked = create.wish(world, values)
+    config, text = bundle.read(asked.bundle, asked.config)
+    root = bundle.rootfs(config, asked.bundle)
+    program = _able("restore", cid, config)
+    place = _place(values, made=False)
+    folder = world.folder(cid)
+    folder.make()
+    with ExitStack() as undo:
+        undo.callback(create.quietly, folder.remove)
+        with ExitStack() as held, folder.lock():
+            create.keep(folder, text)
+            state = _prepared(world, folder, config, root, asked, undo, held)
+            init = _revive(program, folder, config, state, place, values)
+            undo.callback(process.signal, init, 9)
+            folder.save(state._replace(init=init, started=time.time()))
+            if asked.pid_file:
+                _write_pid(asked.pid_file, init.pid)
+        undo.pop_all()
+    return folder, init
+
+
+def _prepared(  # noqa: PLR0917  # what is known at this moment
+    world: World, folder: ContainerDir, config: Json, root: str, asked: create.Wish, undo: ExitStack, held: ExitStack
+) -> State:
+    """The state to be, and a cgroup with its limits and device rules: criu moves the processes there."""
+    from wherry.container.lifecycle import remove_cgroup
+    from wherry.container.state import State
+    from wherry.kernel import cgroup, shim
+    from wherry.kernel import facts as kernel
+    from wherry.model import Place
+
+    group, extra = create.cgroup_of(world, folder.id, config, kernel.measure(Place(state=world.state)), held)
+    extra |= {"rootfs": root, "annotations": config.get("annotations") or {}, "owner": os.geteuid()}
+    state = State(folder.id, asked.bundle, group.path, None, None, time.time(), 0.0, group.degraded, extra)
+    folder.save(state)
+    if group.path:
+        os.makedirs(group.path, exist_ok=True)
+        undo.callback(create.quietly, remove_cgroup, group.path)
+        cgroup.update(group.path, list(group.writes))
+        if group.device_bpf:
+            fd = os.open(group.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, fd)
+            shim.attach_device_program(fd, group.device_bpf, replace=True)
+    return state
+
+
+#: criu wants the root to be a mount. In a mount namespace of its own nothing is left of that, however it ends
+_APART: Final = ("unshare", "--mount", "--propagation", "private", "--", "sh", "-c",
+                 'mount --rbind "$1" "$2" && shift 2 && exec "$@"', "criu")  # fmt: skip
+
+
+def _revive(  # noqa: PLR0917  # what is known at this moment
+    program: str, folder: ContainerDir, config: Json, state: State, place: _Place, values: Values
+) -> Process:
+    from wherry.kernel import process
+
+    root, pid_file = folder.file("root"), folder.file("criu.pid")
+    os.mkdir(root, 0o700)
+    with ExitStack() as held:
+        inherited = [*_streams(place.images), *_namespaces(config, held)]
+        argv = [*_APART, str(state.extra["rootfs"]), root, program, "restore", "--restore-detached",
+                "--restore-sibling", "--pidfile", pid_file, "--root", root, *options(values),
+                *_restore_options(config, state, inherited)]  # fmt: skip
+        fds = [fd for fd, _ in inherited if fd > 2]
+        _run(argv, place, "restore.log", f"restore container {folder.id}", values, fds=fds, quiet=False)
+    os.rmdir(root)
+    with open(pid_file, encoding="ascii") as file:
+        pid = int(file.read(32))
+    init = process.identify(pid)
+    if init is None:
+        raise WherryError(Kind.PRECONDITION, f"container {folder.id} ended as soon as it was restored")
+    return init
+
+
+def _restore_options(config: Json, state: State, inherited: Sequence[tuple[int, str]]) -> Iterator[str]:
+    for fd, key in inherited:
+        yield from ("--inherit-fd", f"fd[{fd}]:{key}")
+    for key, source in externals(config, state.bundle):
+        yield from ("--external", f"mnt[{key}]:{source}")
+    if state.cgroup:
+        yield from ("--cgroup-root", _below_mount(state.cgroup))
+    for entry in config["linux"].get("namespaces") or []:
+        if entry["type"] in _JOINED and entry.get("path"):
+            yield from ("--join-ns", f"{_JOINED[entry['type']]}:{entry['path']}")
+        elif entry["type"] == "network" and not entry.get("path"):
+            yield from ("--empty-ns", "net")
+
+
+def _below_mount(path: str) -> str:
+    from wherry.kernel import facts
+
+    return path.removeprefix(facts.measure().cgroup_mount.rstrip("/"))
+
+
+def _streams(images: str) -> list[tuple[int, str]]:
+    """Our standard streams in the place of those that the container had from outside."""
+    from wherry.kernel import files
+
+    path = os.path.join(images, _DESCRIPTORS)
+    try:
+        keys = json.loads(files.read_capped(path, _MAX))
+    except (OSError, ValueError) as error:
+        raise WherryError(Kind.INVALID, f"cannot read {path}: {error}", hint="--image-path") from None
+    if not isinstance(keys, list):
+        raise WherryError(Kind.INVALID, f"{path}: must be a list")
+    return [(number, key) for number, key in enumerate(keys[:3]) if isinstance(key, str) and _KEY.fullmatch(key)]
+
+
+def _namespaces(config: Json, held: ExitStack) -> list[tuple[int, str]]:
+    found = []
+    for entry in config["linux"].get("namespaces") or []:
+        if entry["type"] in _OUTSIDE and entry.get("path"):
+            fd = os.open(entry["path"], os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, fd)
+            found.append((fd, _OUTSIDE[entry["type"]][1]))
+    return found
+
+
+def _write_pid(path: str, pid: int) -> None:
+    from wherry.kernel import files
+
+    files.atomic_write(path, str(pid).encode())
+
+
+# ---- both
+
+
+def options(values: Values) -> Iterator[str]:
+    """The options that both directions share, in criu's words."""
+    for key in _SAME:
+        if values.get(key):
+            yield f"--{key.replace('_', '-')}"
+    for key in _VALUED:
+        if values.get(key):
+            yield from (f"--{key.replace('_', '-')}", values[key])
+    mode = values["manage_cgroups_mode"] or "soft"
+    if mode not in ("soft", "full", "strict", "ignore"):
+        raise WherryError(Kind.INVALID, f'--manage-cgroups-mode "{mode}": not soft, full, strict or ignore')
+    yield f"--manage-cgroups={mode}"
+    if values.get("page_server"):
+        address, _, port = values["page_server"].rpartition(":")
+        if not address or not port.isdigit():
+            raise WherryError(Kind.INVALID, f'--page-server "{values["page_server"]}": not ADDRESS:PORT')
+        yield from ("--page-server", "--address", address, "--port", port)
+
+
+def _able(verb: str, cid: str, config: Json) -> str:
+    """The path of criu, once nothing is known that must fail."""
+    if os.geteuid():
+        raise WherryError(Kind.DENIED, f"cannot {verb} container {cid}: criu needs root")
+    if config["process"].get("terminal"):
+        text = f"cannot {verb} container {cid}: process.terminal: criu's command line cannot hand a terminal over"
+        raise WherryError(Kind.UNSUPPORTED, text)
+    if any(entry["type"] == "user" for entry in config["linux"].get("namespaces") or []):
+        text = f"cannot {verb} container {cid}: linux.namespaces: one with a user namespace is not supported"
+        raise WherryError(Kind.UNSUPPORTED, text)
+    program = shutil.which("criu")
+    if program is None:
+        raise WherryError(Kind.PRECONDITION, f"cannot {verb} container {cid}: the program criu is not installed",
+                          hint="apt-get install criu")
+    done = subprocess.run([program, "check"], capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        why = _first_error(done.stdout + done.stderr)
+        text = f"cannot {verb} container {cid}: criu check says that it does not work on this kernel: {why}"
+        raise WherryError(Kind.UNSUPPORTED, text, hint="a newer criu may know this kernel; criu check --all tells more")
+    return program
+
+
+def _first_error(text: str) -> str:
+    """criu's errors without their places in its source; the first is the cause."""
+    found = re.findall(r"Error \([^)]*\): (.*)", text)
+    return found[0].strip() if found else "it gives no reason"
+
+
+def _place(values: Values, *, made: bool = True) -> _Place:
+    """Directories of images and log; those of a checkpoint are made, 0700: memory is in them."""
+    images = os.path.abspath(values["image_path"] or "checkpoint")
+    work = os.path.abspath(values["work_path"] or images)
+    try:
+        for path in (images, work) if made else (work,):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        if not os.path.isdir(images):
+            raise NotADirectoryError(20, "no such directory")
+    except OSError as error:
+        raise WherryError(Kind.INVALID, f"--image-path {images}: {error.strerror}") from None
+    parent = values.get("parent_path") or ""
+    if parent and (os.path.isabs(parent) or not os.path.isdir(os.path.join(images, parent))):
+        text = f"--parent-path {parent}: not a directory given from {images} on"
+        raise WherryError(Kind.INVALID, text, hint="such as ../pre-dump")
+    return _Place(images, work, parent)
+
+
+def _run(
+    argv: Sequence[str], place: _Place, log: str, what: str, values: Values, *, fds: Sequence[int] = (),
+    quiet: bool = True,
+) -> None:  # fmt: skip
+    """Carry criu out. `quiet`: our standard streams are not its own."""
+    from wherry.kernel.facts import read
+
+    files = ["--images-dir", place.images, "--work-dir", place.work, "--log-file", log, "-v4"]
+    status = [int(values["status_fd"])] if (values.get("status_fd") or "").isdigit() else []
+    stream = subprocess.DEVNULL if quiet else None
+    done = subprocess.run([*argv, *files], stdin=stream, stdout=stream, stderr=stream, check=False,
+                          pass_fds=[*fds, *status], timeout=_TIMEOUT)  # fmt: skip
+    if done.returncode:
+        path = os.path.join(place.work, log)
+        why = _first_error(read(path))
+        raise WherryError(Kind.PRECONDITION, f"cannot {what}: criu: {why}", hint=f"its log is {path}")
