@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,3 +232,78 @@ def test_features_say_what_a_config_may_ask(box: Box) -> None:
     assert {"ro", "rro", "rbind", "tmpcopyup", "idmap", "rslave"} <= set(found["mountOptions"])
     assert linux["namespaces"] == ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"]
     assert linux["memoryPolicy"]["modes"][:2] == ["MPOL_DEFAULT", "MPOL_PREFERRED"]
+
+
+# ---- checkpoint and restore: what they refuse before trying (that they work: tests/testbed/test_oci_criu.py)
+
+
+def _criu(path: Path, script: str) -> dict[str, str]:
+    """An environment in which criu is this script."""
+    path.mkdir()
+    (path / "criu").write_text(f"#!/bin/sh\n{script}\n")
+    (path / "criu").chmod(0o755)
+    return {"PATH": f"{path}:{os.environ['PATH']}"}
+
+
+def test_checkpoint_says_why_it_cannot(box: Box, tmp_path: Path) -> None:
+    """A sentence before anything is tried; the container goes on."""
+    box.started("while :; do date +%s%N >/tmp/n; sleep 0.02; done")
+    images = tmp_path / "images"
+    words = ("checkpoint", "--image-path", images, "c")
+    assert "the program criu is not installed" in box.refused(*words, env={"PATH": str(tmp_path)})
+    env = _criu(tmp_path / "old", 'echo "Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds" >&2; exit 1')
+    text = box.refused(*words, env=env)
+    assert "criu check says that it does not work on this kernel: vdso: Unexpected rt vDSO area bounds" in text
+    assert not images.exists()
+    env = _criu(tmp_path / "new", '[ "$1" = check ] && exit 0; echo "Error (criu/x.c:1): too late" >"$LOG"; exit 1')
+    text = box.refused(*words, env={**env, "LOG": str(images / "dump.log")})
+    assert f"cannot checkpoint container c: criu: too late (its log is {images}/dump.log)" in text
+    box("pause", "c")
+    box("resume", "c")
+    assert box.state()["status"] == "running"
+
+
+def test_checkpoint_refuses_what_criu_cannot_hand_over(box: Box, tmp_path: Path) -> None:
+    env = _criu(tmp_path / "fine", "exit 0")
+    assert "does not exist" in box.refused("checkpoint", "absent", env=env)
+    box.create()
+    assert "it is created" in box.refused("checkpoint", "c", env=env)
+    box("delete", "c")
+    mapping = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    box.linux["namespaces"].append({"type": "user"})
+    box.linux.update({"uidMappings": mapping, "gidMappings": mapping})
+    box.started()
+    assert "user namespace is not supported" in box.refused("checkpoint", "c", env=env)
+    box("delete", "--force", "c")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-path", "nowhere"], "--image-path"),
+        (["--image-path", ".", "--manage-cgroups-mode", "hard"], "--manage-cgroups-mode"),
+        (["--image-path", "."], "descriptors.json"),
+    ],
+)
+def test_restore_refuses(box: Box, tmp_path: Path, words: list[str], said: str) -> None:
+    box.write()
+    env = _criu(tmp_path / "fine", "exit 0")
+    text = box.refused("restore", "--detach", "--bundle", box.bundle, *words, "c", env=env)
+    assert said in text
+    assert not box.left()
+
+
+def test_checkpoint_and_restore_by_the_criu_of_this_host(box: Box, tmp_path: Path) -> None:
+    """Whatever it says: the container is gone into images and comes back, or it runs on and there was a reason."""
+    if not shutil.which("criu"):
+        pytest.skip("criu is not installed")
+    box.started("exec </dev/zero >/dev/null 2>&1; while :; do sleep 0.02; done")
+    images = tmp_path / "images"
+    done = box("checkpoint", "--image-path", images, "c", check=False, timeout=120)
+    if done.code:
+        assert re.match(r"wherry-oci: cannot checkpoint container c: criu( check says .*)?: \S", done.err), done.err
+        assert box.state()["status"] == "running"
+    else:
+        assert "does not exist" in box.refused("state", "c")
+        box("restore", "--detach", "--bundle", box.bundle, "--image-path", images, "c", timeout=120)
+        assert box.state()["status"] == "running"

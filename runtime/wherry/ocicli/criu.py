@@ -68,21 +68,22 @@ def do_checkpoint(world: World, words: Sequence[str], values: Values) -> None:
         status = folder.status(state)
         if status not in (Status.RUNNING, Status.PAUSED) or state.init is None:
             raise WherryError(Kind.CONFLICT, f"cannot checkpoint container {folder.id}: it is {status.value}")
-        config = config_of(folder)
+        config, shared = config_of(folder), list(options(values))
         program = _able("checkpoint", folder.id, config)
         place = _place(values)
         if not values["pre_dump"]:
             _write_descriptors(place.images, state.init)
         verb = "pre-dump" if values["pre_dump"] else "dump"
-        argv = [program, verb, "--tree", str(state.init.pid), *_dump_options(config, state, place, values)]
-        _run(argv, place, f"{verb}.log", f"checkpoint container {folder.id}", values)
+        argv = [program, verb, "--tree", str(state.init.pid), *shared,
+                *_dump_options(config, state, place, values)]  # fmt: skip
+        ready = [int(values["status_fd"])] if values["status_fd"].isdigit() else []
+        _run(argv, place, f"{verb}.log", f"checkpoint container {folder.id}", ready)
         if not (values["leave_running"] or values["pre_dump"]):
             life.destroy(world, folder, force=True)
 
 
 def _dump_options(config: Json, state: State, place: _Place, values: Values) -> Iterator[str]:
     assert state.init is not None
-    yield from options(values)
     yield from ("--root", str(state.extra["rootfs"]))
     if state.cgroup:
         yield from ("--freeze-cgroup", state.cgroup)
@@ -172,7 +173,7 @@ def _restore(world: World, cid: str, values: Values) -> tuple[ContainerDir, Proc
     """Make the container of images; nothing is left of it if any step fails."""
     from wherry.kernel import process
 
-    asked = create.wish(world, values)
+    asked, shared = create.wish(world, values), list(options(values))
     config, text = bundle.read(asked.bundle, asked.config)
     root = bundle.rootfs(config, asked.bundle)
     program = _able("restore", cid, config)
@@ -184,7 +185,7 @@ def _restore(world: World, cid: str, values: Values) -> tuple[ContainerDir, Proc
         with ExitStack() as held, folder.lock():
             create.keep(folder, text)
             state = _prepared(world, folder, config, root, asked, undo, held)
-            init = _revive(program, folder, config, state, place, values)
+            init = _revive(program, folder, config, state, place, shared)
             undo.callback(process.signal, init, 9)
             folder.save(state._replace(init=init, started=time.time()))
             if asked.pid_file:
@@ -224,7 +225,7 @@ _APART: Final = ("unshare", "--mount", "--propagation", "private", "--", "sh", "
 
 
 def _revive(  # noqa: PLR0917  # what is known at this moment
-    program: str, folder: ContainerDir, config: Json, state: State, place: _Place, values: Values
+    program: str, folder: ContainerDir, config: Json, state: State, place: _Place, shared: Sequence[str]
 ) -> Process:
     from wherry.kernel import process
 
@@ -233,10 +234,10 @@ def _revive(  # noqa: PLR0917  # what is known at this moment
     with ExitStack() as held:
         inherited = [*_streams(place.images), *_namespaces(config, held)]
         argv = [*_APART, str(state.extra["rootfs"]), root, program, "restore", "--restore-detached",
-                "--restore-sibling", "--pidfile", pid_file, "--root", root, *options(values),
+                "--restore-sibling", "--pidfile", pid_file, "--root", root, *shared,
                 *_restore_options(config, state, inherited)]  # fmt: skip
         fds = [fd for fd, _ in inherited if fd > 2]
-        _run(argv, place, "restore.log", f"restore container {folder.id}", values, fds=fds, quiet=False)
+        _run(argv, place, "restore.log", f"restore container {folder.id}", fds, quiet=False)
     os.rmdir(root)
     with open(pid_file, encoding="ascii") as file:
         pid = int(file.read(32))
@@ -274,7 +275,8 @@ def _streams(images: str) -> list[tuple[int, str]]:
     try:
         keys = json.loads(files.read_capped(path, _MAX))
     except (OSError, ValueError) as error:
-        raise WherryError(Kind.INVALID, f"cannot read {path}: {error}", hint="--image-path") from None
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise WherryError(Kind.INVALID, f"cannot read {path}: {why}", hint="--image-path names a checkpoint") from None
     if not isinstance(keys, list):
         raise WherryError(Kind.INVALID, f"{path}: must be a list")
     return [(number, key) for number, key in enumerate(keys[:3]) if isinstance(key, str) and _KEY.fullmatch(key)]
@@ -365,17 +367,15 @@ def _place(values: Values, *, made: bool = True) -> _Place:
 
 
 def _run(
-    argv: Sequence[str], place: _Place, log: str, what: str, values: Values, *, fds: Sequence[int] = (),
-    quiet: bool = True,
-) -> None:  # fmt: skip
+    argv: Sequence[str], place: _Place, log: str, what: str, fds: Sequence[int], *, quiet: bool = True
+) -> None:
     """Carry criu out. `quiet`: our standard streams are not its own."""
     from wherry.kernel.facts import read
 
     files = ["--images-dir", place.images, "--work-dir", place.work, "--log-file", log, "-v4"]
-    status = [int(values["status_fd"])] if (values.get("status_fd") or "").isdigit() else []
     stream = subprocess.DEVNULL if quiet else None
     done = subprocess.run([*argv, *files], stdin=stream, stdout=stream, stderr=stream, check=False,
-                          pass_fds=[*fds, *status], timeout=_TIMEOUT)  # fmt: skip
+                          pass_fds=fds, timeout=_TIMEOUT)  # fmt: skip
     if done.returncode:
         path = os.path.join(place.work, log)
         why = _first_error(read(path))
