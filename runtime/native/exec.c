@@ -86,7 +86,7 @@ void wh_run_init(struct wh_run *run, const struct wh_plan *plan, int stays) {
     run->plan = plan;
     run->stays = stays;
     run->report = WH_REPORT_FD;
-    run->pidfd = run->sock = run->procfd = run->self = run->root_at = run->fresh = -1;
+    run->pidfd = run->sock = run->procfd = run->self = run->root_at = run->fresh = run->start_slot = -1;
     run->failed = WH_NO_RECORD;
     for (int k = 0; k < WH_MAX_SLOTS; k++) run->slots[k] = k < (int)plan->head->inherited ? WH_FIRST_FD + k : -1;
 }

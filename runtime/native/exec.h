@@ -47,6 +47,7 @@ struct wh_run {
     struct wh_shared *shared;
     int in_child, arrived, stash[8], stashed;
     int deathsig, wish, umask_set, ready, procfd, self; /* deathsig: in force; wish: what the plan wants to stay */
+    int start_slot;           /* of the fifo that WAIT_START read from; -1: it has not, or there is none */
     mode_t umask;
     int root_at;                       /* where ROOT goes, opened before the ids change; -1 */
     uint8_t early[WH_MAX_OPS / 8];     /* TREE records that the host has carried out already: exec_mount.c */
@@ -82,6 +83,7 @@ int wh_role_launch(int argc, char **argv);
 int wh_role_monitor(int argc, char **argv);
 int wh_role_unpack(int argc, char **argv);
 int wh_role_init(int argc, char **argv);
+int wh_role_front(int argc, char **argv, const char *program); /* front.c: under any other name */
 
 /* text.c: a bounded text builder; it never overflows and always ends in NUL. */
 struct wh_buf {

@@ -262,7 +262,8 @@ static int open_fifo(struct wh_run *run, int fd) {
     return openat(run->procfd, name, O_RDONLY | O_CLOEXEC);
 }
 
-/* From here on the launch role may be gone. A writer that closes without a byte has not started anything. */
+/* From here on the launch role may be gone. A writer that closes without a byte has not started anything. Our end stays
+ * open until exec closes it, which the starter sees; a step that fails before that takes one more byte (wh_child_fail). */
 int wh_do_WAIT_START(struct wh_run *run, const struct wh_record *r) {
     char byte;
     int fd = slot(run, r->fd0), opened = -1;
@@ -280,9 +281,9 @@ int wh_do_WAIT_START(struct wh_run *run, const struct wh_record *r) {
         while (opened < 0 && errno == EINTR);
         if (opened < 0) return -1;
     }
-    if (opened >= 0) close(opened);
     close(fd);
-    run->slots[r->fd0] = -1;
+    run->slots[r->fd0] = opened;
+    run->start_slot = r->fd0;
     return 0;
 }
 

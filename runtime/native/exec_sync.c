@@ -63,12 +63,20 @@ int wh_child_wait(struct wh_run *run) {
     return receive(run->sock, &fd) == 'G' ? 0 : fail(ECANCELED);
 }
 
+/* Whoever started us waits for the exec; it counts what is left in the fifo. */
+static void tell_starter(const struct wh_run *run) {
+    char byte;
+    int fd = run->start_slot < 0 ? -1 : run->slots[run->start_slot];
+    if (fd >= 0 && !fcntl(fd, F_SETFL, O_NONBLOCK)) (void)!read(fd, &byte, 1);
+}
+
 void wh_child_fail(struct wh_run *run, uint32_t index) {
     int err = errno, is_exec = run->plan->rec[index].op == WH_OP_EXEC;
     memcpy(run->shared->detail, run->detail, sizeof run->detail);
     run->shared->at = index;
     run->shared->err = err;
     run->shared->state = WH_BROKEN;
+    tell_starter(run);
     _exit(!is_exec ? 125 : err == ENOENT ? 127 : 126); /* docker's codes */
 }
 

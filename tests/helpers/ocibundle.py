@@ -109,15 +109,15 @@ class Box:
                 self.argv(*words, options=options), stdin=stdin, stdout=out, stderr=err, timeout=timeout, check=False,
                 pass_fds=fds, env={**self.env, **(env or {})},
             ).returncode  # fmt: skip
-        paths = (Path(out.name), Path(err.name))
-        done = Done(code, *(path.read_text(errors="replace") for path in paths), *paths)
+        said, erred = Path(out.name), Path(err.name)
+        done = Done(code, said.read_text(errors="replace"), erred.read_text(errors="replace"), said, erred)
         assert not check or not done.code, f"wherry-oci {' '.join(map(str, words))}: {done.code}\n{done.out}{done.err}"
         return done
 
-    def popen(self, *words: object, **options: Any) -> subprocess.Popen[str]:
-        """Start a command and go on; standard output and errors by one pipe."""
+    def popen(self, *words: object, before: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+        """Start a command, perhaps by another `before` it, and go on; standard output and errors by one pipe."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
-        return subprocess.Popen(self.argv(*words), env=self.env, text=True, **options)
+        return subprocess.Popen([*before, *self.argv(*words)], env=self.env, text=True, **options)
 
     def write(self, cid: str = "c") -> None:
         """config.json of the bundle as `config` is now, with a cgroup of the test's own."""

@@ -5,11 +5,18 @@ Each test ends with the audit of what is left (`boxed`).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import select
+import shutil
 import signal
-import stat
+import socket
+import struct
+import subprocess
+import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +24,8 @@ from pathlib import Path
 import pytest
 
 from helpers.ocibundle import Box, boxed, hook
+from helpers.tools import need, run
 from helpers.wherry import until
-from wherry.kernel import facts
 from wherry.model import Json
 
 pytestmark = [pytest.mark.root, pytest.mark.seconds(40)]
@@ -250,7 +257,7 @@ def test_exec_passes_signals_on(box: Box) -> None:
 
 
 def test_kill_by_name_number_and_all(box: Box) -> None:
-    done = box.started("for s in HUP USR1 USR2 TERM; do trap \"echo $s\" $s; done; echo up; while :; do sleep 0.02; done")
+    done = box.started('for s in HUP USR1 USR2 TERM; do trap "echo $s" $s; done; echo up; while :; do sleep 0.02; done')
     done.waits_for("up\n")
     for given, name in (("HUP", "HUP"), ("SIGUSR1", "USR1"), (str(int(signal.SIGUSR2)), "USR2"), ("", "TERM")):
         box("kill", "c", *([given] if given else []))
@@ -269,11 +276,12 @@ def test_kill_by_name_number_and_all(box: Box) -> None:
 def test_exec_lives_in_the_container_with_its_rights(box: Box) -> None:
     box.started()
     pid = box.pid()
-    done = box.exec("sh", "-c", "for n in mnt net uts ipc pid cgroup; do readlink /proc/self/ns/$n; done")
-    assert done.out.split() == [os.readlink(f"/proc/{pid}/ns/{n}") for n in ("mnt", "net", "uts", "ipc", "pid", "cgroup")]
+    kinds = ("mnt", "net", "uts", "ipc", "pid", "cgroup")
+    done = box.exec("sh", "-c", f"for n in {' '.join(kinds)}; do readlink /proc/self/ns/$n; done")
+    assert done.out.split() == [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds]
     options = ("--env", "A=b c", "-e", "B=d", "--cwd", "/tmp", "--user", "12:34", "--additional-gids", "56", "-g", "78",
                "--cap", "CAP_SYS_TIME", "--no-new-privs")  # fmt: skip
-    script = "echo $A,$B,$PATH; pwd; id -u; id -g; id -G; grep -E '^(CapBnd|CapInh|CapAmb|NoNewPrivs)' /proc/self/status"
+    script = "echo $A,$B,$PATH; pwd; id -u; id -g; id -G; grep -E '^(CapBnd|CapInh|CapAmb|NoNew)' /proc/self/status"
     lines = box.exec("sh", "-c", script, options=options).out.splitlines()
     assert lines[:5] == ["b c,d,/bin", "/tmp", "12", "34", "34 56 78"]
     facts_of = dict(line.split(":\t") for line in lines[5:])
@@ -315,3 +323,544 @@ def test_exec_into_a_created_container(box: Box) -> None:
     box.create()
     assert box.exec("echo", "early").out == "early\n"
     assert box.state()["status"] == "created"
+
+
+# ---- hooks (config.md, POSIX-platform Hooks; runtime.md, Lifecycle)
+
+KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+STATUSES = dict(zip(KINDS, ("creating", "creating", "creating", "created", "running", "stopped"), strict=True))
+
+
+class Hooks:
+    """All six write into the container's root, each its name and the state that it got."""
+
+    def __init__(self, box: Box, failing: str = "", script: str = "exit 3") -> None:
+        self.box, self.log = box, box.rootfs / "hooks"
+        box.config["hooks"] = {kind: [hook(box.place, self.log, kind, script * (kind == failing))] for kind in KINDS}
+        inside = hook(box.rootfs, Path("/hooks"), "startContainer", script * (failing == "startContainer"))
+        box.config["hooks"]["startContainer"] = [{**inside, "path": "/hook-startContainer"}]
+
+    @property
+    def ran(self) -> list[str]:
+        return [line.split()[0] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    @property
+    def states(self) -> dict[str, Json]:
+        lines = self.log.read_text().splitlines()
+        return {line.split()[0]: json.loads(line.split(maxsplit=1)[1]) for line in lines}
+
+
+def test_the_six_hooks_in_their_order_with_the_state(box: Box) -> None:
+    hooks = Hooks(box)
+    box.config["annotations"] = {"key": "value"}
+    box.create(script="echo program >> /hooks; sleep 1000")
+    assert hooks.ran == list(KINDS[:3])
+    pid = box.pid()
+    box("start", "c")
+    until(lambda: "program" in hooks.ran)
+    assert hooks.ran[3] == "startContainer"
+    assert sorted(hooks.ran[4:]) == ["poststart", "program"]
+    box("kill", "c", "KILL")
+    box.ends()
+    assert "poststop" not in hooks.ran
+    box("delete", "c")
+    assert hooks.ran[6:] == ["poststop"]
+    text = hooks.log.read_text().replace("program\n", "")
+    hooks.log.write_text(text)
+    for kind, state in hooks.states.items():
+        assert {key: state[key] for key in ("ociVersion", "id", "status", "bundle", "annotations")} == {
+            "ociVersion": "1.3.0", "id": "c", "status": STATUSES[kind], "bundle": str(box.bundle),
+            "annotations": {"key": "value"},
+        }, kind  # fmt: skip
+        assert state.get("pid", 0) == {"poststop": 0}.get(kind, pid), kind
+
+
+def test_poststart_waits_for_the_program(box: Box) -> None:
+    """After the user-specified process is executed, but before start returns; startContainer ends before that."""
+    hooks = Hooks(box, "startContainer", "sleep 0.3; echo done >> /hooks")
+    box.create(script="sleep 1000")
+    box("start", "c")
+    assert hooks.ran[3:] == ["startContainer", "done", "poststart"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["fails", "is not there", "hangs"])
+def test_a_hook_that_fails(box: Box, kind: str, how: str) -> None:
+    """Of a create: an error, the container destroyed, poststop. Of poststop: a warning, and the others still run."""
+    hooks = Hooks(box, kind, "sleep 1000" if how == "hangs" else "echo the cause; exit 3")
+    own = box.config["hooks"][kind]
+    if how == "is not there":
+        own[0]["path"] = "/none"
+    if how == "hangs":
+        own[0]["timeout"] = 1
+    last = KINDS.index(kind)
+    box.process["args"] = ["sh", "-c", "sleep 1000"]
+    box.write()
+    words = ("create", "--bundle", box.bundle, "c")
+    if last < 3:
+        text = box.refused(*words)
+        assert kind == "createContainer" or "hook" in text, text
+        assert own[0]["path"] in text, text
+    else:
+        box(*words)
+        if last < 5:
+            text = box.refused("start", "c")
+            assert f"{kind} hook" in text, text
+            assert "does not exist" in box.refused("state", "c")  # destroyed: step 12 of the lifecycle
+        else:
+            box("start", "c")
+            log = box.place / "log"
+            box("delete", "--force", "c", options=("--log", log, "--log-format", "json"))
+            assert [json.loads(line)["level"] for line in log.read_text().splitlines()] == ["warning"]
+    told = [] if how == "is not there" else [kind]
+    assert hooks.ran == [*KINDS[:last], *told, *(["poststop"] if kind != "poststop" else [])]
+    assert not box.left()
+
+
+# ---- standard streams, descriptors, terminals
+
+
+def test_a_stream_that_is_null_is_the_container_s_own(box: Box) -> None:
+    """Through the host's /dev/null root of a container could change its mode (CVE-2025-31133's kin)."""
+    before = os.stat("/dev/null")
+    box.run("chmod 600 /proc/self/fd/0; chown 5 /proc/self/fd/0; stat -c %a /dev/null > /mode")
+    assert (box.rootfs / "mode").read_text() == "600\n"
+    box.started()
+    box.exec("sh", "-c", "chmod 601 /proc/self/fd/0")
+    now = os.stat("/dev/null")
+    assert (now.st_mode, now.st_uid) == (before.st_mode, before.st_uid)
+
+
+def with_descriptors(box: Box, before: str, *words: object) -> str:
+    """`wherry-oci` with two open files from a shell that does `before`."""
+    for name in ("one", "two"):
+        (box.place / name).write_text(f"{name}\n")
+    text = f'{before} exec "$@" 3<{box.place}/one 4<{box.place}/two'
+    return run("sh", "-c", text, "sh", *box.argv(*words), env=box.env, check=False).stdout
+
+
+def test_descriptors_that_are_kept_and_that_are_not(box: Box) -> None:
+    look = "ls /proc/self/fd | tr '\\n' ' '; cat <&3; cat <&4; echo ${LISTEN_FDS-none} ${LISTEN_PID-none}"
+    box.process["args"] = ["sh", "-c", look]
+    box.write()
+    words = ("run", "--bundle", box.bundle)
+    assert with_descriptors(box, "", *words, "a").split() == ["0", "1", "2", "3", "none", "none"]
+    kept = with_descriptors(box, "", *words, "--preserve-fds", 2, "b").split()
+    assert kept == ["0", "1", "2", "3", "4", "5", "one", "two", "none", "none"]
+    listen = with_descriptors(box, "LISTEN_FDS=2 LISTEN_PID=$$; export LISTEN_FDS LISTEN_PID;", *words, "c").split()
+    assert listen == ["0", "1", "2", "3", "4", "5", "one", "two", "2", "1"]
+    others = with_descriptors(box, "LISTEN_FDS=2 LISTEN_PID=1; export LISTEN_FDS LISTEN_PID;", *words, "d").split()
+    assert others == ["0", "1", "2", "3", "none", "none"]  # sd_listen_fds(3): meant for another process
+    box.started()
+    assert with_descriptors(box, "", "exec", "--preserve-fds", 2, "c", "sh", "-c", look).split() == kept
+    for count in ("-1", "x", "99", "100000"):
+        assert "preserve-fds" in box.refused("run", "--bundle", box.bundle, "--preserve-fds", count, "e")
+
+
+@pytest.fixture
+def console() -> Iterator[tuple[str, socket.socket]]:
+    """A listening socket with a short path."""
+    place = tempfile.mkdtemp()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{place}/s")
+        listener.listen()
+        listener.settimeout(10)
+        yield f"{place}/s", listener
+    shutil.rmtree(place)
+
+
+def master_of(listener: socket.socket) -> int:
+    with listener.accept()[0] as peer:
+        peer.settimeout(10)
+        _, fds, _, _ = socket.recv_fds(peer, 4096, 4)
+    assert len(fds) == 1
+    return fds[0]
+
+
+def reads(fd: int, text: str) -> str:
+    """What a terminal shows until `text` has come."""
+    seen = ""
+    deadline = time.monotonic() + 10
+    while text not in seen:
+        assert time.monotonic() < deadline, f"{text!r} did not come: {seen!r}"
+        if select.select([fd], [], [], 0.5)[0]:
+            try:
+                seen += os.read(fd, 4096).decode()
+            except OSError:
+                raise AssertionError(f"{text!r} did not come before the end: {seen!r}") from None
+    return seen
+
+
+CONTROLLED = "echo tty=$(tty); stty size; trap 'echo int' INT; echo up; while :; do sleep 0.05; done"
+
+
+def test_a_terminal_by_the_console_socket(box: Box, console: tuple[str, socket.socket]) -> None:
+    path, listener = console
+    box.process.update(terminal=True, consoleSize={"width": 101, "height": 33})
+    box.create("c", "--console-socket", path, script=CONTROLLED)
+    master = master_of(listener)
+    box("start", "c")
+    seen = reads(master, "up")
+    assert "33 101" in seen
+    assert re.search(r"tty=/dev/(console|pts/0)", seen)
+    os.write(master, b"\x03")
+    reads(master, "int")
+    options = ("--tty", "--console-socket", path, "--detach")
+    assert box.exec("sh", "-c", CONTROLLED, options=options).code == 0
+    second = master_of(listener)
+    reads(second, "up")
+    os.write(second, b"\x03")
+    reads(second, "int")
+    os.close(master)
+    os.close(second)
+    box("delete", "-f", "c")
+
+
+def test_a_terminal_needs_somebody_who_takes_it(box: Box, console: tuple[str, socket.socket]) -> None:
+    box.process["terminal"] = True
+    box.write()
+    words = ("create", "--bundle", box.bundle)
+    assert "--console-socket" in box.refused(*words, "c")
+    assert "--console-socket" in box.refused(*words, "--console-socket", "/none", "c")
+    assert "--console-socket" in box.refused("run", "--detach", "--bundle", box.bundle, "c")
+    box.process["terminal"] = False
+    box.write()
+    assert "terminal" in box.refused(*words, "--console-socket", console[0], "c")
+    assert not box.left()
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_terminal_in_the_foreground(box: Box, verb: str) -> None:
+    """Raw while it lasts, resized with ours, keys and ctrl-c for the process; afterwards as it was."""
+    script = "trap 'echo int' INT; stty size; echo up; read line; echo got=$line; stty size; exit 5"
+    if verb == "exec":
+        box.started()
+        words: tuple[object, ...] = ("exec", "--tty", "c", "sh", "-c", script)
+    else:
+        box.process.update(terminal=True, args=["sh", "-c", script])
+        box.write()
+        words = ("run", "--bundle", box.bundle, "c")
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (20, 70))
+    before = termios.tcgetattr(slave)
+    with box.popen(*words, stdin=slave, stdout=slave, stderr=slave, before=("setsid", "--ctty")) as running:
+        assert "20 70" in reads(master, "up")
+        assert not termios.tcgetattr(slave)[3] & (termios.ECHO | termios.ICANON)
+        os.write(master, b"\x03")
+        reads(master, "int")
+        termios.tcsetwinsize(master, (30, 90))
+        time.sleep(0.2)
+        os.write(master, b"word\r")
+        assert "30 90" in reads(master, "30 90")
+        assert running.wait(10) == 5
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+# ---- the log that callers read
+
+
+def test_log_lines(box: Box) -> None:
+    log = box.place / "log"
+    for form in ((), ("--log-format", "text")):
+        box("state", "absent", check=False, options=("--log", log, *form))
+    line = r'time="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ" level=error msg="container absent does not exist"'
+    assert all(re.fullmatch(line, found) for found in log.read_text().splitlines())
+    assert len(log.read_text().splitlines()) == 2
+    log.unlink()
+    quoted = box.place / 'a "quoted"\nname'
+    done = box("create", "--bundle", quoted, "c", check=False, options=("--log", log, "--log-format=json"))
+    assert done.code == 1
+    (found,) = map(json.loads, log.read_text().splitlines())
+    assert set(found) == {"level", "msg", "time"}
+    assert found["level"] == "error"
+    assert str(quoted) in found["msg"]
+    assert "log-format" in box.refused("list", options=("--log-format", "xml"))
+    assert box("list", options=("--log", "/none/log")).code == 0
+
+
+# ---- bad input: one sentence, non-zero, nothing left
+
+
+@pytest.mark.parametrize("cid", ["", ".", "..", "a/b", "../x", "/abs", "a b", "é", "a\n", "a:b", "x" * 300, "x" * 1025])
+def test_ids_that_are_none(box: Box, cid: str) -> None:
+    box.write()
+    for words in (("create", "--bundle", box.bundle), ("run", "--bundle", box.bundle), ("state",), ("start",),
+                  ("delete",), ("delete", "--force"), ("kill",)):  # fmt: skip
+        assert len(box.refused(*words, cid)) < 1500
+    assert not box.left(0)
+
+
+def test_bundles_that_are_none(box: Box) -> None:
+    path = box.bundle / "config.json"
+    words = ("create", "--bundle", box.bundle, "c")
+    assert str(box.bundle / "none") in box.refused("create", "--bundle", box.bundle / "none", "c")
+    assert "config.json" in box.refused(*words)
+    for text, why in ((b"", "JSON"), (b"{", "JSON"), (b"[]", "object"), (b"[" * 100000, "JSON"), (b"\xff{}", "JSON"),
+                      (b"{}", "ociVersion"), (b" " * (17 << 20), "config.json")):  # fmt: skip
+        path.write_bytes(text)
+        assert why in box.refused(*words)
+    path.unlink()
+    path.mkdir()
+    assert "config.json" in box.refused(*words)
+    path.rmdir()
+    box.write()
+    box.rootfs.rename(box.place / "elsewhere")
+    assert "root.path" in box.refused(*words)
+    box.rootfs.write_text("a file\n")
+    assert "root.path" in box.refused(*words)
+    assert not box.left()
+
+
+BREACHES: list[tuple[str, Json]] = [
+    ("ociVersion", {"ociVersion": 5}),
+    ("ociVersion", {"ociVersion": "9.9.9"}),
+    ("process", {"process": None}),
+    ("process.args", {"process": {"args": []}}),
+    ("process.args[0]", {"process": {"args": [1]}}),
+    ("process.cwd", {"process": {"cwd": "relative"}}),
+    ("process.env[0]", {"process": {"env": ["A=\0"]}}),
+    ("process.user.uid", {"process": {"user": {"uid": -1}}}),
+    ("process.user.uid", {"process": {"user": {"uid": "root"}}}),
+    ("process.user.uid", {"process": {"user": {"uid": 4294967295}}}),
+    ("process.user.uid", {"process": {"user": {"uid": 1000000000000}}}),
+    ("process.user.gid", {"process": {"user": {"gid": 1.5}}}),
+    ("process.user.additionalGids[1]", {"process": {"user": {"additionalGids": [1, -1]}}}),
+    ("process.rlimits[0].type", {"process": {"rlimits": [{"type": "RLIMIT_NONE", "soft": 1, "hard": 1}]}}),
+    ("mounts[0].destination", {"mounts": [{"type": "tmpfs"}]}),
+    ("nofs", {"mounts": [{"destination": "/x", "type": "nofs", "source": "x"}]}),
+    ("hooks.prestart[0].path", {"hooks": {"prestart": [{"path": "relative"}]}}),
+    ("hooks.prestart[0].timeout", {"hooks": {"prestart": [{"path": "/bin/true", "timeout": 0}]}}),
+    ("linux.namespaces[0].type", {"linux": {"namespaces": [{"type": "none"}]}}),
+    ("linux.namespaces", {"linux": {"namespaces": [{"type": "mount"}, {"type": "mount"}]}}),
+    ("/none", {"linux": {"namespaces": [{"type": "mount"}, {"type": "network", "path": "/none"}]}}),
+    ("linux.namespaces", {"linux": {"namespaces": [{"type": "pid"}]}}),
+    ("linux.resources.memory.limit", {"linux": {"resources": {"memory": {"limit": "1g"}}}}),
+    ("linux.seccomp.defaultAction", {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NONE"}}}),
+    ("linux.devices[0].path", {"linux": {"devices": [{"type": "c", "major": 1, "minor": 3}]}}),
+    ("linux.rootfsPropagation", {"linux": {"rootfsPropagation": "none"}}),
+    ("linux.cgroupsPath", {"linux": {"cgroupsPath": "/../../x"}}),
+]
+
+
+def merged(own: Json, more: Json) -> Json:
+    """`more` over `own`, objects member by member."""
+    both = {key: merged(own[key], value) for key, value in more.items() if isinstance(value, dict) and key in own}
+    return {**own, **more, **both}
+
+
+@pytest.mark.parametrize(("field", "change"), BREACHES, ids=[f"{field}-{n}" for n, (field, _) in enumerate(BREACHES)])
+def test_configs_that_break_the_schema(box: Box, field: str, change: Json) -> None:
+    box.config = merged(box.config, change)
+    (box.bundle / "config.json").write_text(json.dumps(box.config))
+    text = box.refused("create", "--bundle", box.bundle, "c")
+    assert field in text, text
+    assert not box.left(0)
+
+
+def test_command_lines_that_are_none(box: Box) -> None:
+    box.write()
+    for words in (["none"], ["create"], ["create", "a", "b"], ["state"], ["list", "x"], ["create", "--none", "c"],
+                  ["create", "--bundle"], ["list", "--format", "xml"], ["delete", "--force=maybe", "c"], ["exec"],
+                  ["--rootless=perhaps", "list"], ["--cgroup-manager=x", "list"]):  # fmt: skip
+        box.refused(*words)
+    assert "spec: 1.3.0" in box("--version").out
+    assert "create" in box("--help").out
+    assert "--bundle" in box("create", "--help").out
+
+
+@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
+def test_a_link_where_the_kernel_s_mount_point_should_be(box: Box, name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (box.rootfs / name).rmdir()
+    for target in (str(victim), "/tmp", "../../../../../" + str(victim)):
+        (box.rootfs / name).symlink_to(target)
+        box.write()
+        assert f"/{name}" in box.refused("create", "--bundle", box.bundle, "c")
+        (box.rootfs / name).unlink()
+    assert not list(victim.iterdir())
+    assert not box.left()
+
+
+# ---- a pid that is another's, and many at once
+
+
+def test_a_pid_that_is_gone_or_another_s(box: Box) -> None:
+    """state.json names a process by its start time too: nobody else is ever signalled."""
+    box.started()
+    os.kill(box.pid(), signal.SIGKILL)
+    box.ends()
+    file = box.root / "c" / "state.json"
+    stored = json.loads(file.read_text())
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        stored["init"]["pid"] = other.pid  # recycled: the start time is another
+        file.write_text(json.dumps(stored))
+        assert box.state()["status"] == "stopped"
+        for words in (("kill", "c", "KILL"), ("start", "c"), ("exec", "c", "true"), ("ps", "c")):
+            box.refused(*words)
+        box("kill", "--all", "c", "KILL")
+        box("delete", "--force", "c")
+        assert other.poll() is None
+        other.kill()
+    box.create()
+    whole = file.read_text()
+    file.write_text("{")
+    for words in (("state", "c"), ("delete", "--force", "c")):  # to drop what it names would be to leave it behind
+        assert "state.json" in box.refused(*words)
+    assert box("list").code == 0
+    file.write_text(whole)
+    box("delete", "--force", "c")
+
+
+def test_twenty_creates_at_once(box: Box) -> None:
+    names = [f"c{number}" for number in range(20)]
+    for name in names:
+        box.write(name)
+        (box.bundle / "config.json").rename(box.bundle / f"{name}.json")
+    words = [("create", "--bundle", box.bundle, "--config", f"{name}.json", name) for name in names]
+    running = [box.popen(*each, stdout=subprocess.DEVNULL) for each in words]
+    assert [each.wait(60) for each in running] == [0] * 20
+    assert {row["status"] for row in json.loads(box("list", "-f", "json").out)} == {"created"}
+    running = [box.popen("delete", name, stdout=subprocess.DEVNULL) for name in names]
+    assert [each.wait(60) for each in running] == [0] * 20
+    assert not box.left()
+
+
+def test_one_id_wanted_by_many(box: Box) -> None:
+    box.write()
+    for _ in range(3):
+        words = ("create", "--bundle", box.bundle, "c")
+        running = [box.popen(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(6)]
+        assert sorted(each.wait(60) for each in running) == [0, 1, 1, 1, 1, 1]
+        assert box.state()["status"] == "created"
+        box("delete", "c")
+    assert not box.left()
+
+
+def test_create_and_delete_of_one_id_in_a_race(box: Box) -> None:
+    """Whoever wins: no crash, and after a last delete nothing is left."""
+    box.write()
+    for _ in range(8):
+        words = [("create", "--bundle", box.bundle, "c"), ("delete", "--force", "c"), ("delete", "--force", "c")]
+        with open(box.place / "said.txt", "a+") as said:
+            running = [box.popen(*each, stdout=said, stderr=said) for each in words]
+            assert {each.wait(30) for each in running} <= {0, 1}
+        assert "Error" not in (box.place / "said.txt").read_text()
+    box("delete", "--force", "c")
+    assert not box.left()
+
+
+# ---- seccomp's listener (config-linux.md, The Container Process State)
+
+RECV, SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV, _SEND
+
+
+def test_the_seccomp_agent_gets_the_listener_and_the_state(box: Box, console: tuple[str, socket.socket]) -> None:
+    path, listener = console
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "listenerMetadata": "meta",
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+    }  # fmt: skip
+    done = box.create(script="mkdir /made || echo refused; ls -d /made; sleep 1000")
+    with listener.accept()[0] as peer:
+        data, fds, _, _ = socket.recv_fds(peer, 1 << 16, 4)
+    sent = json.loads(data)
+    assert (sent["fds"], sent["metadata"], sent["pid"]) == (["seccompFd"], "meta", box.pid())
+    assert (sent["state"]["id"], sent["state"]["status"], sent["state"]["pid"]) == ("c", "creating", box.pid())
+    assert sent["state"]["bundle"] == str(box.bundle)
+    (fd,) = fds
+    box("start", "c")
+    request = bytearray(80)
+    fcntl.ioctl(fd, RECV, request)
+    number, pid = struct.unpack_from("=QI", request)
+    assert pid > 0
+    fcntl.ioctl(fd, SEND, struct.pack("=QqiI", number, 0, -1, 0))  # EPERM
+    os.close(fd)
+    assert "/made" not in done.waits_for("refused\n")
+    box("delete", "-f", "c")
+
+
+# ---- another user
+
+
+@pytest.fixture
+def user_box(test_id: str) -> Iterator[Box]:
+    """A box that uid 54321 owns, where it can reach it."""
+    place = Path(tempfile.mkdtemp(prefix=test_id))
+    place.chmod(0o755)
+    with boxed(test_id, place) as box:
+        box.env["XDG_RUNTIME_DIR"] = str(box.place / "run")
+        run("chown", "-R", "54321:54321", place)
+        yield box
+        for pid in box.processes():
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(box.root)
+        box.root.mkdir()
+    shutil.rmtree(place)
+
+
+def as_user(box: Box, *words: object, before: str = "", check: bool = True) -> str:
+    """`wherry-oci` of uid 54321; `before` is done by root in a mount namespace of its own."""
+    user = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *box.argv(*words))
+    said = box.place / "said.txt"  # a pipe would be kept open by what goes on
+    said.write_text("")
+    text = f'{before}\nexec "$@" </dev/null >{said} 2>&1'
+    done = run("unshare", "--mount", "sh", "-ec", text, "sh", *user, env=box.env, check=False)
+    assert not check or not done.returncode, said.read_text()
+    return said.read_text()
+
+
+def test_a_user_without_rights_with_one_id(user_box: Box) -> None:
+    box = user_box
+    box.linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        box.linux[key] = [{"containerID": 0, "hostID": 54321, "size": 1}]
+    box.process["args"] = ["sh", "-c", "id -u; cat /proc/self/uid_map; touch /made; exit 4"]
+    box.write()
+    text = as_user(box, "run", "--bundle", box.bundle, "c", check=False)
+    assert text.split()[:4] == ["0", "0", "54321", "1"], text
+    assert (box.rootfs / "made").stat().st_uid == 54321
+    box.process["args"] = ["sleep", "1000"]
+    box.write()
+    as_user(box, "run", "--detach", "--bundle", box.bundle, "c")
+    assert json.loads(as_user(box, "state", "c"))["status"] == "running"
+    assert as_user(box, "exec", "c", "id", "-u") == "0\n"
+    assert str(box.pid()) in as_user(box, "ps", "c")
+    as_user(box, "kill", "c", "KILL")
+    box.ends()
+    as_user(box, "delete", "c")
+    assert not box.left()
+
+
+def test_a_user_without_rights_with_ids_of_its_own(user_box: Box) -> None:
+    need("newuidmap")
+    box = user_box
+    (box.place / "passwd").write_text(Path("/etc/passwd").read_text() + "wtuser:x:54321:54321::/:/bin/sh\n")
+    (box.place / "ids").write_text("wtuser:600000:1000\n")
+    (box.place / "empty").touch()
+    mounts = f"touch /etc/subuid /etc/subgid; mount --bind {box.place}/passwd /etc/passwd; "
+    mounts += "".join(f"mount --bind {box.place}/ids /etc/{name}; " for name in ("subuid", "subgid"))
+    box.linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        box.linux[key] = [{"containerID": 0, "hostID": 54321, "size": 1},
+                          {"containerID": 1, "hostID": 600000, "size": 1000}]  # fmt: skip
+    box.process["user"] = {"uid": 33, "gid": 33, "additionalGids": [44]}
+    box.process["args"] = ["sh", "-c", "id -u; id -G; cat /proc/self/uid_map"]
+    box.write()
+    text = as_user(box, "run", "--bundle", box.bundle, "c", before=mounts).split()
+    assert text == ["33", "33", "44", "0", "54321", "1", "1", "600000", "1000"]
+    box.linux["uidMappings"][1]["hostID"] = 700000
+    box.write()
+    text = as_user(box, "run", "--bundle", box.bundle, "c", before=mounts, check=False)
+    assert "newuidmap" in text, text
+    assert not box.left()
+
+
+def test_a_user_without_rights_needs_a_user_namespace(user_box: Box) -> None:
+    user_box.write()
+    text = as_user(user_box, "run", "--bundle", user_box.bundle, "c", check=False)
+    assert len(text.splitlines()) <= 2, text
+    assert "Error" not in text
+    assert not user_box.left()

@@ -66,7 +66,7 @@ def _run(hook: Json, text: bytes, kind: str) -> None:
 def _spawn(hook: Json, path: str, stdin: int) -> int:
     env = dict(entry.split("=", 1) for entry in hook.get("env") or [] if "=" in entry)
     actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-    return os.posix_spawn(path, hook.get("args") or [path], env, file_actions=actions, setsid=False)
+    return os.posix_spawn(path, hook.get("args") or [path], env, file_actions=actions, setpgroup=0)
 
 
 def _feed(writer: int, text: bytes, deadline: float) -> None:
@@ -86,7 +86,7 @@ def _feed(writer: int, text: bytes, deadline: float) -> None:
 def _finish(name: str, child: int, deadline: float) -> None:
     hook = process.identify(child) or Process(child, 0)
     if not process.wait_gone(hook, deadline - time.monotonic()):
-        os.kill(child, 9)  # our own child, not reaped yet
+        os.killpg(child, 9)  # with its children; it is our own and not reaped yet
         process.reap(child)
         raise WherryError(Kind.UNAVAILABLE, f"{name}: no end in time, killed")
     code = process.reap(child)

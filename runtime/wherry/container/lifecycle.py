@@ -159,16 +159,30 @@ def _thaw(state: State) -> None:
         cgroup.thaw(state.cgroup)
 
 
-def start_created(container: ContainerDir) -> None:
-    """Let a created container run (role launch, or a plan with a start fifo)."""
+def start_created(container: ContainerDir) -> bool:
+    """Let a created container run (role launch, or a plan with a start fifo). False: a step before its exec failed."""
     state = container.load()
     fd = _open_fifo(container, state, time.monotonic() + _START_GRACE)
     try:
-        os.write(fd, b"1")
+        os.write(fd, b"11")
+        ran = _await_exec(fd)
     finally:
         os.close(fd)
     os.unlink(container.fifo_path)
     container.change(started=time.time())
+    return ran
+
+
+def _await_exec(fifo: int) -> bool:
+    """Init takes one byte and closes its end by the exec, or by its end; a failure takes the other byte too."""
+    import fcntl
+    import select
+    import termios
+
+    poll = select.poll()
+    poll.register(fifo, 0)  # POLLERR: no reader any more
+    poll.poll()
+    return fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 def _open_fifo(container: ContainerDir, state: State, deadline: float) -> int:

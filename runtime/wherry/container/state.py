@@ -28,7 +28,7 @@ from wherry.model import ExitStatus, Json
 
 __all__ = ["ContainerDir", "State", "Status", "ids"]
 
-_ID = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,1023}"  # runc's rule: it names a directory and a cgroup
+_ID = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}"  # runc's letters: it names a directory and a cgroup, hence NAME_MAX
 _FILE_MAX = 1 << 20
 _KILLED = "monitor was killed"
 

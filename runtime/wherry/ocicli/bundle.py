@@ -18,7 +18,7 @@ from .world import CONFIG_MAX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["connect", "null_streams", "preserved", "read", "rootfs"]
+__all__ = ["activated", "connect", "null_streams", "preserved", "read", "rootfs"]
 
 _NULL = os.makedev(1, 3)
 
@@ -72,13 +72,26 @@ def connect(held: ExitStack, path: str, what: str) -> int:
     return sock.fileno()
 
 
+def listening(env: Mapping[str, str]) -> int:
+    """How many sockets a service manager handed to this process (sd_listen_fds(3)): descriptors from 3 on."""
+    text = env.get("LISTEN_FDS", "")
+    mine = env.get("LISTEN_PID") == str(os.getpid())
+    return int(text) if mine and text.isdecimal() and len(text) < 5 else 0
+
+
+def activated(process: Json, env: Mapping[str, str]) -> Json:
+    """The process with the sockets announced to it, as runc does: it is pid 1 where it looks."""
+    count = listening(env)
+    said = [f"LISTEN_FDS={count}", "LISTEN_PID=1"]
+    return {**process, "env": [*(process.get("env") or []), *said]} if count else process
+
+
 def preserved(count: str, env: Mapping[str, str]) -> int:
-    """--preserve-fds, and systemd's LISTEN_FDS as runc passes them on; each descriptor must be open."""
+    """--preserve-fds, after the sockets of `listening`; each descriptor must be open."""
     text = count or "0"
-    listen = env.get("LISTEN_FDS", "0")
-    if not (text.isdigit() and len(text) < 5):
+    if not (text.isdecimal() and len(text) < 5):
         raise WherryError(Kind.INVALID, f'--preserve-fds "{text}" is not a number of descriptors')
-    total = int(text) + (int(listen) if listen.isdigit() and len(listen) < 5 else 0)
+    total = int(text) + listening(env)
     for fd in range(3, 3 + total):
         try:
             os.fstat(fd)

@@ -36,6 +36,8 @@ def path(config: Json, cid: str, facts: HostFacts) -> str:
     from wherry.kernel import cgroup
 
     wanted = config.get("linux", {}).get("cgroupsPath") or cid
+    if ".." in wanted.split("/"):
+        raise WherryError(Kind.INVALID, f'linux.cgroupsPath: "{wanted}" leads out of its place')
     if wanted.startswith("/"):
         return cgroup.locate(facts, wanted)
     return cgroup.locate(facts, os.path.dirname(facts.cgroup_own.rstrip("/")) if facts.cgroup_own else "/", wanted)

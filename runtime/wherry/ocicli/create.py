@@ -66,6 +66,7 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
     config, text = bundle.read(asked.bundle, asked.config)
     root = bundle.rootfs(config, asked.bundle)
     _check_terminal(config, asked)
+    config["process"] = _equipped(world, config["process"], asked)
     facts = kernel.measure(Place(state=world.state))
     folder = world.folder(cid)
     folder.make()
@@ -76,6 +77,15 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
             launched = _start(world, folder, config, root, asked, facts, undo, held)
         undo.pop_all()
     return folder, launched
+
+
+def _equipped(world: World, process: Json, asked: Wish) -> Json:
+    """The process with what our own place gives it: sockets, and in the foreground the size of the terminal."""
+    if asked.console >= 0:
+        from . import foreground
+
+        process = foreground.sized(process)
+    return bundle.activated(process, world.env)
 
 
 def _check_terminal(config: Json, asked: Wish) -> None:

@@ -28,7 +28,7 @@ def do_exec(world: World, words: Sequence[str], values: Values) -> int:
     """The process's exit code; 0 with --detach."""
     folder, state = world.load(words[0])
     config = config_of(folder)
-    process = _process(config, words[1:], values)
+    process = bundle.activated(_process(config, words[1:], values), world.env)
     _check_state(folder, state, ignore_paused=values["ignore_paused"])
     with ExitStack() as held:
         if values["detach"]:
@@ -43,6 +43,7 @@ def do_exec(world: World, words: Sequence[str], values: Values) -> int:
         alone = process.get("terminal") and not values["console_socket"]
         console = foreground.Console(held) if alone else None
         own = console.theirs.fileno() if console is not None else -1
+        process = foreground.sized(process) if console is not None else process
         launched = _launch(world, folder, state, config, process, values, held, own)
         return front.stay(launched.init, console.master() if console is not None else -1)
 

@@ -15,9 +15,10 @@ from contextlib import ExitStack, suppress
 from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.kernel.process import Process
+from wherry.model import Json
 from wherry.terminal import RawTerminal, Signals, size
 
-__all__ = ["Console", "Foreground"]
+__all__ = ["Console", "Foreground", "sized"]
 
 #: what cannot be caught, what is about our own children and terminal, and faults of our own
 _OWN = {"KILL", "STOP", "CHLD", "URG", "WINCH", "TTIN", "TTOU", "PIPE", "SEGV", "BUS", "FPE", "ILL", "PROF"}
@@ -38,6 +39,14 @@ class Console:
         if not fds:
             raise WherryError(Kind.INTERNAL, "the helper sent no terminal")
         return fds[0]
+
+
+def sized(own: Json) -> Json:
+    """The process with our terminal's size where it asks for none: it may look before we are told of any change."""
+    found = size(0)
+    if found is None or own.get("consoleSize"):
+        return own
+    return {**own, "consoleSize": {"height": found[0], "width": found[1]}}
 
 
 class Foreground:

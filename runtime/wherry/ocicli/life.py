@@ -23,11 +23,18 @@ def do_start(world: World, words: Sequence[str], _values: Values) -> None:
     """Let the process run, then the poststart hooks; one that fails ends the container (runtime.md, lifecycle)."""
     folder, _ = world.load(words[0])
     with folder.lock():
-        lifecycle.start_created(folder)
-        poststart(folder)
+        ran = lifecycle.start_created(folder)
+        try:
+            if not ran:
+                text = f"cannot start container {folder.id}: a startContainer hook failed, or its command could not run"
+                raise WherryError(Kind.PRECONDITION, text)
+            _poststart(folder)
+        except WherryError:
+            destroy(world, folder, force=True)
+            raise
 
 
-def poststart(folder: ContainerDir) -> None:
+def _poststart(folder: ContainerDir) -> None:
     """The hooks that the plan of a waiting container leaves to its start."""
     text = folder.file("config.json")
     with open(text, "rb") as file:
@@ -35,11 +42,7 @@ def poststart(folder: ContainerDir) -> None:
             return
     from wherry.container import hooks
 
-    try:
-        hooks.poststart(config_of(folder), folder.load())
-    except WherryError:
-        lifecycle.stop_now(folder.load())
-        raise
+    hooks.poststart(config_of(folder), folder.load())
 
 
 def do_kill(world: World, words: Sequence[str], values: Values) -> None:
@@ -85,7 +88,9 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
     """Cgroup, unit and directory; then the poststop hooks, whose failures are only told."""
     try:
         state = folder.load()
-    except WherryError:
+    except WherryError as error:
+        if error.kind is not Kind.NOT_FOUND:  # damaged: what it says of processes and cgroups would be left behind
+            raise
         state = State(folder.id)  # a create that was killed before it wrote anything
     found = config_of(folder) if os.path.exists(folder.file("config.json")) else {}
     if not force and state.init is None and time.time() - state.created < 2:
