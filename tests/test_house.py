@@ -36,6 +36,8 @@ LAYERS = {
     "terminal": set(),
     "__init__": {"engine"},  # the public API
     "__main__": {"cli"},
+    "boot": {"cli", "ocicli", "engine", "warm"},
+    "warm": {"cli", "ocicli", "engine", "container", "oci", "kernel"},
 }
 #: kernel/facts.py measures what oci/facts.py declares: plain data that the pure planner reads
 EXCEPTIONS = {("kernel", "wherry.oci.facts")}

@@ -1,4 +1,4 @@
-/* wherry-helper ROLE ...: picks the role. Descriptors: see plan.h. */
+/* wherry-helper ROLE ...: picks the role. Descriptors: see plan.h. Under any other name it is the front (front.c). */
 #define _GNU_SOURCE
 #include "exec_int.h"
 
@@ -27,7 +27,12 @@ int wh_role_launch(int argc, char **argv) {
     return wh_execute(&plan, &run) < 0;
 }
 
+/* The helper is always called by a name of ours; no installed program has one that begins so. */
+static int is_helper(const char *name) { return !strcmp(name, "wherry-helper") || !strcmp(name, "wherry-init"); }
+
 int main(int argc, char **argv) {
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL, *name = slash ? slash + 1 : argc ? argv[0] : "";
+    if (argc && !is_helper(name)) return wh_role_front(argc, argv, name);
     /* what we were given above 2 is ours: nothing of it reaches a program that we start */
     if (argc < 2) return 2;
     if (strcmp(argv[1], "init")) syscall(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);

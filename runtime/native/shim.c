@@ -8,6 +8,7 @@
 #include <linux/bpf.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -52,6 +53,17 @@ static int sh_umount(const char *path, int flags) { return (int)syscall(SYS_umou
 static int sh_setns(int fd, int kind) { return (int)syscall(SYS_setns, fd, kind); }
 
 static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
+
+/* A fork that is born into a cgroup (-1: the caller's): moving there later waits for an RCU grace period. */
+static int sh_fork_into(int cgroup, int *pidfd) {
+    struct clone_args args = {
+        .flags = CLONE_PIDFD | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
+        .pidfd = (uint64_t)(uintptr_t)pidfd,
+        .exit_signal = SIGCHLD,
+        .cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
+    };
+    return (int)syscall(SYS_clone3, &args, sizeof args);
+}
 
 static int sh_pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }
 

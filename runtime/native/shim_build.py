@@ -24,6 +24,7 @@ int sh_fsmount(int context, unsigned attributes);
 int sh_umount(const char *path, int flags);
 int sh_setns(int fd, int kind);
 int sh_unshare(int flags);
+int sh_fork_into(int cgroup, int *pidfd);
 int sh_pidfd_getfd(int pidfd, int fd);
 int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size, int replace);
 int sh_memfd(const char *name, int executable);

@@ -81,7 +81,8 @@ def bars(result: dict[str, Any]) -> str:
     if result.get("helper_ms"):
         middle_ms = statistics.median(result["helper_ms"])
         end = verdict(middle_ms <= HELPER_BAR_MS)
-        lines.append(f"| the helper's share of an OCI `run` | at most {HELPER_BAR_MS} ms | {middle_ms:.1f} ms | {end} |")
+        what = "the helper's share of an OCI `run`"
+        lines.append(f"| {what} | at most {HELPER_BAR_MS} ms | {middle_ms:.1f} ms | {end} |")
     return "\n".join(lines)
 
 
@@ -115,8 +116,8 @@ Written by `scripts/bench --markdown docs/benchmarks.md` on {host["date"]}: {hos
 {result["busy_percent"]:.0f} % of the ten seconds before and {result["busy_percent_after"]:.0f} % of those at the end.
 
 All runtimes do the same work interleaved in one run, on one image, in the same network and mount namespace. ctr sets up
-no network: it is compared with `--network none`. All seccomp profiles are on. The peak is of the command that was called
-(the largest process of it), not of daemons.
+no network: it is compared with `--network none`. All seccomp profiles are on. The peak is of the command that was
+called (the largest process of it), not of daemons.
 Log lines: {result["log_bytes"] / 1e6:.0f} MB in lines of 71 bytes.
 
 {versions}

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from wherry.container import spawn
 from wherry.container.state import kill_cgroup
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files, process
@@ -72,15 +73,9 @@ def _spawn(stack: ExitStack, plan: Plan, role: str, fds: Mapping[str, int]) -> t
         _keep(stack, ours)
         _keep(passed, theirs)
         image = _keep(passed, shim.sealed_memfd("wherry-plan", wire.encode(plan)))
-        null = _keep(passed, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         helper = _keep(passed, shim.helper_memfd())
-        stdio = [null] * 3 if role == "monitor" else [0, 1, 2]
-        wanted = [*stdio, image, theirs, *(fds[slot] for slot in plan.inherited)]
-        # above every target first, so that no dup2 overwrites a source that is still needed
-        high = [_keep(passed, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted))) for fd in wanted]
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)]
-        env = os.environ if role == "launch" else {}
-        return os.posix_spawn(f"/proc/self/fd/{helper}", ["wherry-helper", role], env, file_actions=actions), ours
+        slots = [fds[slot] for slot in plan.inherited]
+        return spawn.current().spawn(helper, role, [image, theirs, *slots]), ours
 
 
 def _keep(stack: ExitStack, fd: int) -> int:
@@ -145,7 +140,7 @@ class _Watch:
     def _reap(self) -> int:
         """The spawned process: gone by itself once it has detached (monitor) or is done (launch)."""
         child, self.child = self.child, 0
-        return process.reap(child) if child else 0
+        return spawn.current().reap(child) if child else 0
 
     def abandon(self) -> None:
         """End what runs of it and remove the cgroups it made; nothing is left to do if the helper reported failure."""

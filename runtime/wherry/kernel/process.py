@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "send", "signal",
+    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "securebits", "send", "signal",
     "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
 ]
 
@@ -142,6 +142,14 @@ def _by_name(name: str) -> int:
             return int(getattr(signals, f"SIG{base}")) + int(offset or 0)
     # POLL, IO and CLD are aliases that the enum's members keep only as attributes
     return int(getattr(signals, f"SIG{name}", 0)) if name.isalnum() and not name.startswith("_") else 0
+
+
+def securebits() -> int:
+    """Our securebits as PR_GET_SECUREBITS tells them (linux/securebits.h: a bit and its lock for each)."""
+    import prctl
+
+    names = ("noroot", "noroot_locked", "no_setuid_fixup", "no_setuid_fixup_locked", "keep_caps", "keep_caps_locked")
+    return sum(bool(getattr(prctl.securebits, name)) << place for place, name in enumerate(names))
 
 
 def become_subreaper(on: bool = True) -> None:

@@ -14,9 +14,27 @@ from typing import Final
 from wherry.kernel import _shim
 
 __all__ = [
-    "FLAGS", "LOGS", "OPS", "SIDES", "attach_device_program", "fsconfig_create", "fsconfig_flag",
-    "fsconfig_string", "fsmount", "fsopen", "helper_memfd", "mount_setattr", "move_mount", "open_tree",
-    "openat2", "pidfd_getfd", "sealed_memfd", "setns", "umount2", "unshare",
+    "FLAGS",
+    "LOGS",
+    "OPS",
+    "SIDES",
+    "attach_device_program",
+    "fork_into",
+    "fsconfig_create",
+    "fsconfig_flag",
+    "fsconfig_string",
+    "fsmount",
+    "fsopen",
+    "helper_memfd",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "openat2",
+    "pidfd_getfd",
+    "sealed_memfd",
+    "setns",
+    "umount2",
+    "unshare",
 ]
 
 _lib, _ffi = _shim.lib, _shim.ffi
@@ -137,6 +155,24 @@ def setns(fd: int, kind: int) -> None:
 def unshare(kinds: int) -> None:
     """Leave for new namespaces: the calling thread only."""
     _checked(_lib.sh_unshare(kinds))
+
+
+def fork_into(cgroup: int = -1) -> tuple[int, int]:
+    """fork(2) of this process, which must have one thread, into a cgroup by descriptor (-1: ours): (pid, pidfd), in the
+    child (0, -1)."""
+    import ctypes  # Python's own state goes through the same three steps as with os.fork (stable ABI)
+
+    python, slot = ctypes.pythonapi, _ffi.new("int *", -1)
+    python.PyOS_BeforeFork()
+    pid = _lib.sh_fork_into(cgroup, slot)
+    number = _ffi.errno
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+        return 0, -1
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, os.strerror(number))
+    return pid, slot[0]
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

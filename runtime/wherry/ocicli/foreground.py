@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
+from wherry.container import spawn
 from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.kernel.process import Process
@@ -58,18 +59,18 @@ class Foreground:
         self._signals = held.enter_context(Signals(_numbers(), self._pass))
 
     def stay(self, init: Process, master: int = -1) -> int:
-        """Relay until `init`, our child by now (become_subreaper), has ended; its code as a shell's."""
+        """Relay until `init`, by now a child of the spawner's (adopt), has ended; its code as a shell's."""
         with ExitStack() as held:
             pidfd = held.enter_context(process.held(init))
             if pidfd is None:
-                return process.reap(init.pid)
+                return spawn.current().reap(init.pid)
             held.callback(_close, master)
             self._pidfd, self._master = pidfd, master
             if master >= 0 and os.isatty(0):
                 held.enter_context(RawTerminal(0))
                 _resize(master)
             _relay(pidfd, self._signals, master)
-        return process.reap(init.pid)
+        return spawn.current().reap(init.pid)
 
     def _pass(self, number: int) -> None:
         if number == signal.SIGWINCH:

@@ -12,6 +12,7 @@ from . import create, life
 from .world import World
 
 if TYPE_CHECKING:
+    from wherry.container.launch import Launched
     from wherry.container.state import ContainerDir
 
     from .flags import Values
@@ -23,21 +24,32 @@ def do_run(world: World, words: Sequence[str], values: Values) -> int:
     """The process's exit code; 0 with --detach."""
     asked = create.wish(world, values)._replace(waits=False)
     if values["detach"]:
-        create.launch(world, words[0], asked)
+        _launch(world, words[0], asked)
         return 0
-    from wherry.kernel import process
+    from wherry.container import spawn
 
     from . import foreground
 
-    process.become_subreaper()
+    spawn.current().adopt()
     with ExitStack() as held:
         front = foreground.Foreground(held)
         console = foreground.Console(held) if not asked.console_socket and _terminal(asked) else None
         if console is not None:
             asked = asked._replace(console=console.theirs.fileno())
-        folder, launched = create.launch(world, words[0], asked)
+        folder, launched = _launch(world, words[0], asked)
         held.callback(end, world, folder, keep=values["keep"])
         return front.stay(launched.init, console.master() if console is not None else -1)
+
+
+def _launch(world: World, cid: str, asked: create.Wish) -> tuple[ContainerDir, Launched]:
+    """A running container; a hook that fails now ends it (runtime.md, lifecycle)."""
+    folder, launched = create.launch(world, cid, asked)
+    try:
+        life.poststart(folder)
+    except WherryError:
+        end(world, folder, keep=False)
+        raise
+    return folder, launched
 
 
 def _terminal(asked: create.Wish) -> bool:

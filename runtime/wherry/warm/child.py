@@ -1,0 +1,154 @@
+"""One command in a fork of the warm process: is it one for us, and if so, carried out as if Python had just started.
+
+Decides what is served. Everything else is answered COLD, before anything was begun.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from wherry.container import spawn
+
+from . import peer, wire
+from .front import Front
+
+__all__ = ["handle"]
+
+#: short verbs of `wherry`; what asks, downloads, builds or shows a terminal starts cold
+_VERBS: Final = frozenset((
+    "create", "diff", "events", "exec", "images", "inspect", "kill", "logs", "network", "pause", "port", "ps",
+    "rename", "restart", "rm", "rmi", "run", "start", "stats", "stop", "tag", "top", "unpause", "update", "version",
+    "volume", "wait", "container", "image", "info", "ls"
+))  # fmt: skip
+_OCI_VERBS: Final = frozenset((
+    "create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "pause", "resume", "update",
+    "features"
+))  # fmt: skip
+_PLACES: Final = ("--root", "--state", "--config")
+_FAULT: Final = 125
+
+
+def handle(sock: socket.socket, own: tuple[Any, ...]) -> int:
+    """Serve one connection; the exit code of this process."""
+    ask = wire.hear_ask(sock)
+    program = _served(ask) if ask is not None else None
+    pid, _ = peer.pid_of(sock)
+    if ask is None or program is None or not _like(ask, own, pid) or not peer.still(sock, pid):
+        wire.tell(sock, wire.COLD)
+        return 0
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        wire.tell(sock, wire.BEGIN, 0, [pidfd])
+        wire.hear(sock, wire.GO)
+    except OSError:
+        return 0  # the front has lost its patience and started Python
+    os.close(pidfd)
+    _become(ask)
+    spawn.use(Front(sock))
+    wire.tell(sock, wire.END, _carried_out(program, ask))
+    return 0
+
+
+def _like(ask: wire.Ask, own: tuple[Any, ...], pid: int) -> bool:
+    from wherry.kernel import process
+
+    return ask.securebits == process.securebits() and _utf8(ask.env) and peer.world(pid) == own
+
+
+def _utf8(env: Mapping[str, str]) -> bool:
+    """Python's streams would have the locale's encoding: ours is UTF-8, as in the C locale (PEP 538)."""
+    found = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "C"
+    return found.lower().replace("-", "").partition(".")[2] == "utf8" or found in ("C", "POSIX")
+
+
+# ---- what is served
+
+
+def _served(ask: wire.Ask) -> Callable[..., int] | None:
+    """The program's main, where this command is one for us."""
+    if ask.program == "wherry" and _verb(ask.argv, _PLACES) in _VERBS and not _terminal(ask):
+        from wherry.cli.main import main
+
+        return main
+    if ask.program == "wherry-oci" and _oci(ask):
+        from wherry.ocicli.main import main as oci
+
+        return oci
+    return None
+
+
+def _verb(argv: tuple[str, ...], with_value: tuple[str, ...]) -> str:
+    """The first word that is no option."""
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word in with_value:
+            next(words, "")
+    return ""
+
+
+def _terminal(ask: wire.Ask) -> bool:
+    """A terminal that the command may want for itself: -t, -i on one, attach."""
+    words = set(ask.argv)
+    asked = "attach" in words or any(_short(word) for word in ask.argv) or {"--tty", "--interactive"} & words
+    follows = "start" in words or "run" in words or "exec" in words
+    return bool(asked) and follows and os.isatty(ask.stdio[0])
+
+
+def _short(word: str) -> bool:
+    return len(word) > 1 and word[0] == "-" and word[1] != "-" and bool({"i", "t", "a"} & set(word))
+
+
+def _oci(ask: wire.Ask) -> bool:
+    from wherry.ocicli.verbs import GLOBAL
+
+    spelled = tuple(f"{dash}{flag.name}" for flag in GLOBAL if flag.metavar for dash in ("-", "--"))
+    verb = _verb(ask.argv, spelled)
+    if verb not in _OCI_VERBS or "LISTEN_FDS" in ask.env or any("preserve-fds" in word for word in ask.argv):
+        return False
+    return verb not in ("run", "exec") or not os.isatty(ask.stdio[0])
+
+
+# ---- as if just started
+
+
+def _become(ask: wire.Ask) -> None:
+    wire.adopt_fds(ask)
+    os.fchdir(ask.cwd)
+    os.close(ask.cwd)
+    os.umask(ask.umask)
+    os.environ.clear()
+    os.environ.update(ask.env)
+    time.tzset()
+    sys.argv = [ask.program, *ask.argv]
+    for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        setattr(sys, name, _stream(fd, mode))
+
+
+def _stream(fd: int, mode: str) -> Any:
+    """As Python opens its own: stderr never holds a line back."""
+    buffering = 1 if fd == 2 or (mode == "w" and os.isatty(fd)) else -1
+    errors = "backslashreplace" if fd == 2 else "surrogateescape"
+    return open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)
+
+
+def _carried_out(program: Callable[..., int], ask: wire.Ask) -> int:
+    try:
+        code = program(list(ask.argv), os.environ)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else _FAULT
+    except BaseException as error:  # the programs catch everything; this is for what they do on the way out
+        sys.stderr.write(f"{ask.program}: {type(error).__name__}: {error}\n")
+        code = _FAULT
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
+    return code

@@ -1,0 +1,222 @@
+"""The warm process: preloaded, single-threaded, it holds no truth. It accepts, forks, reaps; the fork does the rest.
+
+Decides when it lives: started after a cold `wherry`, it leaves when idle for some minutes, when its code on disk has
+changed, or when told. One for each user, behind STATE/warm (0700).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from wherry.errors import WherryError
+
+from . import child, peer
+
+__all__ = ["main"]
+
+_IDLE: Final = 600.0  # seconds
+_AT_ONCE: Final = 64  # children; more commands wait in the backlog, and their fronts start Python
+_BACKLOG: Final = 512
+_LOOK: Final = 1.0  # seconds between two looks at the code on disk
+#: imported by what is served, but not at the top of a module
+_LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib")
+_SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.manual", "wherry.cli.progress", "wherry.image.transport",
+                   "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
+
+
+def main(directory: str) -> None:
+    """Serve below `directory` until there is a reason to leave."""
+    _alone()
+    lock = _only(directory)
+    if lock < 0:
+        return
+    _own_cgroup()
+    code = _Code(_preload())
+    own = peer.world("self")
+    if own is None:
+        return
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    path = f"{directory}/socket"
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+        try:
+            _Server(listener, code, own).run()
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+# ---- a world of its own
+
+
+def _alone() -> None:
+    """Nothing of the command that started us: no terminal, no descriptor, no environment, no directory."""
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
+    os.environ.clear()
+    os.environ["PATH"] = os.defpath
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+
+
+def _only(directory: str) -> int:
+    """The lock of the directory's one server, made with it; -1 where there is one."""
+    import fcntl
+
+    os.makedirs(os.path.dirname(directory), 0o711, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    found = os.lstat(directory)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o7777 != 0o700:
+        return -1
+    fd = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def _own_cgroup() -> None:
+    """So that the end of a caller's unit is not ours; without the right to one we stay."""
+    from wherry.kernel import facts
+
+    with suppress(WherryError, OSError):
+        mount = facts.measure(None).cgroup_mount
+        if mount:
+            os.makedirs(f"{mount}/wherry-warm", exist_ok=True)
+            with open(f"{mount}/wherry-warm/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("0")
+
+
+def _preload() -> list[str]:
+    """Import what is served; the files that the code came from."""
+    import importlib
+    import pkgutil
+
+    import wherry
+
+    for found in pkgutil.walk_packages(wherry.__path__, "wherry."):
+        if not found.name.startswith(_SKIPPED):
+            importlib.import_module(found.name)
+    for name in _LATE:
+        importlib.import_module(name)
+    files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("wherry")]
+    return [path for path in files if path]
+
+
+class _Code:
+    """The code as it was when it was loaded."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+        self._then = self._now()
+        self._looked = time.monotonic()
+
+    def _now(self) -> list[int]:
+        found = []
+        for path in self._files:
+            try:
+                found.append(os.stat(path).st_mtime_ns)
+            except OSError:
+                found.append(0)
+        return found
+
+    def changed(self) -> bool:
+        """Whether a file is another one now; looked up once a second at most."""
+        if time.monotonic() - self._looked < _LOOK:
+            return False
+        self._looked = time.monotonic()
+        return self._now() != self._then
+
+
+# ---- the loop
+
+
+class _Server:
+    """Accepts, forks, reaps."""
+
+    def __init__(self, listener: socket.socket, code: _Code, own: tuple[Any, ...]) -> None:
+        from wherry.kernel import facts
+
+        self._listener, self._code, self._own = listener, code, own
+        self._mount = facts.measure(None).cgroup_mount
+        self._children: dict[int, int] = {}  # pidfd -> pid
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._stop = False
+
+    def run(self) -> None:
+        """Until idle, changed or told."""
+        signal.signal(signal.SIGTERM, self._told)
+        while not self._stop:
+            ready = [fd for fd, _ in self._poll.poll(_IDLE * 1000)]
+            if not ready and not self._children:
+                return
+            for fd in ready:
+                if fd in self._children:
+                    self._reap(fd)
+            if self._listener.fileno() in ready and len(self._children) < _AT_ONCE:
+                if self._code.changed():
+                    return
+                self._accept()
+
+    def _told(self, _number: int, _frame: object) -> None:
+        self._stop = True
+
+    def _reap(self, pidfd: int) -> None:
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        os.waitpid(self._children.pop(pidfd), 0)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            pid, uid = peer.pid_of(connection)
+            group = peer.cgroup(pid, self._mount) if uid == os.geteuid() and self._mount else None
+            if group is None and (self._mount or uid != os.geteuid()):
+                return  # the front hears the end of the connection, and starts Python
+            self._fork(connection, -1 if group is None else group)
+            if group is not None:
+                os.close(group)
+
+    def _fork(self, connection: socket.socket, group: int) -> None:
+        from wherry.kernel import shim
+
+        try:
+            pid, pidfd = shim.fork_into(group)
+        except OSError:
+            return
+        if pid:
+            self._children[pidfd] = pid
+            self._poll.register(pidfd, select.POLLIN)
+            return
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._listener.close()
+            code = child.handle(connection, self._own)
+        finally:
+            os._exit(code)
