@@ -101,8 +101,9 @@ def _check_terminal(config: Json, asked: Wish) -> None:
 
 def keep(folder: ContainerDir, text: bytes) -> None:
     """The config as it is now: exec, update and the hooks of the end go by it, whatever becomes of the bundle."""
-    with open(folder.file("config.json"), "xb") as file:
-        file.write(text)
+    from wherry.kernel import files
+
+    files.atomic_write(folder.file("config.json"), text, 0o600)  # whole or not there: a killed create is deleted by it
 
 
 def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
@@ -120,7 +121,7 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     folder.save(state)  # before anything lives: a killed create is found by delete --force
     fds = _descriptors(config, asked, folder, held)
     how = _how(world, folder, config, asked, group)
-    plan = planner.compile_create(config, asked.bundle, facts, how)
+    plan = planner.compile_create(_planned(config), asked.bundle, facts, how)
     try:
         launched = launcher.start(folder.path, plan, "launch", fds, name=folder.id)
     except WherryError:
@@ -129,6 +130,12 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     undo.callback(quietly, _kill, launched)
     folder.save(state._replace(init=launched.init, started=0.0 if asked.waits else now))
     return launched
+
+
+def _planned(config: Json) -> Json:
+    """Without the hooks that `life.poststart` runs: a plan's come after its last report, when nobody hears of them."""
+    hooks = config.get("hooks") or {}
+    return {**config, "hooks": {kind: found for kind, found in hooks.items() if kind != "poststart"}}
 
 
 def cgroup_of(world: World, cid: str, config: Json, facts: HostFacts, held: ExitStack) -> tuple[cgroups.Group, Json]:

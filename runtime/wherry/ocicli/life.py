@@ -16,11 +16,11 @@ from .world import World, absent, config_of
 if TYPE_CHECKING:
     from .flags import Values
 
-__all__ = ["destroy", "do_delete", "do_kill", "do_pause", "do_resume", "do_start"]
+__all__ = ["destroy", "do_delete", "do_kill", "do_pause", "do_resume", "do_start", "poststart"]
 
 
 def do_start(world: World, words: Sequence[str], _values: Values) -> None:
-    """Let the process run, then the poststart hooks; one that fails ends the container (runtime.md, lifecycle)."""
+    """Let the process run; whatever fails from then on ends the container (runtime.md, lifecycle)."""
     folder, _ = world.load(words[0])
     with folder.lock():
         ran = lifecycle.start_created(folder)
@@ -28,14 +28,14 @@ def do_start(world: World, words: Sequence[str], _values: Values) -> None:
             if not ran:
                 text = f"cannot start container {folder.id}: a startContainer hook failed, or its command could not run"
                 raise WherryError(Kind.PRECONDITION, text)
-            _poststart(folder)
+            poststart(folder)
         except WherryError:
             destroy(world, folder, force=True)
             raise
 
 
-def _poststart(folder: ContainerDir) -> None:
-    """The hooks that the plan of a waiting container leaves to its start."""
+def poststart(folder: ContainerDir) -> None:
+    """The hooks that come once the process runs."""
     text = folder.file("config.json")
     with open(text, "rb") as file:
         if b'"poststart"' not in file.read():
@@ -104,8 +104,8 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
     if found.get("hooks"):
         from wherry.container import hooks
 
-        for error in hooks.poststop(found, state):
-            world.warn(error.message)
+        for failure in hooks.poststop(found, state):
+            world.warn(failure.message)
 
 
 def do_pause(world: World, words: Sequence[str], _values: Values) -> None:
