@@ -14,6 +14,8 @@ from typing import BinaryIO
 import pytest
 
 from helpers.ocibundle import Box, boxed
+from helpers.wherry import until
+from wherry.container import systemd
 from wherry.oci import defaults
 
 _COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/tmp/n; sleep 0.05; done"
@@ -83,6 +85,9 @@ def test_a_process_goes_on_counting(box: Box, tmp_path: Path) -> None:
     assert images.stat().st_mode & 0o777 == 0o700
     time.sleep(0.3)
     assert number(box) == last
+    for name in ("sys", "dev", "proc"):  # another copy of the image has none of what create made
+        (box.rootfs / name).rmdir()
+    (box.rootfs / "etc" / "borrowed").unlink()
     box.linux["resources"] = {"pids": {"limit": 40}}
     box.write("again")
     pid_file = box.place / "pid"
@@ -149,3 +154,30 @@ def test_a_restore_that_fails_leaves_nothing(box: Box, tmp_path: Path) -> None:
     (images / "descriptors.json").write_text(json.dumps({"not": "a list"}))
     assert "must be a list" in box.refused("restore", "--bundle", box.bundle, "--image-path", images, "c")
     assert not box.left()
+
+
+@pytest.mark.skipif(not systemd.available(), reason="no systemd in this boot")
+def test_a_unit_holds_what_is_restored(box: Box, tmp_path: Path) -> None:
+    """The unit ends with the checkpoint, and the restore has one of its own, with the limits of the config."""
+    unit, options = f"wherry-{box.id}.scope", ("--systemd-cgroup",)
+    box.linux.update({"cgroupsPath": f"system.slice:wherry:{box.id}", "resources": {"pids": {"limit": 30}}})
+    box.write()
+    driver = {"options": options, "timeout": 120}
+    reader = piped(box, *options, "run", "-d", "--bundle", box.bundle, "c")
+    assert counts(box)
+    box("checkpoint", "--image-path", tmp_path / "images", "c", **driver)
+    reader.close()
+    group = Path(f"/sys/fs/cgroup/system.slice/{unit}")
+    until(lambda: not group.exists())
+    words = ("restore", "-d", "--bundle", box.bundle, "--image-path", tmp_path / "images", "c")
+    reader = piped(box, *options, *words)
+    try:
+        assert counts(box)
+        assert str(box.pid()) in (group / "cgroup.procs").read_text().split()
+        assert (group / "pids.max").read_text() == "30\n"
+        said = subprocess.check_output(["systemctl", "show", unit, "-pActiveState", "-pTasksMax"], text=True)
+        assert sorted(said.split()) == ["ActiveState=active", "TasksMax=30"]
+    finally:
+        box("delete", "--force", "c", **driver)
+        reader.close()
+    until(lambda: not group.exists())

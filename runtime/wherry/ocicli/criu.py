@@ -184,6 +184,7 @@ def _restore(world: World, cid: str, values: Values) -> tuple[ContainerDir, Proc
         undo.callback(create.quietly, folder.remove)
         with ExitStack() as held, folder.lock():
             create.keep(folder, text)
+            _make_mount_points(root, config)
             state = _prepared(world, folder, config, root, asked, undo, held)
             init = _revive(program, folder, config, state, place, shared)
             undo.callback(process.signal, init, 9)
@@ -219,6 +220,44 @@ def _prepared(  # noqa: PLR0917  # what is known at this moment
     return state
 
 
+def _make_mount_points(root: str, config: Json) -> None:
+    """What create would make in a root that is another copy; criu mounts on what is there. Below another mount of the
+    config it is that one's."""
+    from wherry.kernel import files
+
+    mounts = config.get("mounts") or []
+    places = [posixpath.normpath(posixpath.join("/", mount["destination"])) for mount in mounts]
+    with files.directory(root) as top:
+        for mount, place in zip(mounts, places, strict=True):
+            if any(place.startswith(f"{other}/") for other in places):
+                continue
+            try:
+                _make_mount_point(top, place, file=os.path.isfile(mount.get("source") or ""))
+            except OSError as error:
+                text = f"cannot make the mount point {place} in {root}: {error.strerror}"
+                raise WherryError(Kind.PRECONDITION, text) from error
+
+
+def _make_mount_point(top: int, place: str, *, file: bool) -> None:
+    """Each step is resolved within the root; a link that leads nowhere is an error."""
+    from wherry.kernel import files
+
+    *parents, last = place.strip("/").split("/")
+    for index, name in enumerate([*parents, last]):
+        with ExitStack() as held:
+            above = files.open_in_root(top, "/".join(parents[:index]) or ".", os.O_PATH | os.O_DIRECTORY)
+            held.callback(os.close, above)
+            try:
+                found = files.open_in_root(top, "/".join([*parents[:index], name]), os.O_PATH)
+            except FileNotFoundError:
+                if file and index == len(parents):
+                    found = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=above)
+                else:
+                    os.mkdir(name, 0o755, dir_fd=above)
+                    continue
+            held.callback(os.close, found)
+
+
 #: criu wants the root to be a mount. In a mount namespace of its own nothing is left of that, however it ends
 _APART: Final = ("unshare", "--mount", "--propagation", "private", "--", "sh", "-c",
                  'mount --rbind "$1" "$2" && shift 2 && exec "$@"', "criu")  # fmt: skip
@@ -241,6 +280,7 @@ def _revive(  # noqa: PLR0917  # what is known at this moment
     os.rmdir(root)
     with open(pid_file, encoding="ascii") as file:
         pid = int(file.read(32))
+    os.unlink(pid_file)
     init = process.identify(pid)
     if init is None:
         raise WherryError(Kind.PRECONDITION, f"container {folder.id} ended as soon as it was restored")
@@ -317,7 +357,7 @@ def options(values: Values) -> Iterator[str]:
         address, _, port = values["page_server"].rpartition(":")
         if not address or not port.isdigit():
             raise WherryError(Kind.INVALID, f'--page-server "{values["page_server"]}": not ADDRESS:PORT')
-        yield from ("--page-server", "--address", address, "--port", port)
+        yield from ("--page-server", "--address", address.strip("[]"), "--port", port)
 
 
 def _able(verb: str, cid: str, config: Json) -> str:
