@@ -853,8 +853,8 @@ def test_a_user_without_rights_with_ids_of_its_own(user_box: Box) -> None:
     assert text == ["33", "33", "44", "0", "54321", "1", "1", "600000", "1000"]
     box.linux["uidMappings"][1]["hostID"] = 700000
     box.write()
-    text = as_user(box, "run", "--bundle", box.bundle, "c", before=mounts, check=False)
-    assert "newuidmap" in text, text
+    said = as_user(box, "run", "--bundle", box.bundle, "c", before=mounts, check=False)
+    assert "newuidmap" in said, said
     assert not box.left()
 
 

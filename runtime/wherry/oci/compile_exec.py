@@ -35,7 +35,8 @@ def execute(process: Json, target: Target, facts: HostFacts, how: LaunchHow) -> 
     config = {"linux": target.config.get("linux", {}), "process": process}
     b = Builder(("pidfd", *proc.process_slots(process, config, how)))
     pidfd = b.inherited_slot("pidfd")
-    ns = nss.Namespaces(frozenset(), dict.fromkeys((k for k in nss.CLONE_BITS if k in target.namespaces), pidfd), {})
+    joined = dict.fromkeys((kind for kind in nss.CLONE_BITS if kind in target.namespaces), pidfd)
+    ns = nss.Namespaces(frozenset(), joined, {}, "user" in joined and not facts.has_cap("CAP_SYS_ADMIN"))
     cgroup = cgroups(how, b)
     groups = sched.open_group(config, facts, target.id, b)
     sched.first_cpus(process, b)
@@ -77,7 +78,9 @@ def _procfs(process: Json, b: Builder) -> int:
 
 def _enter(config: Json, ns: nss.Namespaces, pidfd: int, b: Builder) -> None:
     """All namespaces at once: setns(2) with a pidfd orders them itself."""
-    kinds = [kind for kind in ns.joined if kind != "pid"]
+    kinds = [kind for kind in ns.joined if kind != "pid" or ns.powerless]
     if kinds:
         b.child("SETNS", fd0=pidfd, n0=sum(nss.CLONE_BITS[kind][0] for kind in kinds), s0=" ".join(kinds))
     nss.become_root(config, ns, b)
+    if ns.powerless and "pid" in ns.joined:
+        b.child("REBORN", s0="pid")

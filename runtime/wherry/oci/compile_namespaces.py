@@ -46,11 +46,15 @@ O_RDONLY_CLOEXEC = 0o2000000
 
 
 class Namespaces(NamedTuple):
-    """The namespaces of one container: `new` are made, `joined` maps a type to the slot of its descriptor."""
+    """The namespaces of one container: `new` are made, `joined` maps a type to the slot of its descriptor.
+
+    `powerless`: the caller's rights over what is joined come with the user namespace, thus in the child.
+    """
 
     new: frozenset[str]
     joined: dict[str, int]
     paths: dict[str, str]
+    powerless: bool = False
 
     def has(self, kind: str) -> bool:
         """Not the caller's own one."""
@@ -92,7 +96,7 @@ def _host_joins(ns: Namespaces) -> list[str]:
     """Joined namespaces that the host side enters for the clone."""
     if "user" in ns.new:
         return list(ns.joined)
-    return [kind for kind in ns.joined if kind == "pid"]
+    return [kind for kind in ns.joined if kind == "pid" and not ns.powerless]
 
 
 def _clone_kinds(ns: Namespaces) -> list[str]:
@@ -104,9 +108,9 @@ def _clone_kinds(ns: Namespaces) -> list[str]:
 
 
 def _reborn(ns: Namespaces) -> bool:
-    """A new pid namespace below a joined user namespace: only the child, once inside, can make it, and only its own
-    child is in it."""
-    return "user" in ns.joined and "pid" in ns.new
+    """A pid namespace below a joined user namespace: only the child, once inside, can make it (or, of a powerless
+    caller, join it), and only its own child is in it."""
+    return "user" in ns.joined and ("pid" in ns.new or (ns.powerless and "pid" in ns.joined))
 
 
 def clone(ns: Namespaces, cgroup_slot: int, b: Builder) -> None:
@@ -204,7 +208,7 @@ def _own_id_only(entries: list[Json], own_id: int) -> bool:
 def setgroups_denied(config: Json, facts: HostFacts, ns: Namespaces) -> bool:
     """Supplementary groups cannot be set: the maps were written without rights."""
     entries = config.get("linux", {}).get("gidMappings") or []
-    return "user" in ns.new and not facts.has_cap("CAP_SETGID") and _own_id_only(entries, facts.egid)
+    return ns.user and not facts.has_cap("CAP_SETGID") and _own_id_only(entries, facts.egid)
 
 
 def map_slot(entry: Json) -> str:
