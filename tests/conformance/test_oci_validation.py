@@ -28,19 +28,21 @@ PROGRAMS = (
     "config_updates_without_affect", "create", "default", "delete_only_create_resources", "hooks_stdin", "hostname",
     "kill", "kill_no_effect", "killsig", "linux_devices", "linux_masked_paths", "linux_mount_label", "linux_ns_itype",
     "linux_ns_nopath", "linux_ns_path", "linux_ns_path_type", "linux_readonly_paths", "linux_rootfs_propagation",
-    "linux_seccomp", "linux_sysctl", "linux_uid_mappings", "misc_props", "mounts", "poststart", "poststart_fail",
+    "linux_seccomp", "linux_sysctl", "linux_uid_mappings", "mounts", "poststart",
     "poststop", "poststop_fail", "prestart_fail", "process", "process_oom_score_adj", "process_rlimits_fail",
     "process_user", "root_readonly_true", "state", "linux_process_apparmor_profile", "process_capabilities",
 )  # fmt: skip
 V1 = "reads cgroup v1, which wherry leaves alone"
 CONTROLLERS = ("blkio", "cpus", "devices", "hugetlb", "memory", "network", "pids")
-#: what is not run, with the reason; runc 1.1.5 and crun 1.8.1 pass some of those that read cgroup v1, and no other
+#: what is not run, with the reason
 NOT_RUN = {
     **{f"linux_cgroups_{way}{what}": V1 for way in ("", "relative_") for what in CONTROLLERS},
     "delete_resources": f"{V1}: pids.max",
     "delete": "wants delete to refuse a created container; runc and crun end it, and containerd's shim relies on that",
     "hooks": "has no way to pass: every outcome prints an error, and it compares with lines that no hook writes",
+    "misc_props": "its bundle lacks the program that it names; create says so, as runc's and crun's do",
     "pidfile": "kills a process that ended 10 s before, and wants no error; the spec wants one",
+    "poststart_fail": "wants a failed poststart hook to be a warning; spec 1.3: an error that ends the container",
     "prestart": "wants the hooks at start; spec 1.0.2 and newer: create calls them",
     "process_capabilities_fail": "wants an error for an unknown capability; spec 1.0.2 and newer: a warning",
     "process_rlimits": "Go 1.19 and newer raise RLIMIT_NOFILE's soft limit at the start, so runtimetest sees another",
