@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from audit import Mark
 from wherry.kernel import facts
 from wherry.model import Json
 from wherry.oci import defaults
+from wherry.ocicli import main
 
 from .bundles import make_root
 from .tools import need
@@ -152,12 +154,22 @@ class Box:
     def refused(self, *words: object, **more: Any) -> str:
         """A command that fails with one sentence; returns it."""
         done = self(*words, check=False, **more)
-        assert done.code, f"{words} is taken"
-        assert not done.out, done.out
-        lines = done.err.splitlines()
-        assert len(lines) == 1, done.err
-        assert lines[0].startswith("wherry-oci: "), done.err
-        assert "Error:" not in lines[0], done.err
+        return self._sentence(words, done.code, done.out, done.err)
+
+    def refused_here(self, *words: object) -> str:
+        """The same in this process, for long tables: nothing of it may start a container."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main.main(["--root", str(self.root), *map(str, words)], self.env)
+        return self._sentence(words, code, out.getvalue(), err.getvalue())
+
+    def _sentence(self, words: tuple[object, ...], code: int, out: str, err: str) -> str:
+        assert code, f"{words} is taken"
+        assert not out, out
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("wherry-oci: "), err
+        assert "Error:" not in lines[0], err
         return lines[0]
 
     def state(self, cid: str = "c") -> Json:

@@ -100,7 +100,7 @@ def test_a_verb_in_the_wrong_state_changes_nothing(box: Box, status: str, verbs:
 def test_every_verb_says_that_a_container_is_absent(box: Box) -> None:
     for words in (["start"], ["state"], ["kill"], ["kill", "KILL"], ["delete"], ["exec", "true"], ["ps"], ["pause"],
                   ["resume"]):  # fmt: skip
-        assert "container absent does not exist" in box.refused(words[0], "absent", *words[1:])
+        assert "container absent does not exist" in box.refused_here(words[0], "absent", *words[1:])
     box("delete", "--force", "absent")
     box("delete", "-f", "absent")
 
@@ -532,7 +532,8 @@ def test_a_terminal_needs_somebody_who_takes_it(box: Box, console: tuple[str, so
 @pytest.mark.parametrize("verb", ["run", "exec"])
 def test_a_terminal_in_the_foreground(box: Box, verb: str) -> None:
     """Raw while it lasts, resized with ours, keys and ctrl-c for the process; afterwards as it was."""
-    script = "trap 'echo int' INT; stty size; echo up; read line; echo got=$line; stty size; exit 5"
+    script = "trap 'echo int' INT; stty size; echo up; until read line && [ $line ]; do :; done; echo got=$line"
+    script += "; stty size; exit 5"
     if verb == "exec":
         box.started()
         words: tuple[object, ...] = ("exec", "--tty", "c", "sh", "-c", script)
@@ -583,33 +584,38 @@ def test_log_lines(box: Box) -> None:
 # ---- bad input: one sentence, non-zero, nothing left
 
 
-@pytest.mark.parametrize("cid", ["", ".", "..", "a/b", "../x", "/abs", "a b", "é", "a\n", "a:b", "x" * 300, "x" * 1025])
-def test_ids_that_are_none(box: Box, cid: str) -> None:
+IDS = ["", ".", "..", "a/b", "../x", "/abs", "a b", "é", "a\n", "a:b", "x" * 256, "x" * 1025]
+
+
+def test_ids_that_are_none(box: Box) -> None:
     box.write()
-    for words in (("create", "--bundle", box.bundle), ("run", "--bundle", box.bundle), ("state",), ("start",),
-                  ("delete",), ("delete", "--force"), ("kill",)):  # fmt: skip
-        assert len(box.refused(*words, cid)) < 1500
+    for cid in IDS:
+        for words in (("create", "--bundle", box.bundle), ("run", "--bundle", box.bundle), ("state",), ("start",),
+                      ("delete",), ("delete", "--force"), ("kill",)):  # fmt: skip
+            assert "container id" in box.refused_here(*words, cid)
     assert not box.left(0)
+    box.create("x" * 255)
+    box("delete", "x" * 255)
 
 
 def test_bundles_that_are_none(box: Box) -> None:
     path = box.bundle / "config.json"
     words = ("create", "--bundle", box.bundle, "c")
-    assert str(box.bundle / "none") in box.refused("create", "--bundle", box.bundle / "none", "c")
-    assert "config.json" in box.refused(*words)
+    assert str(box.bundle / "none") in box.refused_here("create", "--bundle", box.bundle / "none", "c")
+    assert "config.json" in box.refused_here(*words)
     for text, why in ((b"", "JSON"), (b"{", "JSON"), (b"[]", "object"), (b"[" * 100000, "JSON"), (b"\xff{}", "JSON"),
                       (b"{}", "ociVersion"), (b" " * (17 << 20), "config.json")):  # fmt: skip
         path.write_bytes(text)
-        assert why in box.refused(*words)
+        assert why in box.refused_here(*words)
     path.unlink()
     path.mkdir()
-    assert "config.json" in box.refused(*words)
+    assert "config.json" in box.refused_here(*words)
     path.rmdir()
     box.write()
     box.rootfs.rename(box.place / "elsewhere")
-    assert "root.path" in box.refused(*words)
+    assert "root.path" in box.refused_here(*words)
     box.rootfs.write_text("a file\n")
-    assert "root.path" in box.refused(*words)
+    assert "root.path" in box.refused_here(*words)
     assert not box.left()
 
 
@@ -650,13 +656,13 @@ def merged(own: Json, more: Json) -> Json:
     return {**own, **more, **both}
 
 
-@pytest.mark.parametrize(("field", "change"), BREACHES, ids=[f"{field}-{n}" for n, (field, _) in enumerate(BREACHES)])
-def test_configs_that_break_the_schema(box: Box, field: str, change: Json) -> None:
-    box.config = merged(box.config, change)
-    (box.bundle / "config.json").write_text(json.dumps(box.config))
-    text = box.refused("create", "--bundle", box.bundle, "c")
-    assert field in text, text
-    assert not box.left(0)
+def test_configs_that_break_the_schema(box: Box) -> None:
+    """The sentence has the field's path."""
+    for field, change in BREACHES:
+        (box.bundle / "config.json").write_text(json.dumps(merged(box.config, change)))
+        text = box.refused_here("create", "--bundle", box.bundle, "c")
+        assert field in text, text
+        assert not box.left(0), field
 
 
 def test_command_lines_that_are_none(box: Box) -> None:
@@ -664,7 +670,7 @@ def test_command_lines_that_are_none(box: Box) -> None:
     for words in (["none"], ["create"], ["create", "a", "b"], ["state"], ["list", "x"], ["create", "--none", "c"],
                   ["create", "--bundle"], ["list", "--format", "xml"], ["delete", "--force=maybe", "c"], ["exec"],
                   ["--rootless=perhaps", "list"], ["--cgroup-manager=x", "list"]):  # fmt: skip
-        box.refused(*words)
+        box.refused_here(*words)
     assert "spec: 1.3.0" in box("--version").out
     assert "create" in box("--help").out
     assert "--bundle" in box("create", "--help").out
