@@ -13,8 +13,8 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "securebits", "send", "signal",
-    "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
+    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "securebits", "send",
+    "signal", "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
 ]
 
 _STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, counted from behind comm
