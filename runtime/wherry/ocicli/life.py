@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from wherry.container import lifecycle
@@ -76,12 +77,14 @@ def _kill_left(state: State, signal: int) -> None:
 def do_delete(world: World, words: Sequence[str], values: Values) -> None:
     """Remove what is left; with --force whatever state it is in, and absent is fine."""
     folder = world.folder(words[0])
-    if not folder.exists():
-        if values["force"]:
-            return
-        raise absent(folder.id)
-    with folder.lock():
-        destroy(world, folder, force=values["force"])
+    try:
+        with folder.lock():
+            destroy(world, folder, force=values["force"])
+    except WherryError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        if not values["force"]:
+            raise absent(folder.id) from None
 
 
 def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
@@ -101,6 +104,9 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
         from .units import stop
 
         stop(world, unit)
+    for group in state.extra.get("resctrl", ()):
+        with suppress(OSError):  # made by us and empty now, or never made
+            os.rmdir(group)
     if found.get("hooks"):
         from wherry.container import hooks
 

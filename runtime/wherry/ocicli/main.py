@@ -29,12 +29,23 @@ PROGRAM, FAILED, EXEC_FAILED = "wherry-oci", 1, 255  # runc's codes
 def entry() -> NoReturn:
     """The console script. Leaves at once: nothing here needs taking apart."""
     gc.disable()
+    _open_streams()
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()
     except OSError:
         code = code or FAILED
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Streams that the caller closed are /dev/null: else a file of ours would take their place in the container."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
 
 
 def main(argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
