@@ -704,6 +704,35 @@ def test_a_link_where_the_kernel_s_mount_point_should_be(box: Box, name: str, tm
     assert not box.left()
 
 
+def test_files_that_cannot_be_written(box: Box) -> None:
+    """What fails late undoes what came before it."""
+    box.write()
+    words = ("--bundle", box.bundle, "--pid-file", "/none/pid")
+    for verb in ("create", "run"):
+        assert "/none/pid" in box.refused(verb, *words, "c")
+        assert not box.left()
+    box.started()
+    done = box.exec("true", options=("--pid-file", "/none/pid"))
+    assert (done.code, "/none/pid" in done.err) == (255, True)
+    assert len(json.loads(box("ps", "-f", "json", "c").out)) == 1
+    sealed = box.place / "sealed"
+    sealed.touch()
+    words = box.argv("create", "--bundle", box.bundle, "c")
+    words[words.index(str(box.root))] = str(sealed)
+    assert run(*words, env=box.env, check=False).stderr.startswith("wherry-oci: ")
+
+
+def test_a_run_that_is_killed_leaves_a_container_that_can_be_deleted(box: Box) -> None:
+    box.process["args"] = ["sleep", "1000"]
+    box.write()
+    with open(box.place / "said.txt", "w") as said, box.popen("run", "--bundle", box.bundle, "c", stdout=said) as front:
+        until(lambda: (box.root / "c").exists() and box.state()["status"] == "running")
+        front.kill()
+    assert box.state()["status"] == "running"
+    box("delete", "--force", "c")
+    assert not box.left()
+
+
 # ---- a pid that is another's, and many at once
 
 
