@@ -113,8 +113,12 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     from wherry.container import launch as launcher
     from wherry.container.state import State
     from wherry.oci import compile as planner
+    from wherry.oci import compile_sched
 
+    _warn(world, config, facts)
     group, extra = cgroup_of(world, folder.id, config, facts, held)
+    if config.get("linux", {}).get("intelRdt"):
+        extra["resctrl"] = compile_sched.made_groups(config, facts.resctrl, folder.id)
     now = time.time()
     extra |= {"rootfs": root, "annotations": config.get("annotations") or {}, "owner": os.geteuid()}
     state = State(folder.id, asked.bundle, group.path, None, None, now, 0.0, group.degraded, extra)
@@ -130,6 +134,16 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     undo.callback(quietly, _kill, launched)
     folder.save(state._replace(init=launched.init, started=0.0 if asked.waits else now))
     return launched
+
+
+def _warn(world: World, config: Json, facts: HostFacts) -> None:
+    """What is asked and cannot be, where the spec wants a container all the same."""
+    from wherry.oci import cgroup2, compile_process
+
+    for field in cgroup2.ignored(config.get("linux", {}).get("resources") or {}):
+        world.warn(f"linux.resources.{field}: cgroup v2 has nothing for it")
+    if lost := compile_process.lost_capabilities(config["process"], facts):
+        world.warn(f"process.capabilities: {', '.join(lost)} cannot be granted here")
 
 
 def _planned(config: Json) -> Json:
