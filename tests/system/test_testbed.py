@@ -18,7 +18,7 @@ TOP = Path(__file__).resolve().parents[2]
 INNER = TOP / "tests" / "testbed"
 VM_RUN = TOP / "scripts" / "testbed" / "vm-run"
 MODES = {"plain": (), "systemd": ("--systemd",)}
-EMULATED, EMULATED_FILE = ("--backend", "qemu"), "test_oci_criu.py"
+EMULATED, EMULATED_FILE = ("--backend", "qemu", "--systemd"), "test_oci_criu.py"
 PREPARE_SECONDS, BOOT_SECONDS = 1500, 900
 
 

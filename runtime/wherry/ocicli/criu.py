@@ -288,6 +288,9 @@ def _revive(  # noqa: PLR0917  # what is known at this moment
 
 
 def _restore_options(config: Json, state: State, inherited: Sequence[tuple[int, str]]) -> Iterator[str]:
+    # the newer engine (3.17) copies the propagation of a borrowed mount from its source, which must be a mount itself:
+    # a file on a shared mount, as under systemd, is none
+    yield "--mntns-compat-mode"
     for fd, key in inherited:
         yield from ("--inherit-fd", f"fd[{fd}]:{key}")
     for key, source in externals(config, state.bundle):
