@@ -81,7 +81,7 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
 
 def _equipped(world: World, process: Json, asked: Wish) -> Json:
     """The process with what our own place gives it: sockets, and in the foreground the size of the terminal."""
-    if asked.console >= 0:
+    if asked.console >= 0 and process.get("terminal"):
         from . import foreground
 
         process = foreground.sized(process)

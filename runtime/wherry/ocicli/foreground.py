@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
 from wherry.container import spawn
-from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.kernel.process import Process
 from wherry.model import Json
@@ -34,12 +33,13 @@ class Console:
         self._ours, self.theirs = held.enter_context(ours), held.enter_context(theirs)
 
     def master(self) -> int:
-        """The master, which has come by the time the launch is through."""
+        """The master, which has come by the time the launch is through; -1 of a process without a terminal."""
         self._ours.setblocking(False)
-        _, fds, _, _ = socket.recv_fds(self._ours, 4096, 1)
-        if not fds:
-            raise WherryError(Kind.INTERNAL, "the helper sent no terminal")
-        return fds[0]
+        try:
+            _, fds, _, _ = socket.recv_fds(self._ours, 4096, 1)
+        except BlockingIOError:
+            return -1
+        return fds[0] if fds else -1
 
 
 def sized(own: Json) -> Json:

@@ -33,12 +33,12 @@ def do_run(world: World, words: Sequence[str], values: Values) -> int:
     spawn.current().adopt()
     with ExitStack() as held:
         front = foreground.Foreground(held)
-        console = foreground.Console(held) if not asked.console_socket and _terminal(asked) else None
-        if console is not None:
+        console = foreground.Console(held)
+        if not asked.console_socket:
             asked = asked._replace(console=console.theirs.fileno())
         folder, launched = _launch(world, words[0], asked)
         held.callback(end, world, folder, keep=values["keep"])
-        return front.stay(launched.init, console.master() if console is not None else -1)
+        return front.stay(launched.init, console.master())
 
 
 def _launch(world: World, cid: str, asked: create.Wish) -> tuple[ContainerDir, Launched]:
@@ -50,13 +50,6 @@ def _launch(world: World, cid: str, asked: create.Wish) -> tuple[ContainerDir, L
         end(world, folder, keep=False)
         raise
     return folder, launched
-
-
-def _terminal(asked: create.Wish) -> bool:
-    from . import bundle
-
-    config, _ = bundle.read(asked.bundle, asked.config)
-    return bool(config["process"].get("terminal"))
 
 
 def end(world: World, folder: ContainerDir, *, keep: bool) -> None:
