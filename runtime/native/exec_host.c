@@ -3,15 +3,25 @@
 #include <linux/magic.h>
 #include <sched.h>
 #include <stdio.h> /* rename */
+#include <sys/stat.h>
 
 #include "exec_int.h"
 
+/* A name in a container's root may lead to any file by now: what was opened is looked at, and not used if it is another. */
+static int only(int fd, uint64_t device) {
+    struct stat st;
+    if (fd < 0 || (!fstat(fd, &st) && S_ISCHR(st.st_mode) && st.st_rdev == device)) return fd;
+    close(fd);
+    return fail(ENODEV);
+}
+
 int wh_do_OPEN(struct wh_run *run, const struct wh_record *r) {
-    int flags = (int)r->n0 | O_CLOEXEC | O_NOCTTY;
+    int fd, flags = (int)r->n0 | O_CLOEXEC | O_NOCTTY;
     wh_say(run, s0(run, r), "");
-    if (r->fd1 < 0) return wh_slot_put(run, r->fd0, open(s0(run, r), flags, 0600));
-    return wh_slot_put(run, r->fd0, wh_openat2(slot(run, r->fd1), s0(run, r), (uint64_t)flags,
-                                               RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, flags & O_CREAT ? 0600 : 0));
+    if (r->fd1 < 0) fd = open(s0(run, r), flags, 0600);
+    else fd = wh_openat2(slot(run, r->fd1), s0(run, r), (uint64_t)flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+                         flags & O_CREAT ? 0600 : 0);
+    return wh_slot_put(run, r->fd0, r->n1 ? only(fd, r->n1) : fd);
 }
 
 int wh_do_CLOSE(struct wh_run *run, const struct wh_record *r) {

@@ -185,6 +185,21 @@ def test_a_false_null_masks_nothing(box: Box) -> None:
     controls(box, "/dev/null is a link into /proc/sys", redirected)
 
 
+def test_a_null_that_the_container_replaced(box: Box) -> None:
+    """exec opens the container's own null for a stream that is the host's; another file there is refused, not used."""
+    box.started("rm /dev/null; echo evil > /dev/null; sleep 1000")
+    until(lambda: box.exec("grep", "-c", "evil", "/dev/null", stdin=subprocess.PIPE).out == "1\n")
+    before = os.stat("/dev/null")
+    for change in ("true", f"ln -sf {PATTERN} /dev/null", "rm /dev/null; mkfifo /dev/null", "rm /dev/null"):
+        box.exec("sh", "-c", change, stdin=subprocess.PIPE)
+        done = box.exec("cat")
+        assert (done.code, done.out) == (255, ""), change
+        assert "/dev/null" in done.err
+    box.exec("mknod", "/dev/null", "c", "1", "3", stdin=subprocess.PIPE)
+    assert box.exec("cat").code == 0
+    assert os.stat("/dev/null").st_mode == before.st_mode
+
+
 @pytest.mark.parametrize("name", ["console", "pts", "ptmx", "tty", "zero"])
 def test_false_devices_of_the_image(box: Box, victim: Path, name: str) -> None:
     """CVE-2025-52565: the terminal is bound where /dev/console leads; links, files and directories of the image."""

@@ -40,6 +40,7 @@ _STREAMS: Final = ("stdin", "stdout", "stderr")
 _MONITOR_END: Final = {"stdin": "stdin_w", "stdout": "stdout_r", "stderr": "stderr_r"}
 NEW_LISTENER: Final = 1 << 3
 O_RDWR: Final = 2
+NULL_DEVICE: Final = 1 << 8 | 3  # makedev(1, 3)
 _SIGKILL: Final = 9
 
 
@@ -80,7 +81,7 @@ def stdio(process: Json, how: LaunchHow, root: int, b: Builder, *console: str) -
             if null < 0:
                 null = b.slot()
                 # the container's own: by a descriptor of the host's it could change that one's mode and owner
-                b.child("OPEN", fd0=null, fd1=root, s0="/dev/null", n0=O_RDWR)
+                b.child("OPEN", fd0=null, fd1=root, s0="/dev/null", n0=O_RDWR, n1=NULL_DEVICE)
             b.child("STDIO", fd0=null, n0=number)
     b.child("SESSION")
     return -1
