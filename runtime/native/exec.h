@@ -83,7 +83,7 @@ int wh_role_launch(int argc, char **argv);
 int wh_role_monitor(int argc, char **argv);
 int wh_role_unpack(int argc, char **argv);
 int wh_role_init(int argc, char **argv);
-int wh_role_front(int argc, char **argv, const char *program); /* front.c: under any other name */
+int wh_role_front(int argc, char **argv); /* front.c: under any other name */
 
 /* text.c: a bounded text builder; it never overflows and always ends in NUL. */
 struct wh_buf {

@@ -1,4 +1,5 @@
-/* The front: what `wherry`, `wherry-oci` and the CNI plugins are installed as. The name it is called by picks the program.
+/* The front: what `wherry` and `wherry-oci` are installed as. The name of the file picks the program, so that a symbolic
+ * link of any name is still it.
  *
  * It hands the command to the warm process and does for it what only a descendant of the caller can: start the helper,
  * wait for it, take signals. Where there is no warm process, or it says COLD, it becomes Python. A command that has begun
@@ -228,12 +229,17 @@ static void wait_for(struct front *f) {
 
 /* ---- the conversation ---- */
 
+/* What the caller ignores (nohup, a background job) stays ignored: once blocked, the kernel would keep it for us. */
 static void catch_signals(struct front *f) {
     static const int own[] = {SIGCHLD, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGTTIN, SIGTTOU, SIGPIPE, SIGURG, SIGPROF};
     sigset_t all;
+    struct sigaction now;
     sigfillset(&all);
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&all, own[i]);
-    sigprocmask(SIG_SETMASK, &all, &f->before);
+    for (int number = 1; number < NSIG; number++)
+        if (!sigaction(number, NULL, &now) && now.sa_handler == SIG_IGN) sigdelset(&all, number);
+    signal(SIGCHLD, SIG_DFL); /* ignored, it would take the status of who we wait for */
+    sigprocmask(SIG_BLOCK, &all, &f->before);
     f->signals = signalfd(-1, &all, SFD_CLOEXEC);
 }
 
@@ -282,29 +288,56 @@ static int converse(struct front *f) {
 
 /* ---- cold ---- */
 
-/* The interpreter beside us; boot.py finds the program by its name. */
-static int cold(const char *program, int argc, char **argv) {
-    static char python[4096], mark[] = "WHERRY_FRONT=1";
+/* The interpreter is the one that `wherry-cold` beside us begins with, which the installer wrote; else, python3 beside us.
+ * Where that line is not a plain path (one with spaces: the script starts itself by sh), the script. 1: it takes no -c. */
+static int interpreter(char *path, size_t room) {
+    static char line[4096];
+    char *name = strrchr(path, '/') + 1;
+    size_t left = room - (size_t)(name - path);
+    stpcpy(name, "wherry-cold");
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+    if (fd >= 0) close(fd);
+    char *end = n > 0 ? memchr(line, '\n', (size_t)n) : NULL;
+    if (n < 0) return stpcpy(name, "python3"), 0;
+    if (!end || strncmp(line, "#!/", 3) || memchr(line, ' ', (size_t)(end - line)) || (size_t)(end - line) > left) return 1;
+    *end = 0;
+    if (!strcmp(line, "#!/bin/sh")) return 1;
+    return stpcpy(path, line + 2), 0;
+}
+
+/* boot.py finds the program by its name. */
+static int cold(const char *program, char *path, size_t room, int argc, char **argv) {
+    static char mark[] = "WHERRY_FRONT=1";
     static const char boot[] = "from wherry.boot import main; main()";
     uint32_t envc = counted(environ);
     char *words[argc + 5], *env[envc + 2];
-    char *first[] = {python, "-I", "-c", (char *)(uintptr_t)boot, (char *)(uintptr_t)program};
-    ssize_t n = readlink("/proc/self/exe", python, sizeof python - 16);
-    if (n > 0) stpcpy(strrchr(python, '/'), "/python3");
-    memcpy(words, first, sizeof first);
-    memcpy(words + 5, argv + 1, (size_t)argc * sizeof *argv); /* the closing NULL too */
+    char *first[] = {path, "-I", "-c", (char *)(uintptr_t)boot, (char *)(uintptr_t)program};
+    int script = *path == '/' && interpreter(path, room);
+    int before = script ? 2 : 5;
+    if (script) first[1] = first[4];
+    memcpy(words, first, (size_t)before * sizeof *first);
+    memcpy(words + before, argv + 1, (size_t)argc * sizeof *argv); /* the closing NULL too */
     env[0] = mark;
     memcpy(env + 1, environ, (envc + 1) * sizeof *env);
-    execve(python, words, env);
-    wh_write_all(2, python, strlen(python));
+    execve(path, words, env);
+    wh_write_all(2, path, strlen(path));
     wh_write_all(2, ": cannot be executed: install wherry again\n", 43);
     return LOST;
 }
 
-int wh_role_front(int argc, char **argv, const char *program) {
+/* A stream that the caller closed would be taken by one of ours: Python knows what to do. */
+static int streams(void) { return fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 && fcntl(2, F_GETFD) >= 0; }
+
+int wh_role_front(int argc, char **argv) {
+    static char path[4096], program[256];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path / 2);
+    const char *name = strrchr(n > 0 ? path : argv[0], '/');
+    struct wh_buf b = wh_buf(program, sizeof program);
+    wh_put(&b, name ? name + 1 : argv[0]);
     struct front f = {.program = program, .target = -1, .signals = -1};
-    f.sock = strcmp(env_get("WHERRY_WARM"), "off") ? reach() : -1;
+    f.sock = streams() && strcmp(env_get("WHERRY_WARM"), "off") ? reach() : -1;
     if (f.sock >= 0 && !begun(&f, argv)) return converse(&f);
     if (f.sock >= 0) close(f.sock);
-    return cold(program, argc, argv);
+    return cold(program, path, sizeof path, argc, argv);
 }

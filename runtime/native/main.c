@@ -32,7 +32,7 @@ static int is_helper(const char *name) { return !strcmp(name, "wherry-helper") |
 
 int main(int argc, char **argv) {
     const char *slash = argc ? strrchr(argv[0], '/') : NULL, *name = slash ? slash + 1 : argc ? argv[0] : "";
-    if (argc && !is_helper(name)) return wh_role_front(argc, argv, name);
+    if (argc && !is_helper(name)) return wh_role_front(argc, argv);
     /* what we were given above 2 is ours: nothing of it reaches a program that we start */
     if (argc < 2) return 2;
     if (strcmp(argv[1], "init")) syscall(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);

@@ -1,4 +1,4 @@
-"""What the front starts cold, with the program's name as first word. A `wherry` leaves a warm process for the next call."""
+"""What the front starts cold, the program's name as first word. A `wherry` leaves a warm process for the next call."""
 
 from __future__ import annotations
 
@@ -18,24 +18,20 @@ def main() -> NoReturn:
     program = sys.argv.pop(1)
     sys.argv[0] = program
     front = os.environ.pop("WHERRY_FRONT", "")
-    code = _run(program)
-    if program == "wherry" and front:
+    if program == "wherry-oci":
+        from wherry.ocicli.main import entry
+
+        entry()
+    from wherry.cli.main import main as cli
+
+    code = cli(sys.argv[1:])
+    if front:
         _warm_up()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def _run(program: str) -> int:
-    if program == "wherry-oci":
-        from wherry.ocicli.main import main as oci
-
-        return oci(sys.argv[1:])
-    from wherry.cli.main import main as cli
-
-    return cli(sys.argv[1:])
 
 
 def _warm_up() -> None:
@@ -45,8 +41,38 @@ def _warm_up() -> None:
     from wherry.engine.config import place
 
     directory = f"{place().state}/warm"
-    if os.path.exists(f"{directory}/socket"):
+    if _served(directory):
         return
     words = [sys.executable, "-I", "-c", f"from wherry.warm.server import main; main({directory!r})"]
+    env = {"PATH": os.defpath, "LANG": "C.UTF-8"}
     with suppress(OSError):
-        os.posix_spawn(sys.executable, words, {"PATH": os.defpath, "LANG": "C.UTF-8"})
+        os.posix_spawn(sys.executable, words, env, file_actions=_nothing_open(), setsid=True)
+
+
+def _nothing_open() -> list[tuple[int, ...] | tuple[int, int, str, int, int]]:
+    """For posix_spawn: who reads our output, or waits for a lock of ours, waits for us alone."""
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)
+    ]
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the one that listed them is closed
+            if fd > 2 and os.get_inheritable(fd):
+                actions.append((os.POSIX_SPAWN_CLOSE, fd))
+    return actions
+
+
+def _served(directory: str) -> bool:
+    """Whether a warm process holds the lock; a socket may be there without one."""
+    import fcntl
+
+    try:
+        fd = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -5,11 +5,12 @@ Decides what is served. Everything else is answered COLD, before anything was be
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from wherry.container import spawn
@@ -21,20 +22,24 @@ __all__ = ["handle"]
 
 #: short verbs of `wherry`; what asks, downloads, builds or shows a terminal starts cold
 _VERBS: Final = frozenset((
-    "create", "diff", "events", "exec", "images", "inspect", "kill", "logs", "network", "pause", "port", "ps",
+    "create", "diff", "events", "exec", "images", "info", "inspect", "kill", "logs", "ls", "pause", "port", "ps",
     "rename", "restart", "rm", "rmi", "run", "start", "stats", "stop", "tag", "top", "unpause", "update", "version",
-    "volume", "wait", "container", "image", "info", "ls"
+    "wait"
 ))  # fmt: skip
+_GROUPS: Final = frozenset(("container", "image", "network", "system", "volume"))
 _OCI_VERBS: Final = frozenset((
     "create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "pause", "resume", "update",
     "features"
 ))  # fmt: skip
 _PLACES: Final = ("--root", "--state", "--config")
 _FAULT: Final = 125
+_PATIENCE: Final = 5.0  # seconds for a front to say what it has to: one that is stopped must not keep us
+_GARBAGE: Final = 20_000  # as in boot.py
 
 
 def handle(sock: socket.socket, own: tuple[Any, ...]) -> int:
     """Serve one connection; the exit code of this process."""
+    sock.settimeout(_PATIENCE)
     ask = wire.hear_ask(sock)
     program = _served(ask) if ask is not None else None
     pid, _ = peer.pid_of(sock)
@@ -48,6 +53,7 @@ def handle(sock: socket.socket, own: tuple[Any, ...]) -> int:
     except OSError:
         return 0  # the front has lost its patience and started Python
     os.close(pidfd)
+    sock.settimeout(None)
     _become(ask)
     spawn.use(Front(sock))
     wire.tell(sock, wire.END, _carried_out(program, ask))
@@ -71,7 +77,7 @@ def _utf8(env: Mapping[str, str]) -> bool:
 
 def _served(ask: wire.Ask) -> Callable[..., int] | None:
     """The program's main, where this command is one for us."""
-    if ask.program == "wherry" and _verb(ask.argv, _PLACES) in _VERBS and not _terminal(ask):
+    if ask.program == "wherry" and _short_verb(ask.argv) and not _terminal(ask):
         from wherry.cli.main import main
 
         return main
@@ -82,15 +88,21 @@ def _served(ask: wire.Ask) -> Callable[..., int] | None:
     return None
 
 
-def _verb(argv: tuple[str, ...], with_value: tuple[str, ...]) -> str:
-    """The first word that is no option."""
+def _short_verb(argv: tuple[str, ...]) -> bool:
+    """Whether it is one of ours: `ps`, `container ps`; what follows a group's name is a verb by itself."""
+    words = _words(argv, _PLACES)
+    verb = next(words, "")
+    return verb in _VERBS or (verb in _GROUPS and next(words, "") in _VERBS)
+
+
+def _words(argv: tuple[str, ...], with_value: tuple[str, ...]) -> Iterator[str]:
+    """Those that are no option, nor an option's value."""
     words = iter(argv)
     for word in words:
         if not word.startswith("-"):
-            return word
-        if word in with_value:
+            yield word
+        elif word in with_value:
             next(words, "")
-    return ""
 
 
 def _terminal(ask: wire.Ask) -> bool:
@@ -109,7 +121,7 @@ def _oci(ask: wire.Ask) -> bool:
     from wherry.ocicli.verbs import GLOBAL
 
     spelled = tuple(f"{dash}{flag.name}" for flag in GLOBAL if flag.metavar for dash in ("-", "--"))
-    verb = _verb(ask.argv, spelled)
+    verb = next(_words(ask.argv, spelled), "")
     if verb not in _OCI_VERBS or "LISTEN_FDS" in ask.env or any("preserve-fds" in word for word in ask.argv):
         return False
     return verb not in ("run", "exec") or not os.isatty(ask.stdio[0])
@@ -119,6 +131,8 @@ def _oci(ask: wire.Ask) -> bool:
 
 
 def _become(ask: wire.Ask) -> None:
+    gc.set_threshold(_GARBAGE)
+    gc.enable()
     wire.adopt_fds(ask)
     os.fchdir(ask.cwd)
     os.close(ask.cwd)

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wherry.errors import WherryError
 
@@ -23,7 +23,7 @@ from . import child, peer
 __all__ = ["main"]
 
 _IDLE: Final = 600.0  # seconds
-_AT_ONCE: Final = 64  # children; more commands wait in the backlog, and their fronts start Python
+_AT_ONCE: Final = 256  # children; the fronts of more commands are told to start Python
 _BACKLOG: Final = 512
 _LOOK: Final = 1.0  # seconds between two looks at the code on disk
 #: imported by what is served, but not at the top of a module
@@ -32,8 +32,9 @@ _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.manual", "wherry.cli.progres
                    "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
 
 
-def main(directory: str) -> None:
-    """Serve below `directory` until there is a reason to leave."""
+def main(directory: str, idle: float = _IDLE) -> None:
+    """Serve below `directory` until there is a reason to leave: `idle` seconds without a command, other code on disk.
+    Any signal ends it at once, for it holds nothing; the lock goes with it, and the socket is made anew."""
     _alone()
     lock = _only(directory)
     if lock < 0:
@@ -53,7 +54,7 @@ def main(directory: str) -> None:
         listener.bind(path)
         listener.listen(_BACKLOG)
         try:
-            _Server(listener, code, own).run()
+            _Server(listener, code, own).run(idle)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -64,7 +65,8 @@ def main(directory: str) -> None:
 
 def _alone() -> None:
     """Nothing of the command that started us: no terminal, no descriptor, no environment, no directory."""
-    os.setsid()
+    with suppress(PermissionError):  # it is one already
+        os.setsid()
     os.chdir("/")
     os.umask(0o077)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -155,6 +157,13 @@ class _Code:
 # ---- the loop
 
 
+class _Child(NamedTuple):
+    """One command at work."""
+
+    pid: int
+    connection: socket.socket  # its front's
+
+
 class _Server:
     """Accepts, forks, reaps."""
 
@@ -163,44 +172,53 @@ class _Server:
 
         self._listener, self._code, self._own = listener, code, own
         self._mount = facts.measure(None).cgroup_mount
-        self._children: dict[int, int] = {}  # pidfd -> pid
+        self._children: dict[int, _Child] = {}  # by pidfd
+        self._fronts: dict[int, int] = {}  # pidfds by the descriptor of the connection
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
-        self._stop = False
 
-    def run(self) -> None:
-        """Until idle, changed or told."""
-        signal.signal(signal.SIGTERM, self._told)
-        while not self._stop:
-            ready = [fd for fd, _ in self._poll.poll(_IDLE * 1000)]
+    def run(self, idle: float) -> None:
+        """Until idle or changed."""
+        while True:
+            ready = [fd for fd, _ in self._poll.poll(idle * 1000)]
             if not ready and not self._children:
                 return
             for fd in ready:
+                if fd in self._fronts:
+                    self._abandoned(fd)
+            for fd in ready:
                 if fd in self._children:
                     self._reap(fd)
-            if self._listener.fileno() in ready and len(self._children) < _AT_ONCE:
+            if self._listener.fileno() in ready:
                 if self._code.changed():
                     return
                 self._accept()
 
-    def _told(self, _number: int, _frame: object) -> None:
-        self._stop = True
+    def _abandoned(self, fd: int) -> None:
+        """The front is gone, its command goes too: who kills a command means what works for it."""
+        self._poll.unregister(fd)
+        signal.pidfd_send_signal(self._fronts.pop(fd), signal.SIGKILL)
 
     def _reap(self, pidfd: int) -> None:
+        ended = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
+        if self._fronts.pop(ended.connection.fileno(), -1) >= 0:
+            self._poll.unregister(ended.connection)
+        ended.connection.close()
         os.close(pidfd)
-        os.waitpid(self._children.pop(pidfd), 0)
+        os.waitpid(ended.pid, 0)
 
     def _accept(self) -> None:
+        """A connection that is closed says to the front: start Python."""
         connection, _ = self._listener.accept()
-        with connection:
-            pid, uid = peer.pid_of(connection)
-            group = peer.cgroup(pid, self._mount) if uid == os.geteuid() and self._mount else None
-            if group is None and (self._mount or uid != os.geteuid()):
-                return  # the front hears the end of the connection, and starts Python
+        pid, uid = peer.pid_of(connection)
+        group = peer.cgroup(pid, self._mount) if uid == os.geteuid() and self._mount else None
+        if uid != os.geteuid() or (group is None and self._mount) or len(self._children) >= _AT_ONCE:
+            connection.close()
+        else:
             self._fork(connection, -1 if group is None else group)
-            if group is not None:
-                os.close(group)
+        if group is not None:
+            os.close(group)
 
     def _fork(self, connection: socket.socket, group: int) -> None:
         from wherry.kernel import shim
@@ -208,15 +226,24 @@ class _Server:
         try:
             pid, pidfd = shim.fork_into(group)
         except OSError:
+            connection.close()
             return
         if pid:
-            self._children[pidfd] = pid
+            self._children[pidfd] = _Child(pid, connection)
+            self._fronts[connection.fileno()] = pidfd
             self._poll.register(pidfd, select.POLLIN)
+            self._poll.register(connection, 0)  # POLLHUP alone: what it says is for the child
             return
         code = 1
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._listener.close()
+            self._let_go()
             code = child.handle(connection, self._own)
         finally:
             os._exit(code)
+
+    def _let_go(self) -> None:
+        """In the fork: nothing of the other commands stays open, or their ends would not be heard."""
+        self._listener.close()
+        for pidfd, other in self._children.items():
+            os.close(pidfd)
+            other.connection.close()

@@ -46,9 +46,19 @@ def hear_ask(sock: socket.socket) -> Ask | None:
     if words is None or len(words) != argc + envc or not argc:
         close_all(fds[1:])
         return None
-    env = dict(word.partition("=")[::2] for word in words[argc:])
+    env = _environment(words[argc:])
     name = program.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
     return Ask(name, tuple(words[1:argc]), env, umask, bits, (fds[1], fds[2], fds[3]), fds[4])
+
+
+def _environment(words: Sequence[str]) -> dict[str, str]:
+    """As os.environ has it: of two with one name the first; a word without "=" is none."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name and equals:
+            found.setdefault(name, value)
+    return found
 
 
 def _words(fd: int) -> list[str] | None:
