@@ -5,6 +5,7 @@ A control that falls proves the attack, one that holds has been mended. Its resu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -200,37 +201,49 @@ def test_a_null_that_the_container_replaced(box: Box) -> None:
     assert os.stat("/dev/null").st_mode == before.st_mode
 
 
-@pytest.mark.parametrize("name", ["console", "pts", "ptmx", "tty", "zero"])
-def test_false_devices_of_the_image(box: Box, victim: Path, name: str) -> None:
-    """CVE-2025-52565: the terminal is bound where /dev/console leads; links, files and directories of the image."""
+@pytest.mark.parametrize("name", ["tty", "zero", "urandom"])
+def test_false_devices_of_the_image(box: Box, name: str) -> None:
+    """What the image put there does not pass for the device."""
     without_dev(box)
-    (box.rootfs / "dev" / name).symlink_to(victim / "secret" if name != "pts" else victim)
-    box.process["args"] = ["sh", "-c", f"echo written > /dev/{name}; cat /proc/self/mountinfo"]
+    (box.rootfs / "dev" / name).symlink_to("/etc/passwd")
+    box.process["args"] = ["ls", "-l", f"/dev/{name}"]
     answer = ours(box)
-    assert str(victim) not in answer.text.replace(f"'{victim}", "") or answer.code, answer
-    controls(box, f"/dev/{name} is a link to the host", lambda _: (victim / "secret").read_text().startswith("written"),
-             lambda: None)  # fmt: skip
+    assert answer.code or "->" not in answer.text, answer
+    controls(box, f"/dev/{name} is a link", lambda answer: answer.code == 0 and "->" in answer.text)
 
 
-def test_a_terminal_is_not_bound_over_the_kernel_s_files(box: Box, tmp_path: Path) -> None:
-    """CVE-2025-52565 with a terminal: /dev/console is a link into /proc/sys."""
+def test_a_terminal_is_not_bound_over_the_kernel_s_files(box: Box) -> None:
+    """CVE-2025-52565: the terminal is bound where /dev/console leads."""
     without_dev(box)
     box.config["mounts"] += [{"destination": "/dev/pts", "type": "devpts", "source": "devpts"}]
     (box.rootfs / "dev/console").symlink_to(PATTERN)
-    box.process.update(terminal=True, args=["sh", "-c", f"grep {PATTERN} /proc/self/mountinfo && echo BOUND; echo end"])
+    look = f"grep -q {PATTERN} /proc/self/mountinfo && echo BOUND; echo end"
+    box.process.update(terminal=True, args=["sh", "-c", look])
     box.write()
-    master, slave = os.openpty()
-    with box.popen("run", "--bundle", box.bundle, "c", stdin=slave, stdout=slave, stderr=slave) as running:
-        os.close(slave)
-        code = running.wait(20)
-    text = ""
-    try:
-        while data := os.read(master, 4096):
-            text += data.decode()
-    except OSError:
-        os.close(master)
+    code, text = on_a_terminal(box.argv("run", "--bundle", box.bundle, "c"), box.env)
     assert "BOUND" not in text, text
     assert code or "end" in text, text
+    need("runc")
+    control = Control(box, "runc")
+    (control.place / "config.json").write_text(json.dumps(control.config))
+    words = [str(control.program), "--root", str(control.place / "state"), "run", "-b", str(control.place), box.id]
+    code, text = on_a_terminal(words, box.env)
+    fell = "FELL" if "BOUND" in text else "held"
+    print(f"\nCONTROL /dev/console is a link into /proc/sys: runc {fell} (exit {code})")
+
+
+def on_a_terminal(words: list[str], env: dict[str, str]) -> tuple[int, str]:
+    """Exit code and what the terminal shows."""
+    master, slave = os.openpty()
+    with subprocess.Popen(words, env=env, stdin=slave, stdout=slave, stderr=slave) as running:
+        os.close(slave)
+        text = ""
+        with contextlib.suppress(OSError):  # EIO: the last one who had it open has gone
+            while data := os.read(master, 4096):
+                text += data.decode()
+        code = running.wait(20)
+    os.close(master)
+    return code, text
 
 
 def test_sysctls_are_written_through_a_procfs_of_our_own(box: Box, tmp_path: Path) -> None:
