@@ -304,6 +304,10 @@ static int pivot(int root, int old) {
 int wh_do_PIVOT(struct wh_run *run, const struct wh_record *r) {
     int root = slot(run, r->fd0);
     prctl(PR_SET_DUMPABLE, 0L, 0, 0, 0); /* for the unprivileged helper: see prepare() in exec.c */
+    if (r->flags & WH_F_CHROOT) {
+        if (fchdir(root) < 0 || chroot(".") < 0) return -1;
+        return chdir("/");
+    }
     if (r->flags & WH_F_MOVE) {
         if (fchdir(root) < 0 || mount(".", "/", NULL, 8192 /* MS_MOVE */, NULL) < 0 || chroot(".") < 0) return -1;
         return chdir("/");

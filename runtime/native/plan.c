@@ -9,7 +9,7 @@
 #include "exec.h"
 
 #define SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)
-#define KNOWN_FLAGS ((WH_F_INIT << 1) - 1)
+#define KNOWN_FLAGS ((WH_F_CHROOT << 1) - 1)
 
 enum { H = WH_SIDE_H, C = WH_SIDE_C, M = WH_SIDE_M };
 static const uint8_t sides[WH_OP_COUNT] = {

@@ -42,6 +42,7 @@ enum wh_flag {
     WH_F_HOST_PTMX = 1 << 10,
     WH_F_NO_BIND = 1 << 11,
     WH_F_INIT = 1 << 12,
+    WH_F_CHROOT = 1 << 13,
 };
 
 enum { WH_CREATED = 1, WH_STARTED = 2, WH_FAILED = 3, WH_MONITOR = 4 /* pid is the detached monitor's own */ };

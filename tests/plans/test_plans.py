@@ -396,10 +396,6 @@ def test_what_this_host_cannot_do_is_said_with_the_field() -> None:
     assert refusal(example(intelRdt={})).startswith("linux.intelRdt is asked for and the resctrl file system is not")
     without = FACTS._replace(cap_effective=0)
     assert refusal(example(netDevices={"eth1": {}}), without).startswith("linux.netDevices: ")
-    label = example(mountLabel="system_u:object_r:container_file_t:s0")
-    assert refusal(label).startswith(
-        'linux.mountLabel "system_u:object_r:container_file_t:s0" is asked for and SELinux'
-    )
     for field, value, start in (
         ("apparmorProfile", "p", 'AppArmor profile "p" is asked for'),
         ("selinuxLabel", "l", 'SELinux label "l" is asked for'),
@@ -433,10 +429,26 @@ def test_a_class_of_service_is_made_or_must_be_there(rdt: Json, ops: list[Any]) 
     assert {name for name, _, _ in found[len(ops) :]} == {"RDT_JOIN"}
 
 
+def test_options_without_a_meaning_here_change_no_plan() -> None:
+    """A file system's option on a bind, as in mount(2); a label where there is no SELinux (the face warns)."""
+    plain, odd = example(), example(mountLabel="system_u:object_r:container_file_t:s0")
+    for config, options in ((plain, ["rbind"]), (odd, ["rbind", "size=5m"])):
+        config["mounts"].append({"destination": "/x", "source": "/srv", "options": options})
+    one, two = (created(config) for config in (plain, odd))
+    assert one == two
+
+
+def test_without_a_mount_namespace_nothing_of_the_hosts_changes_but_the_root() -> None:
+    config = example()
+    config["linux"]["namespaces"] = [entry for entry in config["linux"]["namespaces"] if entry["type"] != "mount"]
+    ops = created(config).ops
+    assert not [op for op in ops if op.name == "PROPAGATE"]
+    assert [op.flags for op in ops if op.name == "PIVOT"] == [("CHROOT",)]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["rbind", "size=5m"], 'options: "size=5m" is for a file system, and a bind mount makes none'),
         (["remount", "private"], "options: remount changes no propagation"),
         (["bind", "copy-symlink"], 'mount option "copy-symlink" is not supported'),
     ],

@@ -215,6 +215,23 @@ def test_a_command_that_cannot_run(box: Box) -> None:
     assert box.exec("/text").code == 255
 
 
+def test_without_a_mount_namespace_the_host_gets_its_mounts_back(box: Box) -> None:
+    """The spec: a type that is not listed is inherited. What was mounted goes with the container, also a failed one."""
+    before = Path("/proc/self/mountinfo").read_text()
+    box.linux["namespaces"] = [entry for entry in box.linux["namespaces"] if entry["type"] != "mount"]
+    done = box.run("readlink /proc/self/ns/mnt; ls -d /proc/self /dev/null")
+    assert os.readlink("/proc/self/ns/mnt") in done.out
+    assert "/dev/null" in done.out
+    assert Path("/proc/self/mountinfo").read_text() == before
+    box.create(script="sleep 100")
+    assert str(box.rootfs) in Path("/proc/self/mountinfo").read_text()
+    box("delete", "--force", "c")
+    assert Path("/proc/self/mountinfo").read_text() == before
+    box.process["args"] = ["nosuch"]
+    assert box.run(check=False).code == 1
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
 def test_run_detached(box: Box) -> None:
     done = box.run("echo here; sleep 1000", "--detach", "--pid-file", box.place / "pid")
     done.waits_for("here\n")

@@ -105,4 +105,5 @@ FLAGS: Final[frozenset[str]] = frozenset({
     "HOST_PTMX",
     "NO_BIND",
     "INIT",
+    "CHROOT",
 })

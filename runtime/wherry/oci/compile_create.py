@@ -40,18 +40,11 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
         )
     )
     ns = nss.namespaces(config, how, b)
-    if not ns.has("mount"):
-        raise WherryError(
-            Kind.UNSUPPORTED,
-            "linux.namespaces: a container without a mount namespace is not supported",
-            hint='add {"type": "mount"}',
-        )
     job = Job(config, bundle, facts, how, ns, b)
     mounts = Mounts(job)
     cgroup = cgroups(how, b)
     groups = sched.make_group(config, facts, how.id, b)
-    if "mount" in ns.new:
-        mounts.host_trees()
+    mounts.host_trees()
     prepared = prepare_root(job) if nss.on_host(ns, facts) and "mount" in ns.new else -1
     nss.clone(ns, cgroup, b)
     proc.oom_score(process, facts, how, b)
@@ -61,7 +54,7 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
     nss.enter(config, ns, b)
     nss.time_namespace(config, ns, b)
     _keyring(how, b)
-    master = _root(job, mounts, prepared) if "mount" in ns.new else _joined_root(job)
+    master = _root(job, mounts, prepared)
     _settle(job, mounts)
     _finish(job)
     proc.monitor(process, how, master, cgroup, b)
@@ -105,7 +98,8 @@ def _keyring(how: LaunchHow, b: Builder) -> None:
 def _root(job: Job, mounts: Mounts, prepared: int) -> int:
     """Mounts, devices, terminal, working directory: all beneath the root slot. Returns the master's slot."""
     mounts.shared()
-    mounts.propagate()
+    if job.ns.has("mount"):  # else "/" is the host's: what is mounted there lasts until somebody unmounts the root
+        mounts.propagate()
     mounts.trees()
     mounts.root = attach_root(job, prepared)
     mounts.all()
@@ -128,13 +122,6 @@ def _is_host_dev(mount: Json) -> bool:
     return bool({"bind", "rbind"}.intersection([mount.get("type"), *(mount.get("options") or [])]))
 
 
-def _joined_root(job: Job) -> int:
-    """A joined mount namespace brings its root along."""
-    root = job.b.slot()
-    job.b.child("OPEN", fd0=root, s0="/", n0=nss.O_PATH_DIRECTORY)
-    return proc.stdio(job.process, job.how, root, job.b, "NO_BIND")
-
-
 def _settle(job: Job, mounts: Mounts) -> None:
     """Names, hooks at the barrier, kernel parameters, hidden paths, pivot."""
     config, b = job.config, job.b
@@ -149,9 +136,8 @@ def _settle(job: Job, mounts: Mounts) -> None:
     for key, value in sorted((job.linux.get("sysctl") or {}).items()):
         b.child("SYSCTL", fd0=procfs, s0=sysctl_path(key), s1=value)
     proc.labels(job.process, job.facts, procfs, b)
-    if "mount" in job.ns.new:
-        mounts.hide()
-        mounts.pivot()
+    mounts.hide()
+    mounts.pivot()
 
 
 def _net_devices(job: Job) -> None:
@@ -217,11 +203,12 @@ def _run_hooks(job: Job, add: Add, status: str, hooks: list[Json]) -> None:
 
 
 def _runtime_hooks(job: Job) -> None:
-    """prestart and createRuntime on the host between two barriers, createContainer in the child before the pivot."""
-    on_host = _hooks(job.config, "prestart", "createRuntime")
-    if on_host:
+    """prestart and createRuntime on the host between two barriers, createContainer in the child before the pivot. For
+    prestart, which belonged to the start once, the container is created (config.md, "Prestart")."""
+    if _hooks(job.config, "prestart", "createRuntime"):
         job.b.sync("hooks")
-        _run_hooks(job, job.b.host, "creating", on_host)
+        _run_hooks(job, job.b.host, "created", _hooks(job.config, "prestart"))
+        _run_hooks(job, job.b.host, "creating", _hooks(job.config, "createRuntime"))
         job.b.sync("hooked")
     _run_hooks(job, job.b.child, "creating", _hooks(job.config, "createContainer"))
 

@@ -96,8 +96,9 @@ class Mounts:
         ]
         self._label = _mount_label(job)
         for index, (mount, options) in enumerate(self._entries):
-            _check(index, mount, options)
+            _check(index, options)
         self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
+        self._early: set[int] = set()  # those of them that the child cloned
 
     # ---- trees that must be cloned before anything else
 
@@ -128,6 +129,7 @@ class Mounts:
         for index, (mount, options) in enumerate(self._entries):
             if _is_bind(mount, options) and wanted(options) and index not in self._cloned:
                 self._cloned[index] = self._tree(mount, options)
+                self._early.add(index)
 
     def propagate(self) -> None:
         """Nothing that we mount may reach the host, whatever rootfsPropagation says of the container's own root."""
@@ -150,7 +152,7 @@ class Mounts:
             self._remount(options, target)
         elif _is_bind(mount, options):
             self._attach(
-                self._cloned[index], target, "MAKE_DIR", "MAKE_FILE", options=options
+                self._in_turn(index), target, "MAKE_DIR", "MAKE_FILE", options=options
             )  # both: whatever the source is
         elif mount.get("type") in {"cgroup", "cgroup2"}:
             self._attach(self._cgroup(options), target, "MAKE_DIR", options=options)
@@ -229,6 +231,16 @@ class Mounts:
 
     # ---- pieces
 
+    def _in_turn(self, index: int) -> int:
+        """The tree of a bind, cloned once more (6.15 takes a detached one): mountinfo(5) lists mounts by the number that
+        they got when they were made (6.8), and they are to be found in the config's order."""
+        slot = self._cloned[index]
+        if index not in self._early or self.facts.kernel < (6, 15):
+            return slot
+        again = self.b.slot()
+        self.b.child("TREE", "RECURSIVE", fd0=again, fd1=slot)
+        return again
+
     def _source(self, mount: Json) -> str:
         """Relative sources are relative to the bundle (runtime-spec, mounts.source)."""
         return posixpath.normpath(posixpath.join(self.bundle, mount["source"]))
@@ -286,8 +298,9 @@ class Mounts:
             self.b.child("MASK", "MAY_BE_ABSENT", fd0=null, fd1=self.root, s0=inside(path), n0=empty)
 
     def pivot(self) -> None:
-        """Into the root, and what the config says of its mount."""
-        self.b.child("PIVOT", *(("MOVE",) if self.how.no_pivot else ()), fd0=self.root)
+        """Into the root, and what the config says of its mount. In the host's own mount namespace only by chroot."""
+        how = ("CHROOT",) if not self.ns.has("mount") else ("MOVE",) if self.how.no_pivot else ()
+        self.b.child("PIVOT", *how, fd0=self.root)
         word = self.config.get("linux", {}).get("rootfsPropagation") or ""
         if word:
             value = opt.PROPAGATION[word]
@@ -300,28 +313,17 @@ def _is_bind(mount: Json, options: MountOptions) -> bool:
     return not options.remount and (options.bind or mount.get("type") in {"bind", "rbind"})
 
 
-def _check(index: int, mount: Json, options: MountOptions) -> None:
-    """What the kernel would ignore is refused instead, as runc does."""
-    stray = [word for word in options.data if word not in opt.PARAMETERS]
-    if _is_bind(mount, options) and stray:
-        raise WherryError(
-            Kind.INVALID, f'mounts[{index}].options: "{stray[0]}" is for a file system, and a bind mount makes none'
-        )
+def _check(index: int, options: MountOptions) -> None:
+    """What could only be ignored. (A file system's option on a bind says nothing, as in mount(2): callers give them.)"""
     if options.remount and options.propagation:
         raise WherryError(Kind.UNSUPPORTED, f"mounts[{index}].options: remount changes no propagation")
 
 
 def _mount_label(job: Job) -> tuple[str, ...]:
-    """linux.mountLabel as an option of new file systems. What is bound keeps its labels: to change them is the
-    engine's."""
+    """linux.mountLabel as an option of new file systems, where labels are known (the face warns elsewhere). What is
+    bound keeps its labels: to change them is the engine's."""
     label = job.linux.get("mountLabel") or ""
-    if label and not job.facts.selinux:
-        raise WherryError(
-            Kind.PRECONDITION,
-            f'linux.mountLabel "{label}" is asked for and SELinux is not enabled on this host',
-            hint="leave out linux.mountLabel",
-        )
-    return (f"context={label}",) if label else ()
+    return (f"context={label}",) if label and job.facts.selinux else ()
 
 
 def _tree_flags(options: MountOptions) -> tuple[str, ...]:

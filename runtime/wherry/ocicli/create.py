@@ -115,10 +115,15 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     from wherry.oci import compile as planner
     from wherry.oci import compile_sched
 
+    from . import hostmount
+
     _warn(world, config, facts)
     group, extra = cgroup_of(world, folder.id, config, facts, held)
     if config.get("linux", {}).get("intelRdt"):
         extra["resctrl"] = compile_sched.made_groups(config, facts.resctrl, folder.id)
+    if not any(entry["type"] == "mount" for entry in config.get("linux", {}).get("namespaces") or []):
+        extra["root_mount"] = hostmount.identity(root)
+        undo.callback(quietly, hostmount.release, root, extra["root_mount"])
     now = time.time()
     extra |= {"rootfs": root, "annotations": config.get("annotations") or {}, "owner": os.geteuid()}
     state = State(folder.id, asked.bundle, group.path, None, None, now, 0.0, group.degraded, extra)
@@ -142,6 +147,8 @@ def _warn(world: World, config: Json, facts: HostFacts) -> None:
 
     for field in cgroup2.ignored(config.get("linux", {}).get("resources") or {}):
         world.warn(f"linux.resources.{field}: cgroup v2 has nothing for it")
+    if config.get("linux", {}).get("mountLabel") and not facts.selinux:
+        world.warn("linux.mountLabel: SELinux is not enabled on this host")
     if lost := compile_process.lost_capabilities(config["process"], facts):
         world.warn(f"process.capabilities: {', '.join(lost)} cannot be granted here")
 

@@ -104,6 +104,10 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
         from .units import stop
 
         stop(world, unit)
+    if "root_mount" in state.extra:
+        from . import hostmount
+
+        hostmount.release(state.extra["rootfs"], state.extra["root_mount"])
     for group in state.extra.get("resctrl", ()):
         with suppress(OSError):  # made by us and empty now, or never made
             os.rmdir(group)
