@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT
+from wherry.terminal import RawTerminal, Signals, Terminated, size
 
 from .app import App, fd_of, is_terminal
-from wherry.terminal import RawTerminal, Signals, Terminated, size
 
 if TYPE_CHECKING:
     from wherry.engine.running import Running

@@ -95,7 +95,7 @@ class Mounts:
             (m, opt.parse(m.get("options") or [], f"mount {m['destination']}")) for m in job.config.get("mounts") or []
         ]
         self._label = _mount_label(job)
-        for index, (mount, options) in enumerate(self._entries):
+        for index, (_, options) in enumerate(self._entries):
             _check(index, options)
         self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
         self._early: set[int] = set()  # those of them that the child cloned
@@ -314,7 +314,7 @@ def _is_bind(mount: Json, options: MountOptions) -> bool:
 
 
 def _check(index: int, options: MountOptions) -> None:
-    """What could only be ignored. (A file system's option on a bind says nothing, as in mount(2): callers give them.)"""
+    """What could only be ignored. A file system's option on a bind may stand there, as in mount(2): callers give them."""
     if options.remount and options.propagation:
         raise WherryError(Kind.UNSUPPORTED, f"mounts[{index}].options: remount changes no propagation")
 
