@@ -232,8 +232,8 @@ class Mounts:
     # ---- pieces
 
     def _in_turn(self, index: int) -> int:
-        """The tree of a bind, cloned once more (6.15 takes a detached one): mountinfo(5) lists mounts by the number that
-        they got when they were made (6.8), and they are to be found in the config's order."""
+        """The tree of a bind, cloned once more (6.15 takes a detached one): mountinfo(5) lists mounts by the number
+        that they got when they were made (6.8), and they are to be found in the config's order."""
         slot = self._cloned[index]
         if index not in self._early or self.facts.kernel < (6, 15):
             return slot
@@ -314,7 +314,7 @@ def _is_bind(mount: Json, options: MountOptions) -> bool:
 
 
 def _check(index: int, options: MountOptions) -> None:
-    """What could only be ignored. A file system's option on a bind may stand there, as in mount(2): callers give them."""
+    """What could only be ignored. A file system's option on a bind may stand there, as in mount(2): callers do it."""
     if options.remount and options.propagation:
         raise WherryError(Kind.UNSUPPORTED, f"mounts[{index}].options: remount changes no propagation")
 
