@@ -1,5 +1,9 @@
 /* wherry-helper ROLE ...: picks the role. Descriptors: see plan.h. Under any other name it is the front (front.c). */
 #define _GNU_SOURCE
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+
 #include "exec_int.h"
 
 static const struct {
@@ -12,12 +16,19 @@ static const struct {
     {"init", wh_role_init},
 };
 
+/* Who started us and is killed cannot undo what we make any more, and may be told that it is deleted: we go first. */
+static int abandoned(void) {
+    struct pollfd reports = {WH_REPORT_FD, 0, 0};
+    return prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || (poll(&reports, 1, 0) == 1 && reports.revents & POLLERR);
+}
+
 /* Carry the plan out up to its end or WAIT_START, and leave. */
 int wh_role_launch(int argc, char **argv) {
     static struct wh_run run;
     struct wh_plan plan;
     const char *why = "";
     (void)argc, (void)argv;
+    if (abandoned()) return 1;
     if (wh_plan_load(WH_PLAN_FD, &plan, &why) < 0) {
         wh_report_send(WH_REPORT_FD, WH_FAILED, WH_NO_RECORD, errno, 0, why);
         return 1;
