@@ -105,7 +105,7 @@ def run(program: str, programs: Path, directory: Path) -> Said:
 def running(request: pytest.FixtureRequest, programs: Path, private_network: object) -> Iterator[Running]:
     """The results to come of the programs that were asked for."""
     tools.need(RUNTIME)
-    items = [item for item in request.session.items if "running" in getattr(item, "fixturenames", ())]
+    items = [item for item in request.session.items if getattr(item, "function", None) is test_validation]
     wanted = [item.callspec.params["program"] for item in items]  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="wherry-validation-") as name, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         Path(name).chmod(0o755)  # users of user namespaces come by

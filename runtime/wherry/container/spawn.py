@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol
 
 from wherry.kernel import process
@@ -26,8 +26,8 @@ class Spawner(Protocol):
     def reap(self, pid: int) -> int:
         """Wait for one that was spawned or adopted; its exit code as a shell's (128 + n by signal)."""
 
-    def adopt(self) -> None:
-        """Orphans below become children: what waits for a container's init must have it as its own."""
+    def adopting(self) -> AbstractContextManager[None]:
+        """Meanwhile orphans below become children: what waits for a container's init must have it as its own."""
 
 class Local:
     """This process does it."""
@@ -52,9 +52,9 @@ class Local:
         """Our own child."""
         return process.reap(pid)
 
-    def adopt(self) -> None:
-        """PR_SET_CHILD_SUBREAPER."""
-        process.become_subreaper()
+    def adopting(self) -> AbstractContextManager[None]:
+        """PR_SET_CHILD_SUBREAPER, and afterwards as before: orphans that nobody reaps would stay for ever."""
+        return process.subreaper()
 
 _chosen: list[Spawner] = [Local()]
 

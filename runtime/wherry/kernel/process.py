@@ -14,7 +14,7 @@ from wherry.errors import Kind, WherryError
 
 __all__ = [
     "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "securebits", "send",
-    "signal", "signal_number", "start_time", "state", "wait_gone", "wait_pidfd",
+    "signal", "signal_number", "start_time", "state", "subreaper", "wait_gone", "wait_pidfd",
 ]
 
 _STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, counted from behind comm
@@ -150,6 +150,19 @@ def securebits() -> int:
 
     names = ("noroot", "noroot_locked", "no_setuid_fixup", "no_setuid_fixup_locked", "keep_caps", "keep_caps_locked")
     return sum(bool(getattr(prctl.securebits, name)) << place for place, name in enumerate(names))
+
+
+@contextmanager
+def subreaper() -> Iterator[None]:
+    """`become_subreaper` for a with statement: afterwards as before."""
+    import prctl
+
+    before = bool(prctl.get_child_subreaper())
+    become_subreaper()
+    try:
+        yield
+    finally:
+        become_subreaper(before)
 
 
 def become_subreaper(on: bool = True) -> None:

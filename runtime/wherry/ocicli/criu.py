@@ -157,11 +157,8 @@ def do_restore(world: World, words: Sequence[str], values: Values) -> int:
     if values["detach"]:
         _restore(world, words[0], values)
         return 0
-    from wherry.kernel import process
-
     from . import foreground, run
 
-    process.become_subreaper()
     with ExitStack() as held:
         front = foreground.Foreground(held)
         folder, init = _restore(world, words[0], values)

@@ -34,11 +34,8 @@ def do_exec(world: World, words: Sequence[str], values: Values) -> int:
         if values["detach"]:
             _launch(world, folder, state, config, process, values, held)
             return 0
-        from wherry.container import spawn
-
         from . import foreground
 
-        spawn.current().adopt()
         front = foreground.Foreground(held)
         alone = process.get("terminal") and not values["console_socket"]
         console = foreground.Console(held) if alone else None

@@ -55,11 +55,12 @@ class Foreground:
     They wait, and reach it once `stay` knows it."""
 
     def __init__(self, held: ExitStack) -> None:
+        held.enter_context(spawn.current().adopting())
         self._pidfd = self._master = -1
         self._signals = held.enter_context(Signals(_numbers(), self._pass))
 
     def stay(self, init: Process, master: int = -1) -> int:
-        """Relay until `init`, by now a child of the spawner's (adopt), has ended; its code as a shell's."""
+        """Relay until `init`, by now a child of the spawner's, has ended; its code as a shell's."""
         with ExitStack() as held:
             pidfd = held.enter_context(process.held(init))
             if pidfd is None:

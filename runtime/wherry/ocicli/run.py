@@ -26,11 +26,8 @@ def do_run(world: World, words: Sequence[str], values: Values) -> int:
     if values["detach"]:
         _launch(world, words[0], asked)
         return 0
-    from wherry.container import spawn
-
     from . import foreground
 
-    spawn.current().adopt()
     with ExitStack() as held:
         front = foreground.Foreground(held)
         console = foreground.Console(held)

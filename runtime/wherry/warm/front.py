@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from . import wire
 
@@ -32,6 +33,7 @@ class Front:
         code = os.waitstatus_to_exitcode(wire.hear(self._sock, wire.STATUS))
         return code if code >= 0 else 128 - code
 
-    def adopt(self) -> None:
-        """The front becomes the subreaper."""
+    def adopting(self) -> AbstractContextManager[None]:
+        """The front becomes the subreaper; it ends with its command."""
         wire.tell(self._sock, wire.REAPER)
+        return nullcontext()
