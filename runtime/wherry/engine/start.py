@@ -177,7 +177,6 @@ def _spawn(
     attach: bool,
     held: contextlib.ExitStack,
 ) -> tuple[AttachStream | None, Launched]:
-    from wherry.container import attach as client
     from wherry.container import launch
     from wherry.oci import compile as planner
 
@@ -189,6 +188,8 @@ def _spawn(
     mine["attach"] = launch.listen(place.attach_path)
     stream = None
     if attach:
+        from wherry.container import attach as client
+
         stream, mine["client"] = client.pair()
     try:
         return stream, launch.start(place.path, plan, "monitor", {**fds, **mine}, name=row.name)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from wherry.cli.app import App, verb
 from wherry.cli.options import ATTACHED_FLAGS, RUN_FLAGS, Surroundings, Values, build
-from wherry.cli.session import DETACH_KEYS, Wish, check_terminal, foreground
 
 if TYPE_CHECKING:
+    from wherry.cli.session import Wish
     from wherry.model import RunOptions
 
 EXPLAIN = ATTACHED_FLAGS[-1]
@@ -56,18 +56,22 @@ def run(app: App, values: Values) -> int:
     options = options_of(app, values)
     if values["explain"]:
         return explain(app, options)
-    if not options.detach:
-        check_terminal(app, options.interactive, options.tty)
-    running = app.engine.run(options, app.progress(values["quiet"]))
     if options.detach:
+        running = app.engine.run(options, app.progress(values["quiet"]))
         app.out(running.id)
         running.close()
         return 0
-    return foreground(app, running, wish_of(app, running.id, options, values))
+    from wherry.cli import session  # what stays in the foreground; a detached start has no use for it
+
+    session.check_terminal(app, options.interactive, options.tty)
+    running = app.engine.run(options, app.progress(values["quiet"]))
+    return session.foreground(app, running, wish_of(app, running.id, options, values))
 
 
 def wish_of(app: App, container: str, options: RunOptions, values: Values) -> Wish:
     """Which streams are ours: those of --attach, else the outputs, and the input with -i."""
+    from wherry.cli.session import DETACH_KEYS, Wish
+
     chosen = set(options.attach) or {"stdout", "stderr"}
     stdin = "stdin" in chosen if options.attach else options.interactive
     keys = values["detach_keys"]
