@@ -34,6 +34,8 @@ if os.environ.get("CI"):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "seconds(n): how long this test may take (default 180)")
+    # also for what tests start without a fixture: no command may leave a warm process that nobody ends
+    os.environ["WHERRY_WARM"] = "off"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

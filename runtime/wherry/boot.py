@@ -25,7 +25,7 @@ def main() -> NoReturn:
     from wherry.cli.main import main as cli
 
     code = cli(sys.argv[1:])
-    if front:
+    if front and "warm" not in sys.argv[1:2]:  # what ends it does not leave one
         _warm_up()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -27,6 +27,7 @@ from wherry.ocicli import main
 
 from .bundles import make_root
 from .tools import need
+from .warm import Warm
 from .wherry import until
 
 __all__ = ["SCRIPT", "Box", "Done", "boxed", "hook"]
@@ -61,6 +62,7 @@ class Box:
         make_root(self.bundle / "rootfs")
         self.mark = Mark(paths=(str(self.place),), cgroup=f"/{test_id}")
         self.env = {**os.environ, "WHERRY_STATE": str(self.place / "run"), "WHERRY_ROOT": str(self.place / "lib")}
+        self.warm = Warm(self.env) if Warm.wanted() else None
         self.config: Json = {
             "ociVersion": "1.3.0",
             "root": {"path": "rootfs"},
@@ -215,7 +217,7 @@ class Box:
                 text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace") + os.readlink(f"/proc/{pid}/root")
                 if str(self.place) in text or f"/{self.id}/" in Path(f"/proc/{pid}/cgroup").read_text():
                     found.append(int(pid))
-        return [pid for pid in found if pid != os.getpid()]
+        return [pid for pid in found if pid not in (os.getpid(), self.warm and self.warm.pid)]
 
     def remove_everything(self) -> None:
         """Every container by force, then the cgroup parent."""
@@ -238,6 +240,8 @@ def boxed(test_id: str, directory: Path) -> Iterator[Box]:
         yield box
     finally:
         box.remove_everything()
+        if box.warm:
+            box.warm.stop()
     left = box.left() + audit.settle(before, mark)
     for pid in box.processes():
         with contextlib.suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ from typing import Any
 from audit import Mark, cgroup_mounts
 
 from .tools import run
+from .warm import Warm
 
 __all__ = ["Wherry", "until"]
 
@@ -45,6 +46,7 @@ class Wherry:
         self.mark = Mark(paths=(str(self.root), str(self.state)), cgroup=self.cgroup)
         places = {"WHERRY_ROOT": self.root, "WHERRY_STATE": self.state, "WHERRY_CONFIG": self.config}
         self.env = {**os.environ, **{key: str(value) for key, value in places.items()}}
+        self.warm = Warm(self.env) if Warm.wanted() else None
         if not SCRIPT.exists():
             self.env["PYTHONPATH"] = f"{TOP}/runtime:{TOP}/cni"
 
@@ -98,6 +100,13 @@ class Wherry:
 
     def remove_everything(self) -> None:
         """Containers by force, then the networks with their bridges and rules, then the cgroup parent."""
+        try:
+            self._remove_everything()
+        finally:
+            if self.warm:
+                self.warm.stop()
+
+    def _remove_everything(self) -> None:
         if not self.root.exists():
             return
         if ids := self.containers():

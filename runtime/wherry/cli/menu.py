@@ -81,6 +81,11 @@ SYSTEM = {
     "reset": Entry("commands.prune:reset", "Remove everything of this wherry"),
 }
 
+WARM = {
+    "status": Entry("commands.warm:status", "Show the warm process, or why there is none"),
+    "stop": Entry("commands.warm:stop", "End the warm process"),
+}
+
 INTERNAL = {
     "cleanup": Entry("commands.internal:cleanup", "Settle a container that has ended"),
     "health": Entry("commands.internal:health", "Run one health check"),
@@ -104,6 +109,7 @@ TOP = {
     "network": Entry("tree:NETWORK_GROUP", "Manage networks", MANAGE),
     "system": Entry("tree:SYSTEM_GROUP", "Manage this wherry", MANAGE),
     "volume": Entry("tree:VOLUME_GROUP", "Manage volumes", MANAGE),
+    "warm": Entry("tree:WARM_GROUP", "Manage the process that makes short commands quick", MANAGE),
     **_moved(CONTAINER, "attach", REST),
     "completion": Entry("commands.completion:completion", "Print the completion script of a shell"),
     **_moved(CONTAINER, "cp create diff", REST),
@@ -119,4 +125,4 @@ TOP = {
     **_moved(CONTAINER, "top unpause update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
-GROUPS = {"container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME}
+GROUPS = {"container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME, "warm": WARM}

@@ -8,7 +8,7 @@ import click
 
 from .app import App
 from .clicks import Lazy, Switch, Typed
-from .menu import CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME
+from .menu import CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME, WARM
 from .parse import boolean
 
 
@@ -54,4 +54,5 @@ IMAGE_GROUP = Lazy("image", IMAGE, help="Manage images")
 VOLUME_GROUP = Lazy("volume", VOLUME, help="Manage volumes")
 NETWORK_GROUP = Lazy("network", NETWORK, help="Manage networks")
 SYSTEM_GROUP = Lazy("system", SYSTEM, help="Manage this wherry")
+WARM_GROUP = Lazy("warm", WARM, help="Manage the process that makes short commands quick")
 INTERNAL_GROUP = Lazy("internal", INTERNAL, help="What monitors call")

@@ -1,0 +1,95 @@
+"""The warm process from outside: is there one, why not, and its end.
+
+Decides by the lock of STATE/warm alone, which the process holds as long as it lives. Refuses to know what it serves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+from wherry.errors import Kind, WherryError
+from wherry.kernel import process
+from wherry.model import Json
+
+__all__ = ["status", "stop"]
+
+_SECONDS = 10.0  # for it to end
+_SMALL = 1 << 16
+
+
+def status(state: str, env: Mapping[str, str]) -> Json:
+    """Pid, Age (seconds), Socket, Memory (bytes resident), Commands (at work now); without one Pid is 0, Why tells."""
+    found: Json = {"Pid": 0, "Socket": f"{state}/warm/socket", "Why": _why_not(f"{state}/warm", env)}
+    running = None if found["Why"] else _running(f"{state}/warm")
+    if running is None:
+        found["Why"] = found["Why"] or "none was left yet: the next command leaves one"
+        return found
+    del found["Why"]
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - running.start_time / os.sysconf("SC_CLK_TCK")
+    return {**found, "Pid": running.pid, "Age": round(age, 1), "Memory": _resident(running.pid),
+            "Commands": len(_text(f"/proc/{running.pid}/task/{running.pid}/children").split())}  # fmt: skip
+
+
+def stop(state: str) -> bool:
+    """End it and wait; False where there is none. Commands that it was given go on."""
+    running = _running(f"{state}/warm")
+    if running is None:
+        return False
+    with process.held(running) as pidfd:
+        if pidfd is not None and process.send(pidfd, signal.SIGTERM) and not process.wait_pidfd(pidfd, _SECONDS):
+            raise WherryError(
+                Kind.UNAVAILABLE, f"the warm process {running.pid} does not end",
+                hint=f"kill -9 {running.pid}; it holds nothing that could be lost",
+            )  # fmt: skip
+    return True
+
+
+def _why_not(directory: str, env: Mapping[str, str]) -> str:
+    """Why no command from here would be served, "" where nothing speaks against it."""
+    if env.get("WHERRY_WARM") == "off":
+        return "WHERRY_WARM=off"
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return ""
+    if found.st_uid != os.geteuid():
+        return f"{directory} belongs to uid {found.st_uid}, not to us"
+    if found.st_mode & 0o177777 != 0o40700:
+        return f"{directory} is not a directory of mode 0700"
+    if os.path.realpath(directory) != directory:
+        return f"a part of {directory} is a symbolic link"
+    return ""
+
+
+def _running(directory: str) -> process.Process | None:
+    """Who holds the lock. What it wrote there is true while the lock is held."""
+    try:
+        fd = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WherryError(Kind.DENIED, f"cannot read {directory}/lock: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(fd, 32).strip()
+        return process.identify(int(text)) if text.isdigit() else None
+    finally:
+        os.close(fd)
+    return None
+
+
+def _resident(pid: int) -> int:
+    return int((_text(f"/proc/{pid}/statm").split() or ["0", "0"])[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(_SMALL)
+    except OSError:
+        return ""
