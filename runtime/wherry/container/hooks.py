@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import time
 
 from wherry.container.state import State
@@ -66,7 +67,8 @@ def _run(hook: Json, text: bytes, kind: str) -> None:
 def _spawn(hook: Json, path: str, stdin: int) -> int:
     env = dict(entry.split("=", 1) for entry in hook.get("env") or [] if "=" in entry)
     actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-    return os.posix_spawn(path, hook.get("args") or [path], env, file_actions=actions, setpgroup=0)
+    return os.posix_spawn(path, hook.get("args") or [path], env, file_actions=actions, setpgroup=0,
+                          setsigmask=[], setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])  # Python ignores both
 
 
 def _feed(writer: int, text: bytes, deadline: float) -> None:

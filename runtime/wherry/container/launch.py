@@ -6,6 +6,7 @@ plan's own sentences say it. No path leaves a child, a descriptor or a cgroup be
 
 import errno
 import fcntl
+import math
 import os
 import select
 import struct
@@ -112,7 +113,8 @@ class _Watch:
     def _read(self, reports: int) -> tuple[int, int, int, int, bytes] | None:
         poll = select.poll()
         poll.register(reports, select.POLLIN)
-        if not poll.poll(max(0, self.deadline - time.monotonic()) * 1000):
+        left = self.deadline - time.monotonic()
+        if not poll.poll(None if left == math.inf else max(0, left) * 1000):
             text = f"cannot start container {self.name}: no answer from the helper in time"
             raise WherryError(Kind.UNAVAILABLE, text, hint="a hook or the storage below may hang")
         data = os.read(reports, _REPORT.size)  # one write each, shorter than PIPE_BUF: never torn

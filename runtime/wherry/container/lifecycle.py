@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from wherry.container.state import ContainerDir, State, Status, frozen, kill_cgroup
 from wherry.errors import Kind, WherryError
@@ -64,6 +64,8 @@ def _signal_everyone(state: State, number: int) -> bool:
     from wherry.kernel import cgroup
 
     sent = False
+    if not state.cgroup:  # all that is known of it
+        return _signal_init(state, number)
     for pid in cgroup.processes(state.cgroup):
         found = process.identify(pid)
         sent |= found is not None and process.signal(found, number)
@@ -164,12 +166,12 @@ def start_created(container: ContainerDir) -> bool:
     state = container.load()
     fd = _open_fifo(container, state, time.monotonic() + _START_GRACE)
     try:
+        container.change(started=time.time())  # first: a start that is killed after its write has started it
         os.write(fd, b"11")
         ran = _await_exec(fd)
     finally:
         os.close(fd)
     os.unlink(container.fifo_path)
-    container.change(started=time.time())
     return ran
 
 
@@ -195,7 +197,7 @@ def _open_fifo(container: ContainerDir, state: State, deadline: float) -> int:
                 raise
             waits = error.errno == errno.ENXIO and process.alive(state.init) and time.monotonic() < deadline
         if not waits:
-            status = container.status(state).value
+            status = container.status().value
             raise WherryError(Kind.CONFLICT, f"cannot start container {container.id}: it is {status}")
         time.sleep(0.001)
 
@@ -207,8 +209,9 @@ def set_resources(container: ContainerDir, writes: Iterable[tuple[str, str]]) ->
     cgroup.update(_cgroup(_running(container)), list(writes))
 
 
-def delete(container: ContainerDir, *, force: bool = False) -> None:
-    """Remove what is left of a stopped container: cgroup, directory. `force` kills it first; absent is fine then."""
+def delete(container: ContainerDir, *, force: bool = False, before: Callable[[], None] | None = None) -> None:
+    """Remove what is left of a stopped container: cgroup, directory. `force` kills it first; absent is fine then.
+    `before` the directory goes, what else only it tells of can be removed."""
     if not container.exists():
         if force:
             return
@@ -223,6 +226,8 @@ def delete(container: ContainerDir, *, force: bool = False) -> None:
                               hint="stop it first, or use --force")
         stop_now(state)
     remove_cgroup(state.cgroup)
+    if before is not None:
+        before()
     container.remove()
 
 

@@ -203,7 +203,7 @@ class ContainerDir:
             return Status.CREATING if self.exit_status() is None else Status.STOPPED
         if not process.alive(state.init):
             return Status.STOPPED
-        if os.path.exists(self.fifo_path):
+        if not state.started and os.path.exists(self.fifo_path):
             return Status.CREATED
         return Status.PAUSED if frozen(state.cgroup) else Status.RUNNING
 

@@ -5,6 +5,7 @@ another user, the XDG directories. Refuses to know what a setting means to a con
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -34,9 +35,21 @@ class Settings(NamedTuple):
 def _user_place(env: Mapping[str, str]) -> Place:
     home = env.get("HOME") or "/"
     data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
-    run = env.get("XDG_RUNTIME_DIR") or f"/tmp/wherry-{os.getuid()}"  # noqa: S108  # made 0700 and its owner checked by House
+    run = env.get("XDG_RUNTIME_DIR") or _private(f"/tmp/wherry-{os.getuid()}")  # noqa: S108  # checked
     conf = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
     return Place(f"{data}/wherry", f"{run}/wherry", f"{conf}/wherry/wherry.toml", f"{conf}/cni/net.d", Place().cni_bin)
+
+
+def _private(path: str) -> str:
+    """A directory in a place where everybody may make one: ours alone, or it is not taken."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            hint = "remove it, or set XDG_RUNTIME_DIR to a directory of your own"
+            raise WherryError(Kind.DENIED, f"{path} is not a directory of this user alone", hint=hint) from None
+    return path
 
 
 def place(root: str = "", state: str = "", config: str = "", env: Mapping[str, str] | None = None) -> Place:

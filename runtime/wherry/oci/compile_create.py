@@ -244,7 +244,7 @@ def confine(job: Job, *, cpus: str = "") -> None:
 def created(job: Job) -> None:
     """Everything is done but the start: the pid file, the report, the wait. A command that is not there fails here."""
     if job.how.wait_start:
-        env = tuple(job.process.get("env") or ())
+        env = proc.environment(job.process)
         job.b.child("FIND", s0=job.process["args"][0], s1=env, n0=len(env))
     job.b.sync("created")
     if job.how.pidfile:

@@ -309,11 +309,16 @@ def guard(how: LaunchHow, b: Builder) -> None:
         b.child("PDEATHSIG", n0=_SIGKILL)
 
 
+def environment(process: Json) -> tuple[str, ...]:
+    """process.env with each variable once: the last word counts, as in runc (getenv(3) would take the first)."""
+    return tuple({entry.partition("=")[0]: entry for entry in process.get("env") or ()}.values())
+
+
 def execute(process: Json, config: Json, how: LaunchHow, b: Builder) -> None:
     """The last operations of the child. The filter comes last: it need allow no call of ours but execve."""
     for number in range(3, 3 + how.preserve_fds):
         b.child("STDIO", fd0=b.inherited_slot(f"fd{number}"), n0=number)
     b.child("CLOSE_FROM", n0=3 + how.preserve_fds)
     late_seccomp(process, config, how, b)
-    args, env = tuple(process["args"]), tuple(process.get("env") or ())
+    args, env = tuple(process["args"]), environment(process)
     b.child("EXEC", *(("INIT",) if how.init else ()), s0=args[0], s1=args, n0=len(args), s2=env, n1=len(env))

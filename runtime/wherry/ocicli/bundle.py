@@ -18,7 +18,7 @@ from .world import CONFIG_MAX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["activated", "connect", "null_streams", "preserved", "read", "rootfs"]
+__all__ = ["activated", "at_home", "connect", "null_streams", "preserved", "read", "rootfs"]
 
 _NULL = os.makedev(1, 3)
 
@@ -84,6 +84,24 @@ def activated(process: Json, env: Mapping[str, str]) -> Json:
     count = listening(env)
     said = [f"LISTEN_FDS={count}", "LISTEN_PID=1"]
     return {**process, "env": [*(process.get("env") or []), *said]} if count else process
+
+
+def at_home(process: Json, root: str) -> Json:
+    """With HOME where it has none: by the container's own passwd, as runc; callers rely on it."""
+    env = process.get("env") or []
+    if any(entry.startswith("HOME=") for entry in env):
+        return process
+    from wherry.engine import users
+
+    home, uid = "/", str((process.get("user") or {}).get("uid", 0))
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        home = users.lookup(fd, uid).home
+    except WherryError:  # a passwd that is none
+        pass
+    finally:
+        os.close(fd)
+    return {**process, "env": [*env, f"HOME={home}"]}
 
 
 def preserved(count: str, env: Mapping[str, str]) -> int:

@@ -6,6 +6,7 @@ Decides the order and the undo. The steps of the container itself are the plan's
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import ExitStack, suppress
@@ -66,7 +67,7 @@ def launch(world: World, cid: str, asked: Wish) -> tuple[ContainerDir, Launched]
     config, text = bundle.read(asked.bundle, asked.config)
     root = bundle.rootfs(config, asked.bundle)
     _check_terminal(config, asked)
-    config["process"] = _equipped(world, config["process"], asked)
+    config["process"] = _equipped(world, bundle.at_home(config["process"], root), asked)
     facts = kernel.measure(Place(state=world.state))
     folder = world.folder(cid)
     folder.make()
@@ -132,7 +133,7 @@ def _start(  # noqa: PLR0917  # the stages of a start hand over to each other
     how = _how(world, folder, config, asked, group)
     plan = planner.compile_create(_planned(config), asked.bundle, facts, how)
     try:
-        launched = launcher.start(folder.path, plan, "launch", fds, name=folder.id)
+        launched = launcher.start(folder.path, plan, "launch", fds, name=folder.id, timeout=math.inf)
     except WherryError:
         _poststop(world, config, state)
         raise

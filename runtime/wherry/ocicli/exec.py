@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -30,6 +31,8 @@ def do_exec(world: World, words: Sequence[str], values: Values) -> int:
     config = config_of(folder)
     process = bundle.activated(_process(config, words[1:], values), world.env)
     _check_state(folder, state, ignore_paused=values["ignore_paused"])
+    if state.init is not None:
+        process = bundle.at_home(process, f"/proc/{state.init.pid}/root")
     with ExitStack() as held:
         if values["detach"]:
             _launch(world, folder, state, config, process, values, held)
@@ -153,7 +156,7 @@ def _launch(  # noqa: PLR0917  # what is known at this moment
     if "seccomp_listener" in plan.inherited:
         path = config["linux"]["seccomp"]["listenerPath"]
         fds["seccomp_listener"] = bundle.connect(held, path, "linux.seccomp.listenerPath")
-    return launch.start(folder.path, plan, "launch", fds, name=folder.id)
+    return launch.start(folder.path, plan, "launch", fds, name=folder.id, timeout=math.inf)
 
 
 def _namespaces(config: Json) -> tuple[str, ...]:

@@ -50,8 +50,12 @@ def do_kill(world: World, words: Sequence[str], values: Values) -> None:
     """Send a signal. containerd takes "container not running" for gone."""
     from wherry.kernel import process
 
-    signal = process.signal_number(words[1] if len(words) > 1 else "TERM")
     folder, state = world.load(words[0])
+    if words[1:] == ["0"]:  # kill(2): is it there?
+        if not process.alive(state.init):
+            raise WherryError(Kind.CONFLICT, f"{folder.id}: container not running")
+        return
+    signal = process.signal_number(words[1] if len(words) > 1 else "TERM")
     if values["all"] and folder.status(state) is Status.STOPPED:
         _kill_left(state, signal)
         return
@@ -98,24 +102,28 @@ def destroy(world: World, folder: ContainerDir, *, force: bool) -> None:
     found = config_of(folder) if os.path.exists(folder.file("config.json")) else {}
     if not force and state.init is None and time.time() - state.created < 2:
         raise WherryError(Kind.CONFLICT, f"container {folder.id} is still being created", hint="or use --force")
-    unit = state.extra.get("unit")
-    lifecycle.delete(folder, force=force)
-    if unit:
-        from .units import stop
-
-        stop(world, unit)
-    if "root_mount" in state.extra:
-        from . import hostmount
-
-        hostmount.release(state.extra["rootfs"], state.extra["root_mount"])
-    for group in state.extra.get("resctrl", ()):
-        with suppress(OSError):  # made by us and empty now, or never made
-            os.rmdir(group)
+    lifecycle.delete(folder, force=force, before=lambda: _release(world, state))
     if found.get("hooks"):
         from wherry.container import hooks
 
         for failure in hooks.poststop(found, state):
             world.warn(failure.message)
+
+
+def _release(world: World, state: State) -> None:
+    """What only the record tells of, hence before it goes: the unit, mounts of the host's, resctrl groups."""
+    if "unit" in state.extra:
+        from .units import stop
+
+        stop(world, state.extra["unit"])
+    if "root_mount" in state.extra:
+        from . import hostmount
+
+        with suppress(FileNotFoundError):  # the bundle went first
+            hostmount.release(state.extra["rootfs"], state.extra["root_mount"])
+    for group in state.extra.get("resctrl", ()):
+        with suppress(OSError):  # made by us and empty now, or never made
+            os.rmdir(group)
 
 
 def do_pause(world: World, words: Sequence[str], _values: Values) -> None:

@@ -25,6 +25,7 @@ __all__ = ["main"]
 _IDLE: Final = 600.0  # seconds
 _AT_ONCE: Final = 256  # children; the fronts of more commands are told to start Python
 _BACKLOG: Final = 512
+_GLANCE: Final = 30.0  # seconds until it looks around without being asked
 _LOOK: Final = 1.0  # seconds between two looks at the code on disk
 #: imported by what is served, but not at the top of a module
 _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib")
@@ -42,7 +43,7 @@ def main(directory: str, idle: float = _IDLE) -> None:
     _own_cgroup()
     code = _Code(_preload())
     own = peer.world("self")
-    if own is None:
+    if own is None or "Seccomp:\t0" not in own[0]:  # of two filters only the number can be read, not the rules
         return
     gc.collect()
     gc.freeze()
@@ -157,6 +158,11 @@ class _Code:
 # ---- the loop
 
 
+def _there(listener: socket.socket) -> bool:
+    """Whether the socket's name is still there: who removes the state directory means us too."""
+    return os.path.exists(listener.getsockname())
+
+
 class _Child(NamedTuple):
     """One command at work."""
 
@@ -178,11 +184,14 @@ class _Server:
         self._poll.register(listener, select.POLLIN)
 
     def run(self, idle: float) -> None:
-        """Until idle or changed."""
+        """Until idle, changed, or out of reach."""
+        last = time.monotonic()
         while True:
-            ready = [fd for fd, _ in self._poll.poll(idle * 1000)]
-            if not ready and not self._children:
+            ready = [fd for fd, _ in self._poll.poll(min(idle, _GLANCE) * 1000)]
+            now = time.monotonic()
+            if not ready and not self._children and (now - last >= idle or not _there(self._listener)):
                 return
+            last = now if ready else last
             for fd in ready:
                 if fd in self._fronts:
                     self._abandoned(fd)
