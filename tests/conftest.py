@@ -22,6 +22,7 @@ import audit
 from helpers import images, network, tools
 from helpers.registry import Registry
 from helpers.wherry import Wherry
+from wherry.kernel import process
 
 TEST_SECONDS = 180
 _numbers = itertools.count(1)
@@ -61,6 +62,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def orphans_are_not_ours() -> Iterator[None]:
+    """A test that wants orphans as its children says so (PR_SET_CHILD_SUBREAPER); for the next one nobody would reap
+    them, and a pid namespace does not end while one of its dead waits."""
+    yield
+    process.become_subreaper(False)
 
 
 @pytest.fixture(scope="session")
