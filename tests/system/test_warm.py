@@ -46,12 +46,12 @@ pytestmark = pytest.mark.skipif(
 class Alone:
     """Fronts without a Python beside them, and the environment that leads them to a warm process."""
 
-    def __init__(self, env: dict[str, str], directory: Path) -> None:
+    def __init__(self, env: dict[str, str], directory: Path, **warm: Any) -> None:
         self.env, self.bin = env, directory / "alone"
         self.bin.mkdir()
         for name in ("wherry", "wherry-oci"):
             shutil.copy(HELPER, self.bin / name)
-        self.warm = Warm(env)
+        self.warm = Warm(env, **warm)
 
     def argv(self, *words: str | bytes | Path) -> list[str | bytes | Path]:
         """wherry, or wherry-oci where the first word is it."""
@@ -81,6 +81,19 @@ def alone(wherry: Wherry, tmp_path: Path) -> Iterator[Alone]:
     """Beside the `wherry` of this test, which stays cold."""
     made = Alone(dict(wherry.env), tmp_path)
     yield made
+    _settled(made)
+
+
+@pytest.fixture
+def copied(wherry: Wherry, tmp_path: Path) -> Iterator[Alone]:
+    """The same of a copy of the code, `tmp_path`/code: nobody else changes it."""
+    shutil.copytree(Path(package.__path__[0]), tmp_path / "code/wherry", ignore=shutil.ignore_patterns("__pycache__"))
+    made = Alone(dict(wherry.env), tmp_path, path=(str(tmp_path / "code"),))
+    yield made
+    _settled(made)
+
+
+def _settled(made: Alone) -> None:
     with contextlib.suppress(AssertionError):
         until(lambda: not made.warm.alive() or not made.warm.children(), 5)
     left = made.warm.children() if made.warm.alive() else []
@@ -583,21 +596,14 @@ def test_it_leaves_when_told(alone: Alone, wherry: Wherry) -> None:
     assert wherry("warm", "status", check=False).stdout == "no warm process: WHERRY_WARM=off\n"
 
 
-def test_it_leaves_when_its_code_changes(wherry: Wherry, tmp_path: Path) -> None:
-    shutil.copytree(Path(package.__path__[0]), tmp_path / "code/wherry", ignore=shutil.ignore_patterns("__pycache__"))
-    made = Alone(dict(wherry.env), tmp_path)
-    made.warm.stop()
-    made.warm = Warm(made.env, path=(str(tmp_path / "code"),))
-    try:
-        assert made.served()
-        time.sleep(1.1)
-        assert made.served()
-        os.utime(tmp_path / "code/wherry/errors.py", (1, 1))
-        time.sleep(1.1)
-        assert not made.served()
-        assert made.warm.ended(5)
-    finally:
-        made.warm.stop()
+def test_it_leaves_when_its_code_changes(copied: Alone, tmp_path: Path) -> None:
+    assert copied.served()
+    time.sleep(1.1)  # it looks once a second
+    assert copied.served()
+    os.utime(tmp_path / "code/wherry/errors.py", (1, 1))
+    time.sleep(1.1)
+    assert not copied.served()
+    assert copied.warm.ended(5)
 
 
 def test_there_is_one(alone: Alone) -> None:
@@ -608,21 +614,21 @@ def test_there_is_one(alone: Alone) -> None:
 
 
 @pytest.mark.seconds(120 + CALLS // 10)
-def test_it_stays_small(alone: Alone) -> None:
+def test_it_stays_small(copied: Alone) -> None:
     def calls(count: int) -> None:
         late = sum(
-            not alone.served(*(("ps", "-a") if number % 2 else ("inspect", "nobody"))) for number in range(count)
+            not copied.served(*(("ps", "-a") if number % 2 else ("inspect", "nobody"))) for number in range(count)
         )
-        assert alone.warm.alive()
+        assert copied.warm.alive()
         assert late <= count // 100, "a busy machine may answer one or the other too late"
 
     calls(50)
-    until(lambda: not alone.warm.children())
-    fds, before = sorted(os.listdir(f"/proc/{alone.warm.pid}/fd")), alone.warm.resident()
+    until(lambda: not copied.warm.children())
+    fds, before = sorted(os.listdir(f"/proc/{copied.warm.pid}/fd")), copied.warm.resident()
     calls(CALLS)
-    until(lambda: not alone.warm.children())
-    assert sorted(os.listdir(f"/proc/{alone.warm.pid}/fd")) == fds
-    after = alone.warm.resident()
+    until(lambda: not copied.warm.children())
+    assert sorted(os.listdir(f"/proc/{copied.warm.pid}/fd")) == fds
+    after = copied.warm.resident()
     print(f"\n{before} KiB resident, {after} after {CALLS} calls")
     assert after <= 64 << 10
     assert after - before < 256, "it grows"
@@ -651,7 +657,7 @@ def test_killed_at_any_moment(wherry: Wherry, busybox: str) -> None:
         finally:
             killer.join()
             warm.stop()
-            wherry("warm", "stop", env=env)
+            _end_all(warm.directory)
             wherry("rm", "-f", name, check=False)
         assert not wherry.containers()
     print(f"{KILLS} kills, {lost} commands lost")
@@ -673,3 +679,11 @@ def _kill(warm: Warm, children: bool) -> None:
     for pid in [*(warm.children() if children and warm.alive() else ()), warm.pid]:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _end_all(directory: Path) -> None:
+    """Those too that a cold command is only just starting: they are known by their directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"main('{directory}')".encode() in path.read_bytes():
+                os.kill(int(path.parts[2]), signal.SIGKILL)
