@@ -1,5 +1,4 @@
-"""Hatchling's build hook: runs make for the native parts, makes the wheel a wheel of this platform, and the front its
-scripts.
+"""Hatchling's build hook: runs make for the native parts and makes the wheel a wheel of this platform.
 
 Used by `pip install .`, `pip install -e .` and `python -m build`. Needs gcc, make, headers of libc and libseccomp.
 """
@@ -19,8 +18,6 @@ BUILT = {
     "runtime/wherry/kernel/_shim.abi3.so": "wherry/kernel/_shim.abi3.so",
     "runtime/wherry/kernel/_seccomp.abi3.so": "wherry/kernel/_seccomp.abi3.so",
 }
-#: the front under the names of the programs that it is; installed as scripts, byte by byte
-FRONTS = {f"runtime/wherry/_native/front/{name}": name for name in ("wherry", "wherry-oci")}
 NEEDS = "gcc make libc6-dev libseccomp-dev"
 
 
@@ -36,9 +33,8 @@ class NativeBuildHook(BuildHookInterface[Any]):
         self._make()
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-linux_{platform.machine()}"
-        root = self.root
-        build_data["shared_scripts"].update({os.path.join(root, path): name for path, name in FRONTS.items()})
         if version != "editable":
+            root = self.root
             build_data["force_include"].update({os.path.join(root, path): name for path, name in BUILT.items()})
 
     def _make(self) -> None:
