@@ -76,6 +76,12 @@ class Alone:
         return COLD not in done.stderr
 
 
+@pytest.fixture(autouse=True)
+def _no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm processes here are the tests' own, and what they are compared with is cold."""
+    monkeypatch.delenv("WHERRY_TEST_WARM", raising=False)
+
+
 @pytest.fixture
 def alone(wherry: Wherry, tmp_path: Path) -> Iterator[Alone]:
     """Beside the `wherry` of this test, which stays cold."""
