@@ -321,8 +321,10 @@ static int cold(const char *program, char *path, size_t room, int argc, char **a
     env[0] = mark;
     memcpy(env + 1, environ, (envc + 1) * sizeof *env);
     execve(path, words, env);
+    int denied = errno == EACCES;
     wh_write_all(2, path, strlen(path));
-    wh_write_all(2, ": cannot be executed: install wherry again\n", 43);
+    if (denied) wh_write_all(2, ": this user may not execute it\n", 31);
+    else wh_write_all(2, ": cannot be executed: install wherry again\n", 43);
     return LOST;
 }
 

@@ -40,8 +40,9 @@ def _warm_up() -> None:
         return
     from wherry.engine.config import place
 
-    directory = f"{place().state}/warm"
-    if _served(directory):
+    state = place().state
+    directory = f"{state}/warm"
+    if not os.path.isdir(state) or _served(directory):  # no state: it was taken away, by `system reset`
         return
     words = [sys.executable, "-I", "-c", f"from wherry.warm.server import main; main({directory!r})"]
     env = {"PATH": os.defpath, "LANG": "C.UTF-8"}

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import termios
 import time
@@ -897,7 +898,9 @@ def user_box(test_id: str) -> Iterator[Box]:
 
 def as_user(box: Box, *words: object, before: str = "", check: bool = True) -> str:
     """`wherry-oci` of uid 54321; `before` is done by root in a mount namespace of its own."""
-    user = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *box.argv(*words))
+    # executed by setpriv itself, which still may: the interpreter can lie where only root comes
+    program = (sys.executable, "-m", "wherry.ocicli.main", *box.argv(*words)[1:])
+    user = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *program)
     said = box.place / "said.txt"  # a pipe would be kept open by what goes on
     said.write_text("")
     text = f'{before}\nexec "$@" </dev/null >{said} 2>&1'

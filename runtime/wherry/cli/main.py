@@ -115,6 +115,10 @@ def guarded(app: App, argv: list[str]) -> int:
 
 def unexpected(app: App, error: Exception) -> int:
     """A failure that nobody foresaw."""
+    try:
+        app.stdio.stdout.flush()
+    except OSError:  # it may be what failed; what it holds would fail again before each sentence
+        _silence(app)
     if app.debug:
         _traceback(app)
     if isinstance(error, OSError) and error.strerror:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from wherry.model import Json
 
-from . import filters, images, listing, networks, remove, volumes
+from . import filters, images, listing, networks, remove, volumes, warm
 from .house import House
 from .status import look
 
@@ -75,7 +75,7 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 # What a wherry writes below its two directories; what somebody else put there stays.
 _OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "making.lock", "networks", "snapshots",
             "volumes", "wherry.db", "wherry.db-journal")  # fmt: skip
-_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports")
+_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
 
 
 def reset(house: House) -> Json:
@@ -98,6 +98,7 @@ def reset(house: House) -> Json:
     house.networks.teardown()
     _drop_cgroup(house)
     house.close()
+    warm.stop(house.place.state)
     _drop_files(house.place.root, _OF_ROOT)
     _drop_files(house.place.state, _OF_STATE)
     return result
