@@ -1,4 +1,5 @@
-"""Hatchling's build hook: runs make for the native parts and makes the wheel a wheel of this platform.
+"""Hatchling's build hook: runs make for the native parts, makes the wheel a wheel of this platform, and the front its
+scripts.
 
 Used by `pip install .`, `pip install -e .` and `python -m build`. Needs gcc, make, headers of libc and libseccomp.
 """
@@ -18,6 +19,8 @@ BUILT = {
     "runtime/wherry/kernel/_shim.abi3.so": "wherry/kernel/_shim.abi3.so",
     "runtime/wherry/kernel/_seccomp.abi3.so": "wherry/kernel/_seccomp.abi3.so",
 }
+#: the front under the names of the programs that it is; installed as scripts, byte by byte
+FRONTS = {f"runtime/wherry/_native/front/{name}": name for name in ("wherry", "wherry-oci")}
 NEEDS = "gcc make libc6-dev libseccomp-dev"
 
 
@@ -33,8 +36,9 @@ class NativeBuildHook(BuildHookInterface[Any]):
         self._make()
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-linux_{platform.machine()}"
+        root = self.root
+        build_data["shared_scripts"].update({os.path.join(root, path): name for path, name in FRONTS.items()})
         if version != "editable":
-            root = self.root
             build_data["force_include"].update({os.path.join(root, path): name for path, name in BUILT.items()})
 
     def _make(self) -> None:

@@ -109,10 +109,21 @@ make_venv() {
         make -s -C runtime/native PYTHON="$venv/bin/python" >&2
         native_id >"$venv/.native"
     fi
+    put_fronts
+}
+
+# `wherry` and `wherry-oci` are programs of their own, which an editable install copies. A new file in the place of the
+# old one: that may be running.
+put_fronts() {
+    local front to
+    for front in runtime/wherry/_native/front/*; do
+        to=$venv/bin/${front##*/}
+        cmp -s "$front" "$to" || { cp "$front" "$to.new" && mv -f "$to.new" "$to"; }
+    done
 }
 
 native_id() { cat runtime/native/*.[chd]* runtime/native/*.py runtime/native/Makefile | sha256sum | cut -c1-16; }
-native_built() { [ -x runtime/wherry/_native/wherry-helper ] && [ -e runtime/wherry/kernel/_shim.abi3.so ]; }
+native_built() { [ -x runtime/wherry/_native/front/wherry-oci ] && [ -e runtime/wherry/kernel/_shim.abi3.so ]; }
 
 # pip's isolated build environment would fetch the build's own needs at each install: they go into .venv once
 install_wherry() {
