@@ -212,6 +212,16 @@ def test_leaving_twice_and_after_the_namespace_is_gone(house: House) -> None:
     house.leave("two")
 
 
+def test_leaving_a_half_made_namespace(house: House) -> None:
+    """A command killed between the file and the mount on it: plugins take an absent path, an empty file they do not."""
+    house.join("one")
+    netns.remove(house.space("one"))
+    Path(house.space("one")).touch()
+    house.leave("one")
+    assert house.nets.attached() == []
+    netns.remove(house.space("one"))
+
+
 def test_rules_are_found_without_any_memory(house: House) -> None:
     house.join("one", (PortMapping(80, 8080),))
     shutil.rmtree(f"{house.place.state}/cni/results")

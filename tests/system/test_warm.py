@@ -664,8 +664,8 @@ def test_killed_at_any_moment(wherry: Wherry, busybox: str) -> None:
             killer.join()
             warm.stop()
             _end_all(warm.directory)
-            wherry("rm", "-f", name, check=False)
-        assert not wherry.containers()
+            removed = wherry("rm", "-f", name, check=False)
+        assert not wherry.containers(), removed
     print(f"{KILLS} kills, {lost} commands lost")
 
 

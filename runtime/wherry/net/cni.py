@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Json, Place
-from wherry.net import launchers
+from wherry.net import launchers, netns
 
 __all__ = ["Cni", "Joined"]
 
@@ -101,7 +101,7 @@ class Cni:
                 return
             known = joined or Joined(conflist or {}, _checked_id(container_id), netns_path, ifname)
             alive = netns_path or known.netns
-            self._undo(known._replace(netns=alive if os.path.exists(alive) else ""), lock)
+            self._undo(known._replace(netns=alive if netns.exists(alive) else ""), lock)
             self._unlock(known)
 
     def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
