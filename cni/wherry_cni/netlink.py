@@ -30,7 +30,7 @@ _NLMSG_ERROR, _RTM_DELLINK, _IFLA_IFNAME, _REQUEST_ACK = 2, 17, 3, 5
 def hollow_pyroute2() -> None:
     """Let `pyroute2` be an empty package in this process: its __init__ imports a hundred modules that we never use.
 
-    For executables only, and only before anything imported it; halves the time of a cold ADD.
+    For programs of ours only, and only before anything imported it; halves the time of a cold ADD.
     """
     if "pyroute2" in sys.modules:
         return

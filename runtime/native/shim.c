@@ -54,15 +54,36 @@ static int sh_setns(int fd, int kind) { return (int)syscall(SYS_setns, fd, kind)
 
 static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
 
-/* A fork that is born into a cgroup (-1: the caller's): moving there later waits for an RCU grace period. */
-static int sh_fork_into(int cgroup, int *pidfd) {
+/* A new process that goes on here in this one's memory, born into a cgroup: moving there later would wait for an RCU grace
+ * period, a fork would copy every page that it touches. As with vfork(2) the old one sleeps until the new one has ended,
+ * and ends then; it resumes on a stack that is no longer its own, so between the two calls nothing but registers. */
+static int sh_go_on_in(int cgroup) {
     struct clone_args args = {
-        .flags = CLONE_PIDFD | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
-        .pidfd = (uint64_t)(uintptr_t)pidfd,
-        .exit_signal = SIGCHLD,
-        .cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
-    };
-    return (int)syscall(SYS_clone3, &args, sizeof args);
+        .flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t)cgroup};
+    long result;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjle 1f\n\t"
+                     "xor %%edi, %%edi\n\tmov %[end], %%eax\n\tsyscall\n1:"
+                     : "=a"(result)
+                     : "0"((long)SYS_clone3), "D"(&args), "S"(sizeof args), [end] "i"(SYS_exit_group)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long x0 __asm__("x0") = (long)&args, x1 __asm__("x1") = sizeof args, x8 __asm__("x8") = SYS_clone3;
+    __asm__ volatile("svc #0\n\tcmp x0, #0\n\tb.le 1f\n\tmov x0, #0\n\tmov x8, %[end]\n\tsvc #0\n1:"
+                     : "+r"(x0), "+r"(x8) : "r"(x1), [end] "i"(SYS_exit_group) : "cc", "memory");
+    result = x0;
+#else
+    result = -ENOSYS;
+    (void)args;
+#endif
+    if (result == 0) return 0;
+    errno = (int)-result;
+    return -1;
+}
+
+/* Own copies of what a fork shares, before they are needed; what is not there, or not ours to write, stays as it is. */
+static int sh_populate(uint64_t start, uint64_t end) {
+    return madvise((void *)(uintptr_t)start, end - start, MADV_POPULATE_WRITE);
 }
 
 static int sh_pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }

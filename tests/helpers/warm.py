@@ -17,6 +17,9 @@ from pathlib import Path
 __all__ = ["Warm"]
 
 
+SPARES = 2  # of warm/server.py
+
+
 class Warm:
     """Changes `env` so that commands with it are served, by `self.pid`."""
 
@@ -65,8 +68,18 @@ class Warm:
         self._process.wait(10)
 
     def children(self) -> list[int]:
-        """The commands at work."""
-        return [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        """The commands at work, not the spare processes: those wait for one, or for the end of theirs."""
+        below = _children(self.pid)
+        found = [*below, *(pid for spare in below for pid in _children(spare))]
+        return [pid for pid in found if _name(pid) == "wherry-command"]
+
+    def at_rest(self) -> bool:
+        """Whether no command is at work, and two spare processes wait for the next ones."""
+        return len(_children(self.pid)) == SPARES and not any(_children(spare) for spare in _children(self.pid))
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def resident(self) -> int:
         """VmRSS in KiB."""
@@ -79,3 +92,17 @@ class Warm:
             self._process.terminate()
             self._process.wait(10)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""

@@ -629,11 +629,11 @@ def test_it_stays_small(copied: Alone) -> None:
         assert late <= count // 100, "a busy machine may answer one or the other too late"
 
     calls(50)
-    until(lambda: not copied.warm.children())
-    fds, before = sorted(os.listdir(f"/proc/{copied.warm.pid}/fd")), copied.warm.resident()
+    until(copied.warm.at_rest)
+    fds, before = copied.warm.descriptors(), copied.warm.resident()
     calls(CALLS)
-    until(lambda: not copied.warm.children())
-    assert sorted(os.listdir(f"/proc/{copied.warm.pid}/fd")) == fds
+    until(copied.warm.at_rest)
+    assert copied.warm.descriptors() == fds
     after = copied.warm.resident()
     print(f"\n{before} KiB resident, {after} after {CALLS} calls")
     assert after <= 64 << 10

@@ -31,7 +31,7 @@ def status(state: str, env: Mapping[str, str]) -> Json:
     del found["Why"]
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - running.start_time / os.sysconf("SC_CLK_TCK")
     return {**found, "Pid": running.pid, "Age": round(age, 1), "Memory": _resident(running.pid),
-            "Commands": len(_text(f"/proc/{running.pid}/task/{running.pid}/children").split())}  # fmt: skip
+            "Commands": _at_work(running.pid)}  # fmt: skip
 
 
 def stop(state: str) -> bool:
@@ -81,6 +81,17 @@ def _running(directory: str) -> process.Process | None:
     finally:
         os.close(fd)
     return None
+
+
+def _at_work(pid: int) -> int:
+    """Its spare children wait for a command, or for the end of their one, which is their child."""
+    below = _children(pid)
+    found = [*below, *(child for spare in below for child in _children(spare))]
+    return sum(_text(f"/proc/{child}/comm") == "wherry-command\n" for child in found)
+
+
+def _children(pid: str | int) -> list[str]:
+    return _text(f"/proc/{pid}/task/{pid}/children").split()
 
 
 def _resident(pid: int) -> int:

@@ -38,6 +38,7 @@ _LIMITS = {
     "Max realtime priority": "RLIMIT_RTPRIO",
     "Max realtime timeout": "RLIMIT_RTTIME",
 }
+_CHUNK = 1 << 16
 _CACHE = "facts.json"
 _CACHE_VERSION = 1
 
@@ -52,17 +53,22 @@ def measure(place: Place | None = None) -> HostFacts:
         **_tuples(lasting),
         **_own(),
         **cgroup_facts(mountinfo, read("/proc/self/cgroup")),
-        resctrl=next((point for _, point, kind, _ in _mounts(mountinfo) if kind == "resctrl"), ""),
+        resctrl=next((point for _, point, kind, _ in mounts(mountinfo, "resctrl")), ""),
     )
 
 
 def read(path: str, default: str = "") -> str:
     """A small kernel file as text; `default` where it is not there or not ours to read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return default
+    try:
+        return b"".join(iter(lambda: os.read(fd, _CHUNK), b"")).decode("utf-8", "surrogateescape")
+    except OSError:
+        return default
+    finally:
+        os.close(fd)
 
 
 # ---- of the boot
@@ -248,13 +254,13 @@ def _id_map(path: str) -> tuple[tuple[int, int, int], ...]:
 # ---- cgroups
 
 
-def _mounts(mountinfo: str) -> list[tuple[str, str, str, str]]:
-    """(root, mount point, filesystem type, superblock options) of each line of mountinfo (proc_pid_mountinfo(5))."""
+def mounts(mountinfo: str, kind: str) -> list[tuple[str, str, str, str]]:
+    """(root, mount point, filesystem type, superblock options) of the lines of one type (proc_pid_mountinfo(5))."""
     result = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        if len(fields) > 4 and tail:
+        if right.startswith(f"{kind} "):
+            fields, tail = left.split(), right.split()
             result.append((_unquote(fields[3]), _unquote(fields[4]), tail[0], tail[-1]))
     return result
 
@@ -269,7 +275,7 @@ def _unquote(field: str) -> str:
 def v2_mount(mountinfo: str) -> tuple[str, str]:
     """(mount point, root within the hierarchy) of the cgroup2 mount to use; ("", "/") without one. The usual places
     first."""
-    found = {point: root for root, point, kind, _ in _mounts(mountinfo) if kind == "cgroup2"}
+    found = {point: root for root, point, _, _ in mounts(mountinfo, "cgroup2")}
     for point in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", *found):
         if point in found:
             return point, found[point]
@@ -299,8 +305,7 @@ def _v1_controllers(mountinfo: str) -> dict[str, str]:
     known = {*_CONTROLLERS, "blkio", "cpuacct", "devices", "freezer", "net_cls", "net_prio", "perf_event"}
     return {
         word: point
-        for _, point, kind, options in _mounts(mountinfo)
-        if kind == "cgroup"
+        for _, point, _, options in mounts(mountinfo, "cgroup")
         for word in options.split(",")
         if word in known
     }

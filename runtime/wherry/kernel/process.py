@@ -13,8 +13,9 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "Process", "alive", "become_subreaper", "held", "identify", "open_pidfd", "parent", "reap", "securebits", "send",
-    "signal", "signal_number", "start_time", "state", "subreaper", "wait_gone", "wait_pidfd",
+    "Process", "alive", "be_named", "become_subreaper", "die_with_parent", "held", "identify", "open_pidfd", "parent",
+    "reap", "securebits", "send", "signal", "signal_number", "start_time", "state", "subreaper", "wait_gone",
+    "wait_pidfd",
 ]
 
 _STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, counted from behind comm
@@ -163,6 +164,21 @@ def subreaper() -> Iterator[None]:
         yield
     finally:
         become_subreaper(before)
+
+
+def be_named(name: str) -> None:
+    """What /proc/PID/comm and ps(1) show, up to 15 bytes."""
+    import prctl
+
+    prctl.set_name(name)
+
+
+def die_with_parent(parent: int) -> bool:
+    """PR_SET_PDEATHSIG with SIGKILL; False where `parent` is gone already."""
+    import prctl
+
+    prctl.set_pdeathsig(signals.SIGKILL)
+    return os.getppid() == parent
 
 
 def become_subreaper(on: bool = True) -> None:

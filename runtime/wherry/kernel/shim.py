@@ -19,18 +19,19 @@ __all__ = [
     "OPS",
     "SIDES",
     "attach_device_program",
-    "fork_into",
     "fsconfig_create",
     "fsconfig_flag",
     "fsconfig_string",
     "fsmount",
     "fsopen",
+    "go_on_in",
     "helper_memfd",
     "mount_setattr",
     "move_mount",
     "open_tree",
     "openat2",
     "pidfd_getfd",
+    "populate",
     "sealed_memfd",
     "setns",
     "umount2",
@@ -157,22 +158,16 @@ def unshare(kinds: int) -> None:
     _checked(_lib.sh_unshare(kinds))
 
 
-def fork_into(cgroup: int = -1) -> tuple[int, int]:
-    """fork(2) of this process, which must have one thread, into a cgroup by descriptor (-1: ours): (pid, pidfd), in the
-    child (0, -1)."""
-    import ctypes  # Python's own state goes through the same three steps as with os.fork (stable ABI)
+def go_on_in(cgroup: int) -> None:
+    """What follows is done by a new process, born into this cgroup (a descriptor), in the memory of this one, which
+    sleeps until the new one has ended, and ends then (clone3(2): CLONE_VM, CLONE_VFORK, CLONE_INTO_CGROUP). For one
+    thread only."""
+    _checked(_lib.sh_go_on_in(cgroup))
 
-    python, slot = ctypes.pythonapi, _ffi.new("int *", -1)
-    python.PyOS_BeforeFork()
-    pid = _lib.sh_fork_into(cgroup, slot)
-    number = _ffi.errno
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-        return 0, -1
-    python.PyOS_AfterFork_Parent()
-    if pid < 0:
-        raise OSError(number, os.strerror(number))
-    return pid, slot[0]
+
+def populate(start: int, end: int) -> None:
+    """madvise(2), MADV_POPULATE_WRITE, of whole pages, as far as it goes."""
+    _lib.sh_populate(start, end)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

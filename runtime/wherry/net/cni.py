@@ -209,7 +209,7 @@ class Cni:
                        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
         config = _plugin_config(joined, plugin, previous)
         given = json.dumps(config).encode()
-        own = launchers.program(path) if verb == "DEL" and os.path.dirname(path) == self._own else None
+        own = launchers.program(path) if os.path.dirname(path) == self._own else None
         code, out, err = _within(own, path, environment, given) if own else _run(
             path, environment, given, self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'

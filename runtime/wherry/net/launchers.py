@@ -41,7 +41,8 @@ def provide(directory: str) -> str | None:
 
 
 def program(path: str) -> Program:
-    """What the launcher at `path` starts."""
+    """What the launcher at `path` starts. As there, pyroute2 is an empty package before its first import."""
+    importlib.import_module("wherry_cni.netlink").hollow_pyroute2()
     found: Program = importlib.import_module(f"wherry_cni.{PLUGINS[os.path.basename(path)]}").main
     return found
 

@@ -96,7 +96,7 @@ def delete_link(name: str) -> None:
         socket.if_nametoindex(name)
     except OSError:
         return
-    from pyroute2 import IPRoute
+    from pyroute2.iproute.linux import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
     with IPRoute() as route, contextlib.suppress(NetlinkError):
@@ -109,7 +109,7 @@ def delete_idle_bridge(name: str) -> None:
         index = socket.if_nametoindex(name)
     except OSError:
         return
-    from pyroute2 import IPRoute
+    from pyroute2.iproute.linux import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
     with IPRoute() as route, contextlib.suppress(NetlinkError):

@@ -2,7 +2,7 @@
 
 Decides which calls are allowed under which capabilities, architecture and kernel. Refuses to know libseccomp:
 compiling is
-kernel/seccomp.py's, whose cache is keyed by `canonical`.
+kernel/seccomp.py's.
 
 Profiles: "docker" (docker's own, exactly), "default" (docker's, tighter where no image notices), "strict" (native ABI
 and four
@@ -11,7 +11,6 @@ socket families), "unconfined" (none).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from wherry.model import Json
 from wherry.oci import seccomp_data as data
 from wherry.oci.seccomp_data import Row
 
-__all__ = ["PROFILES", "canonical", "filter_flags", "resolve"]
+__all__ = ["PROFILES", "filter_flags", "resolve"]
 
 EPERM: Final = 1
 ENOSYS: Final = 38
@@ -67,11 +66,6 @@ def resolve(
     if isinstance(profile, str):
         return _named(profile, frozenset(caps), goarch, kernel)
     return _document(profile, frozenset(caps), goarch, kernel)
-
-
-def canonical(seccomp: Json) -> bytes:
-    """The same bytes for the same filter, whatever the order of keys: what a cache's key is made of."""
-    return json.dumps(seccomp, sort_keys=True, separators=(",", ":")).encode()
 
 
 def filter_flags(seccomp: Json) -> int:

@@ -37,7 +37,7 @@ _PATIENCE: Final = 5.0  # seconds for a front to say what it has to: one that is
 _GARBAGE: Final = 20_000  # as in boot.py
 
 
-def handle(sock: socket.socket, own: tuple[Any, ...]) -> int:
+def handle(sock: socket.socket, own: peer.World) -> int:
     """Serve one connection; the exit code of this process."""
     sock.settimeout(_PATIENCE)
     ask = wire.hear_ask(sock)
@@ -60,7 +60,7 @@ def handle(sock: socket.socket, own: tuple[Any, ...]) -> int:
     return 0
 
 
-def _like(ask: wire.Ask, own: tuple[Any, ...], pid: int) -> bool:
+def _like(ask: wire.Ask, own: peer.World, pid: int) -> bool:
     from wherry.kernel import process
 
     return ask.securebits == process.securebits() and _utf8(ask.env) and peer.world(pid) == own

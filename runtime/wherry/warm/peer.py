@@ -12,7 +12,9 @@ import socket
 import struct
 from typing import Any, Final
 
-__all__ = ["cgroup", "pid_of", "world"]
+__all__ = ["World", "cgroup", "pid_of", "still", "world"]
+
+World = tuple[Any, ...]
 
 _STATUS: Final = frozenset(
     ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapInh", "CapPrm", "CapEff", "CapBnd",
@@ -42,7 +44,7 @@ def still(sock: socket.socket, pid: int) -> bool:
     return f"\nPid:\t{pid}\n".encode() in text
 
 
-def world(pid: int | str) -> tuple[Any, ...] | None:
+def world(pid: int | str) -> World | None:
     """Everything that must match, None where some of it cannot be read."""
     here = f"/proc/{pid}"
     try:

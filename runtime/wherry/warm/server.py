@@ -1,4 +1,5 @@
-"""The warm process: preloaded, single-threaded, it holds no truth. It accepts, forks, reaps; the fork does the rest.
+"""The warm process: preloaded, single-threaded, it holds no truth. It accepts and hands over to a fork that waits, and
+does the rest.
 
 Decides when it lives: started after a cold `wherry`, it leaves when idle for some minutes, when its code on disk has
 changed, or when told. One for each user, behind STATE/warm (0700).
@@ -14,21 +15,23 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from wherry.errors import WherryError
 
-from . import child, peer
+from . import peer, spare
 
 __all__ = ["main"]
 
 _IDLE: Final = 600.0  # seconds
 _AT_ONCE: Final = 256  # children; the fronts of more commands are told to start Python
 _BACKLOG: Final = 512
+_SPARES: Final = 2
 _GLANCE: Final = 30.0  # seconds until it looks around without being asked
 _LOOK: Final = 1.0  # seconds between two looks at the code on disk
 #: imported by what is served, but not at the top of a module
-_LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib")
+_LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib",
+                "pyroute2.iproute.linux", "pyroute2.netlink.exceptions", "pyroute2.conntrack")  # fmt: skip
 _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.manual", "wherry.cli.progress", "wherry.image.transport",
                    "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
 
@@ -55,7 +58,7 @@ def main(directory: str, idle: float = _IDLE) -> None:
         listener.bind(path)
         listener.listen(_BACKLOG)
         try:
-            _Server(listener, code, own).run(idle)
+            _Server(listener, lock, code, own).run(idle)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -120,10 +123,13 @@ def _preload() -> list[str]:
     import pkgutil
 
     import wherry
+    from wherry.net import launchers
 
     for found in pkgutil.walk_packages(wherry.__path__, "wherry."):
         if not found.name.startswith(_SKIPPED):
             importlib.import_module(found.name)
+    for plugin in launchers.PLUGINS:
+        launchers.program(plugin)
     for name in _LATE:
         importlib.import_module(name)
     files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("wherry")]
@@ -164,21 +170,24 @@ def _there(listener: socket.socket) -> bool:
 
 
 class _Child(NamedTuple):
-    """One command at work."""
+    """A spare one, which waits for a command, or one at work for `connection`, its front's."""
 
     pid: int
-    connection: socket.socket  # its front's
+    channel: socket.socket  # ours to it
+    connection: socket.socket | None = None
 
 
 class _Server:
-    """Accepts, forks, reaps."""
+    """Accepts, hands over, reaps; keeps spare children ready."""
 
-    def __init__(self, listener: socket.socket, code: _Code, own: tuple[Any, ...]) -> None:
+    def __init__(self, listener: socket.socket, lock: int, code: _Code, own: peer.World) -> None:
         from wherry.kernel import facts
 
-        self._listener, self._code, self._own = listener, code, own
+        self._listener, self._lock, self._code, self._own = listener, lock, code, own
         self._mount = facts.measure(None).cgroup_mount
         self._children: dict[int, _Child] = {}  # by pidfd
+        self._spares: list[int] = []  # pidfds
+        self._hot: set[int] = set()  # pages that commands write to
         self._fronts: dict[int, int] = {}  # pidfds by the descriptor of the connection
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -189,7 +198,7 @@ class _Server:
         while True:
             ready = [fd for fd, _ in self._poll.poll(min(idle, _GLANCE) * 1000)]
             now = time.monotonic()
-            if not ready and not self._children and (now - last >= idle or not _there(self._listener)):
+            if not ready and not self._fronts and (now - last >= idle or not _there(self._listener)):
                 return
             last = now if ready else last
             for fd in ready:
@@ -202,6 +211,8 @@ class _Server:
                 if self._code.changed():
                     return
                 self._accept()
+            elif len(self._spares) < _SPARES:  # when there is nothing else to do
+                self._spare()
 
     def _abandoned(self, fd: int) -> None:
         """The front is gone, its command goes too: who kills a command means what works for it."""
@@ -211,9 +222,14 @@ class _Server:
     def _reap(self, pidfd: int) -> None:
         ended = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
-        if self._fronts.pop(ended.connection.fileno(), -1) >= 0:
-            self._poll.unregister(ended.connection)
-        ended.connection.close()
+        self._hot.update(spare.heard(ended.channel))
+        ended.channel.close()
+        if pidfd in self._spares:
+            self._spares.remove(pidfd)
+        if ended.connection is not None:
+            if self._fronts.pop(ended.connection.fileno(), -1) >= 0:
+                self._poll.unregister(ended.connection)
+            ended.connection.close()
         os.close(pidfd)
         os.waitpid(ended.pid, 0)
 
@@ -222,37 +238,61 @@ class _Server:
         connection, _ = self._listener.accept()
         pid, uid = peer.pid_of(connection)
         group = peer.cgroup(pid, self._mount) if uid == os.geteuid() and self._mount else None
-        if uid != os.geteuid() or (group is None and self._mount) or len(self._children) >= _AT_ONCE:
+        if uid != os.geteuid() or (group is None and self._mount) or len(self._fronts) >= _AT_ONCE:
             connection.close()
         else:
-            self._fork(connection, -1 if group is None else group)
+            self._hand_over(connection, group)
         if group is not None:
             os.close(group)
 
-    def _fork(self, connection: socket.socket, group: int) -> None:
-        from wherry.kernel import shim
-
-        try:
-            pid, pidfd = shim.fork_into(group)
-        except OSError:
+    def _hand_over(self, connection: socket.socket, group: int | None) -> None:
+        """To a spare one, or to one made for it. The connection stays open here: we see when the front is gone."""
+        if not self._spares:
+            self._spare()
+        if not self._spares:
             connection.close()
             return
+        pidfd = self._spares.pop(0)
+        child = self._children[pidfd]
+        try:
+            socket.send_fds(child.channel, [b"!"], [connection.fileno(), *([] if group is None else [group])])
+        except OSError:  # it was killed just now: the front starts Python
+            connection.close()
+            return
+        self._children[pidfd] = child._replace(connection=connection)
+        self._fronts[connection.fileno()] = pidfd
+        self._poll.register(connection, 0)  # POLLHUP alone: what it says is for the child
+
+    def _spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return
         if pid:
-            self._children[pidfd] = _Child(pid, connection)
-            self._fronts[connection.fileno()] = pidfd
+            theirs.close()
+            pidfd = os.pidfd_open(pid)
+            self._children[pidfd] = _Child(pid, ours)
+            self._spares.append(pidfd)
             self._poll.register(pidfd, select.POLLIN)
-            self._poll.register(connection, 0)  # POLLHUP alone: what it says is for the child
             return
         code = 1
         try:
+            ours.close()
             self._let_go()
-            code = child.handle(connection, self._own)
+            code = spare.serve(theirs, self._own, self._hot)
         finally:
             os._exit(code)
 
     def _let_go(self) -> None:
-        """In the fork: nothing of the other commands stays open, or their ends would not be heard."""
+        """In the fork: nothing of the other commands stays open, or their ends would not be heard; nor the lock, which
+        a command that outlives us must not hold."""
         self._listener.close()
+        os.close(self._lock)
         for pidfd, other in self._children.items():
             os.close(pidfd)
-            other.connection.close()
+            other.channel.close()
+            if other.connection is not None:
+                other.connection.close()
