@@ -72,11 +72,6 @@ class App:
             self._engine = Engine(place(env=self.env, **self.places), self.warn)
         return self._engine
 
-    def close(self) -> None:
-        """Let the engine go."""
-        if self._engine is not None:
-            self._engine.close()
-
     def out(self, text: str, end: str = "\n") -> None:
         """Print on standard output."""
         self.stdio.stdout.write(text + end)

@@ -109,8 +109,6 @@ def guarded(app: App, argv: list[str]) -> int:
         return INTERRUPTED
     except Exception as error:  # the edge: a bug still gets a sentence
         return unexpected(app, error)
-    finally:
-        app.close()
 
 
 def unexpected(app: App, error: Exception) -> int:

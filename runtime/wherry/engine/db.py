@@ -18,6 +18,7 @@ from wherry.model import Json
 __all__ = ["Container", "Database", "Volume"]
 
 _VERSION = 1
+_LOG_PAGES = 256  # who opens the database while nobody else has it open reads the whole log
 _BUSY_SECONDS = 30
 _SCHEMA = """
 CREATE TABLE containers (
@@ -86,6 +87,7 @@ class Database:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._kept = self  # a cycle: the end of a command does not close us, which would write the log back and sync
         old = os.umask(0o077)
         try:
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -97,9 +99,10 @@ class Database:
 
     def _open(self) -> None:
         try:
-            # A truncated journal spares the two directory syncs of a deleted one.
-            self._db.execute("PRAGMA journal_mode = TRUNCATE")
+            # A commit waits for no disk: after a power cut the last ones may be missing, what is there is whole.
+            self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
