@@ -217,7 +217,8 @@ class Box:
                 text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace") + os.readlink(f"/proc/{pid}/root")
                 if str(self.place) in text or f"/{self.id}/" in Path(f"/proc/{pid}/cgroup").read_text():
                     found.append(int(pid))
-        return [pid for pid in found if pid not in (os.getpid(), self.warm and self.warm.pid)]
+        apart = {os.getpid(), *((self.warm.pid, *self.warm.spares()) if self.warm else ())}
+        return [pid for pid in found if pid not in apart]
 
     def remove_everything(self) -> None:
         """Every container by force, then the cgroup parent."""

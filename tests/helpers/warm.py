@@ -75,7 +75,12 @@ class Warm:
 
     def at_rest(self) -> bool:
         """Whether no command is at work, and two spare processes wait for the next ones."""
-        return len(_children(self.pid)) == SPARES and not any(_children(spare) for spare in _children(self.pid))
+        spares = self.spares()
+        return len(spares) == SPARES and not any(map(_children, spares))
+
+    def spares(self) -> list[int]:
+        """The processes that wait for a command, or for the end of theirs."""
+        return [pid for pid in _children(self.pid) if _name(pid) != "wherry-command"]
 
     def descriptors(self) -> int:
         """How many it has open."""
