@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .tools import need
+from .warm import Warm
 
 __all__ = ["APART", "HIDE", "RUNTIME", "Space", "wrapper"]
 
@@ -33,11 +34,23 @@ APART = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "-
 HIDE = "umount /sys/fs/cgroup/unified 2>/dev/null; " if os.path.basename(RUNTIME) == "crun" else ""
 
 
+#: the first call leaves a warm process, in the namespaces of the caller: it ends with them
+_WARM = """\
+export WHERRY_STATE={state} WHERRY_WARM=on
+mkdir -p -m 711 {state}
+[ -S {state}/warm/socket ] || {{
+    {python} -I -c "from wherry.warm.server import main; main('{state}/warm')" </dev/null >/dev/null 2>&1 3>&- 4>&- &
+    while [ ! -S {state}/warm/socket ]; do sleep 0.05; done
+}}
+"""
+
+
 def wrapper(directory: Path, *, root: Path | None = None) -> Path:
     """A program that is the runtime with a --root of its own: what takes a path only has no other way to say it."""
     need(RUNTIME)
     script = directory / os.path.basename(RUNTIME)  # callers know some runtimes by their name
-    script.write_text(f'#!/bin/sh\nexec {RUNTIME} --root {root or directory / "state"} "$@"\n')
+    warm = _WARM.format(state=directory / "warm-state", python=sys.executable) if Warm.wanted() else ""
+    script.write_text(f'#!/bin/sh\n{warm}exec {RUNTIME} --root {root or directory / "state"} "$@"\n')
     script.chmod(0o755)
     return script
 
