@@ -20,7 +20,7 @@ BUILT = {
     "runtime/wherry/kernel/_seccomp.abi3.so": "wherry/kernel/_seccomp.abi3.so",
 }
 #: the front under the names of the programs that it is; installed as scripts, byte by byte
-FRONTS = {f"runtime/wherry/_native/front/{name}": name for name in ("wherry", "wherry-oci")}
+FRONTS = {f"runtime/wherry/_native/front/{name}": name for name in ("wherry", "wherry-oci", "wherry-cni")}
 NEEDS = "gcc make libc6-dev libseccomp-dev"
 
 

@@ -36,7 +36,7 @@ LAYERS = {
     "terminal": set(),
     "__init__": {"engine"},  # the public API
     "__main__": {"cli"},
-    "boot": {"cli", "ocicli", "engine", "warm"},
+    "boot": {"cli", "ocicli", "engine", "net", "warm"},
     "warm": {"cli", "ocicli", "engine", "container", "oci", "kernel", "net"},
 }
 #: kernel/facts.py measures what oci/facts.py declares: plain data that the pure planner reads

@@ -1,7 +1,7 @@
 """Delegation to the address plugin that the configuration names (specification, section 4).
 
-Decides how it is found and called: by CNI_PATH, as any runtime would. One shortcut: when the program found lies in the
-directory that we were started from and is host-local, it is the same installation, and the call stays in this process.
+Decides how it is found and called: by CNI_PATH, as any runtime would. One shortcut: when the program found is
+host-local of the same installation, the call stays in this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def delegate(call: Call, verb: str) -> Json:
     program = _find(call, name)
     env = {**call.env, "CNI_COMMAND": verb}
     config = json.dumps(call.config).encode()
-    if name == _OWN and call.program and os.path.dirname(program) == os.path.dirname(call.program):
+    if name == _OWN and _ours(program, call.program):
         from wherry_cni.host_local import VERBS
 
         code, out = skel.capture(VERBS, [program], env, config)
@@ -38,6 +38,12 @@ def delegate(call: Call, verb: str) -> Json:
     if verb != "ADD":
         return {}
     return _result(name, out)
+
+
+def _ours(program: str, caller: str) -> bool:
+    """Whether it lies beside the caller; one called by the front (wherry-cni/bridge) is beside what links to that."""
+    beside = os.path.dirname(caller)
+    return bool(beside) and beside in (os.path.dirname(program), os.path.basename(os.path.realpath(program)))
 
 
 def _name(call: Call) -> str:

@@ -18,7 +18,8 @@ from wherry_cni.errors import BAD_CONFIG, BAD_ENV, INCOMPATIBLE, INTERNAL, UNDEC
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import NEWEST, VERSIONS, Json, from_previous, to_version, version_of
 
-__all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "valid_attachments"]
+__all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "tell",
+           "valid_attachments"]
 
 _MAX_CONFIG = 4 << 20  # bytes of standard input
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -83,11 +84,11 @@ def main(verbs: Mapping[str, Verb], argv: Sequence[str], env: Mapping[str, str],
         answer = {"cniVersion": version, "supportedVersions": list(VERSIONS)} if verb == "VERSION" else _serve(
             verbs, verb, argv, env, config)
     except CniError as problem:
-        return _tell(stdout, version, problem)
+        return tell(stdout, version, problem)
     except OSError as problem:
-        return _tell(stdout, version, CniError(IO_ERROR, f"{problem.strerror or problem}: {problem.filename or ''}"))
+        return tell(stdout, version, CniError(IO_ERROR, f"{problem.strerror or problem}: {problem.filename or ''}"))
     except Exception as problem:
-        return _tell(stdout, version, CniError(INTERNAL, f"{type(problem).__name__}: {problem}", _where(problem)))
+        return tell(stdout, version, CniError(INTERNAL, f"{type(problem).__name__}: {problem}", _where(problem)))
     if answer is not None:
         stdout.write(json.dumps(answer).encode() + b"\n")
         stdout.flush()
@@ -152,7 +153,8 @@ def _read_config(stdin: IO[bytes], *, optional: bool) -> Json:
     return config
 
 
-def _tell(stdout: IO[bytes], version: str, problem: CniError) -> int:
+def tell(stdout: IO[bytes], version: str, problem: CniError) -> int:
+    """Print an error object; 1, the exit code that goes with it."""
     told: Json = {"cniVersion": version, "code": problem.code, "msg": problem.msg}
     if problem.details:
         told["details"] = problem.details

@@ -1,5 +1,5 @@
-/* The front: what `wherry` and `wherry-oci` are installed as. The name of the file picks the program, so that a symbolic
- * link of any name is still it.
+/* The front: what `wherry`, `wherry-oci` and `wherry-cni` are installed as. The name of the file picks the program, so that
+ * a symbolic link of any name is still it; `wherry-cni` alone is all CNI plugins, and the link's name says which.
  *
  * It hands the command to the warm process and does for it what only a descendant of the caller can: start the helper,
  * wait for it, take signals. Where there is no warm process, or it says COLD, it becomes Python. A command that has begun
@@ -331,12 +331,19 @@ static int cold(const char *program, char *path, size_t room, int argc, char **a
 /* A stream that the caller closed would be taken by one of ours: Python knows what to do. */
 static int streams(void) { return fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 && fcntl(2, F_GETFD) >= 0; }
 
+/* `wherry-cni/bridge` when called by a link of the name `bridge`; by its own name it is no plugin. */
+static void put_plugin(struct wh_buf *program, const char *called) {
+    const char *slash = strrchr(called, '/'), *name = slash ? slash + 1 : called;
+    if (strcmp(name, "wherry-cni")) wh_put(program, "/"), wh_put(program, name);
+}
+
 int wh_role_front(int argc, char **argv) {
     static char path[4096], program[256];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path / 2);
     const char *name = strrchr(n > 0 ? path : argv[0], '/');
     struct wh_buf b = wh_buf(program, sizeof program);
     wh_put(&b, name ? name + 1 : argv[0]);
+    if (!strcmp(program, "wherry-cni")) put_plugin(&b, argv[0]);
     struct front f = {.program = program, .target = -1, .signals = -1};
     f.sock = streams() && strcmp(env_get("WHERRY_WARM"), "off") ? reach() : -1;
     if (f.sock >= 0 && !begun(&f, argv)) return converse(&f);

@@ -26,7 +26,7 @@ struct wh_ask {
     uint32_t magic, version;
     uint32_t argc, envc;
     uint32_t umask, securebits;
-    char program[32]; /* the name that we were called by */
+    char program[32]; /* wherry, wherry-oci, wherry-cni/PLUGIN */
 };
 
 struct wh_msg {

@@ -18,6 +18,8 @@ def main() -> NoReturn:
     program = sys.argv.pop(1)
     sys.argv[0] = program
     front = os.environ.pop("WHERRY_FRONT", "")
+    if program.partition("/")[0] == "wherry-cni":
+        os._exit(_plugin(program))
     if program == "wherry-oci":
         from wherry.ocicli.main import entry
 
@@ -32,6 +34,20 @@ def main() -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _plugin(name: str) -> int:
+    """A CNI plugin, `wherry-cni/bridge`. Under any other name it is told as the specification wants it, section 5."""
+    from wherry.net import launchers
+
+    plugin = launchers.called(name)
+    if plugin is not None:
+        return plugin(sys.argv, os.environ, sys.stdin.buffer, sys.stdout.buffer)
+    from wherry_cni import errors, results, skel
+
+    hint = f"call it by a link named {', '.join(launchers.PLUGINS)}; wherry cni install DIR makes them"
+    problem = errors.CniError(errors.BAD_ENV, f"{name} is no CNI plugin", hint)
+    return skel.tell(sys.stdout.buffer, results.NEWEST, problem)
 
 
 def _warm_up() -> None:

@@ -112,7 +112,7 @@ make_venv() {
     put_fronts
 }
 
-# `wherry` and `wherry-oci` are programs of their own, which an editable install copies. A new file in the place of the
+# `wherry`, `wherry-oci` and `wherry-cni` are programs of their own, which an editable install copies. A new file in the place of the
 # old one: that may be running.
 put_fronts() {
     local front to
@@ -123,7 +123,7 @@ put_fronts() {
 }
 
 native_id() { cat runtime/native/*.[chd]* runtime/native/*.py runtime/native/Makefile | sha256sum | cut -c1-16; }
-native_built() { [ -x runtime/wherry/_native/front/wherry-oci ] && [ -e runtime/wherry/kernel/_shim.abi3.so ]; }
+native_built() { [ -x runtime/wherry/_native/front/wherry-cni ] && [ -e runtime/wherry/kernel/_shim.abi3.so ]; }
 
 # pip's isolated build environment would fetch the build's own needs at each install: they go into .venv once
 install_wherry() {

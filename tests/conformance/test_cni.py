@@ -16,10 +16,12 @@ PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name(f"wherry-cni-{plugin}")
-    tools.need(str(program))
-    env = {**os.environ, "CNI_COMMAND": command, "CNI_PATH": str(program.parent)}
-    return subprocess.run([str(program)], input=stdin, env=env, capture_output=True, text=True, check=False, timeout=30)
+    front = Path(sys.executable).with_name("wherry-cni")
+    tools.need(str(front))
+    env = {**os.environ, "CNI_COMMAND": command, "CNI_PATH": str(front.parent)}
+    return subprocess.run(
+        [plugin], executable=front, input=stdin, env=env, capture_output=True, text=True, check=False, timeout=30
+    )
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

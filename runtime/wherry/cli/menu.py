@@ -86,6 +86,11 @@ WARM = {
     "stop": Entry("commands.warm:stop", "End the warm process"),
 }
 
+CNI = {
+    "install": Entry("commands.cni:install", "Put our CNI plugins into a directory"),
+    "uninstall": Entry("commands.cni:uninstall", "Take our CNI plugins out of a directory"),
+}
+
 INTERNAL = {
     "cleanup": Entry("commands.internal:cleanup", "Settle a container that has ended"),
     "health": Entry("commands.internal:health", "Run one health check"),
@@ -104,6 +109,7 @@ TOP = {
     "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
     **_moved(SYSTEM, "info", COMMON),
     "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),
+    "cni": Entry("tree:CNI_GROUP", "Lend our CNI plugins to other runtimes", MANAGE),
     "container": Entry("tree:CONTAINER_GROUP", "Manage containers", MANAGE),
     "image": Entry("tree:IMAGE_GROUP", "Manage images", MANAGE),
     "network": Entry("tree:NETWORK_GROUP", "Manage networks", MANAGE),
@@ -125,4 +131,5 @@ TOP = {
     **_moved(CONTAINER, "top unpause update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
-GROUPS = {"container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME, "warm": WARM}
+GROUPS = {"cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME,
+          "warm": WARM}  # fmt: skip

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
-__all__ = ["PLUGINS", "Program", "program", "provide"]
+__all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
@@ -45,6 +45,12 @@ def program(path: str) -> Program:
     importlib.import_module("wherry_cni.netlink").hollow_pyroute2()
     found: Program = importlib.import_module(f"wherry_cni.{PLUGINS[os.path.basename(path)]}").main
     return found
+
+
+def called(name: str) -> Program | None:
+    """The plugin that the front was called as, such as wherry-cni/bridge; None where that is none of ours."""
+    front, _, plugin = name.partition("/")
+    return program(plugin) if front == "wherry-cni" and plugin in PLUGINS else None
 
 
 def _import_path() -> list[str] | None:

@@ -85,7 +85,15 @@ def _served(ask: wire.Ask) -> Callable[..., int] | None:
         from wherry.ocicli.main import main as oci
 
         return oci
-    return None
+    return _plugin(ask.program)
+
+
+def _plugin(name: str) -> Callable[..., int] | None:
+    """A CNI plugin, which waits for nobody."""
+    from wherry.net import launchers
+
+    plugin = launchers.called(name)
+    return plugin and (lambda _words, env: plugin(sys.argv, env, sys.stdin.buffer, sys.stdout.buffer))
 
 
 def _short_verb(argv: tuple[str, ...]) -> bool:
