@@ -37,7 +37,8 @@ def run(
 
 
 def strays(*, reap: bool = False) -> list[int]:
-    """Our children, dead ones too unless reaped here, but for the holder of the session's network (network.Outside)."""
+    """Our children, dead ones too unless reaped here, but for the holder of the session's network (network.Outside) and
+    warm processes."""
     with contextlib.suppress(ChildProcessError):
         while reap and os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -45,7 +46,7 @@ def strays(*, reap: bool = False) -> list[int]:
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
             found += [int(pid) for pid in file.read().split()]
-    return [pid for pid in found if _command(pid) != b"sleep\0infinity\0"]
+    return [pid for pid in found if _command(pid) != b"sleep\0infinity\0" and b"wherry.warm" not in _command(pid)]
 
 
 def _command(pid: int) -> bytes:

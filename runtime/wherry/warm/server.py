@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from wherry.errors import WherryError
+from wherry.kernel import process
 
 from . import peer, spare
 
@@ -40,6 +41,7 @@ def main(directory: str, idle: float = _IDLE) -> None:
     """Serve below `directory` until there is a reason to leave: `idle` seconds without a command, other code on disk.
     Any signal ends it at once, for it holds nothing; the lock goes with it, and the socket is made anew."""
     _alone()
+    process.be_named("wherry-warm")
     lock = _only(directory)
     if lock < 0:
         return
@@ -72,7 +74,7 @@ def _alone() -> None:
     with suppress(PermissionError):  # it is one already
         os.setsid()
     os.chdir("/")
-    os.umask(0o077)
+    os.umask(0o066)  # STATE is 0711: users of containers' user namespaces come by
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     null = os.open("/dev/null", os.O_RDWR)
     for fd in range(3):
