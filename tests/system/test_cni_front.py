@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,24 @@ def test_it_needs_nothing_of_the_environment(cold: Runtime) -> None:
         [cold.directory / "loopback"], input=b"", capture_output=True, check=False, timeout=60,
         env={"CNI_COMMAND": "VERSION"},
     )  # fmt: skip
+    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"], done
+
+
+OF_ROOT = """
+mount -t tmpfs none /run && mkdir /run/wherry
+"$1" -I -c 'from wherry.warm.server import main; main("/run/wherry/warm")' & made=$!
+tries=100
+until env -i CNI_COMMAND=VERSION "$2/bridge" </dev/null 2>/dev/null; do
+    sleep 0.1; tries=$((tries - 1)); [ $tries -gt 0 ] || break
+done
+kill $made
+"""
+
+
+def test_an_empty_environment_finds_the_warm_process_of_root(warm: Runtime) -> None:
+    """In a /run of its own: /run/wherry is the host's."""
+    words = ["unshare", "--mount", "sh", "-c", OF_ROOT, "sh", sys.executable, str(warm.directory)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"], done
 
 
