@@ -45,6 +45,7 @@ class Workload:
     after: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
     once_after: tuple[str, ...] = ()
+    most: int = 1000  # samples: those that take seconds are few
 
 
 WORKLOADS = {
@@ -53,11 +54,12 @@ WORKLOADS = {
     "exec": Workload("exec", once=("start_any",), once_after=("remove_running",)),
     "stop": Workload("stop", before=("start_any",), after=("remove_running",)),
     "remove_running": Workload("remove_running", before=("start_any",)),
-    "parallel_50": Workload("start_many", after=("remove_many",)),
+    "parallel_50": Workload("start_many", after=("remove_many",), most=6),
     "memory_50": Workload("list", once=("start_many",), once_after=("remove_many",)),
     "inspect": Workload("inspect", once=("start_any",), once_after=("remove_running",)),
-    "log_attached": Workload("log_attached"),
-    "log_detached": Workload("log_detached", after=("remove_running",)),
+    "log_attached": Workload("log_attached", most=5),
+    "log_detached": Workload("log_detached", after=("remove_running",), most=5),
+    "cni_version": Workload("cni_version"),
     "oci_run": Workload("oci_run"),
     "oci_life": Workload("oci_life"),
 }
@@ -71,6 +73,9 @@ class Peer:
     def __init__(self, name: str, templates: dict[str, str], common: dict[str, str]) -> None:
         self.name = name
         self.templates = {**common, **templates}
+        self.env = dict(os.environ)
+        for key in [key for key in templates if key.startswith("env_")]:
+            self.env[key.removeprefix("env_")] = self.filled(key)
         self.pss: dict[str, float] | None = None
 
     def has(self, step: str) -> bool:
@@ -79,11 +84,15 @@ class Peer:
 
     def command(self, step: str, name: str) -> list[str]:
         """The step's command line."""
+        return shlex.split(self.filled(step, name))
+
+    def filled(self, step: str, name: str = "") -> str:
+        """A template without a {word} left."""
         words = {**self.templates, "name": name, "unique": f"u{next(unique_numbers)}"}
         text, before = "{" + step + "}", ""
         while text != before:
             before, text = text, re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), text)
-        return shlex.split(text)
+        return text
 
     def do(self, step: str, name: str) -> None:
         """Run a step and wait for its end."""
@@ -92,7 +101,7 @@ class Peer:
         if step in ("start_many", "remove_many"):
             self._many(VIRTUAL[step][0])
         else:
-            run_command(self.command(step, name))
+            run_command(self.command(step, name), self.env)
 
     def _many(self, step: str) -> None:
         with ThreadPoolExecutor(PARALLEL) as pool:
@@ -100,14 +109,48 @@ class Peer:
 
     def version(self) -> str:
         """What runs, in one line."""
-        done = subprocess.run(self.command("version", ""), capture_output=True, text=True, check=False)
+        words, null = self.command("version", ""), subprocess.DEVNULL
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=self.env, stdin=null)
         return (done.stdout or done.stderr).strip().splitlines()[0]
 
 
-def run_command(command: list[str]) -> None:
+class Warm:
+    """The warm process of the peer `wherry`, inside of the bench's namespaces."""
+
+    def __init__(self, peer: Peer) -> None:
+        """A copy of the front with no Python beside it: it does what is served, and nothing else."""
+        self._peer, self._state = peer, Path(peer.env["WHERRY_STATE"])
+        self._front = Path(peer.filled("home") + "-front") / "wherry"
+        self._front.parent.mkdir()
+        shutil.copy(peer.command("program", "")[0], self._front)
+
+    def ready(self) -> None:
+        """There is one, and the pages that the workloads write to are known."""
+        for _ in range(6):
+            run_command([*self._peer.command("cli", ""), "run", "--rm", "--network", "none",
+                         *self._peer.command("wherry_image", ""), "true"], self._peer.env)  # fmt: skip
+            time.sleep(0.7)
+        self.check()
+
+    def check(self) -> None:
+        """RuntimeError unless commands from here are served by it."""
+        run_command([str(self._front), "ps"], self._peer.env)
+
+    def resident_mib(self) -> float:
+        """VmRSS."""
+        pid = (self._state / "warm/lock").read_text().strip()
+        found = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return int(found[1]) / 1024 if found else 0
+
+    def stop(self) -> None:
+        """End it."""
+        run_command([*self._peer.command("program", ""), "warm", "stop"], self._peer.env)
+
+
+def run_command(command: list[str], env: dict[str, str]) -> None:
     """Run it; a failure carries what it said."""
     with tempfile.TemporaryFile("w+") as errors:
-        status = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        status = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=env)
         if status:
             errors.seek(0)
             raise RuntimeError(f"{shlex.join(command)}: exit {status}\n{errors.read()}")
@@ -116,7 +159,8 @@ def run_command(command: list[str]) -> None:
 def peak_mib(peer: Peer, step: str) -> float:
     """The largest process of one command, by time(1): a child of ours would count our own pages before its exec."""
     with tempfile.NamedTemporaryFile("r") as said:
-        run_command(["time", "-f", "%M", "-o", said.name, *peer.command(step, f"bench-{next(unique_numbers)}")])
+        words = peer.command(step, f"bench-{next(unique_numbers)}")
+        run_command(["time", "-f", "%M", "-o", said.name, *words], peer.env)
         return int(said.read()) / 1024
 
 
@@ -187,7 +231,7 @@ def measure(name: str, peers: list[Peer], options: argparse.Namespace) -> dict[s
     for peer in list(samples):
         attempt(peer, lambda peer=peer: prepare_once(peer, workload))  # type: ignore[misc]
     deadline = time.monotonic() + options.seconds
-    for number in range(-options.warmup, options.runs):
+    for number in range(-options.warmup, min(options.runs, workload.most)):
         for peer in list(samples):
             container = "bench-kept" if workload.once else f"bench-{next(unique_numbers)}"
             sample = attempt(peer, lambda peer=peer, at=container: take_sample(peer, workload, at))  # type: ignore[misc]
@@ -204,7 +248,7 @@ def installed(tables: dict[str, dict[str, str]], wanted: list[str], common: dict
     """The peers that can run here; the others are named."""
     found = []
     for name in wanted:
-        peer = Peer(name, tables[name], common)
+        peer = Peer(name, {**tables.get(tables[name].get("like", ""), {}), **tables[name]}, common)
         if shutil.which(peer.command("program", "")[0]):
             found.append(peer)
         else:
@@ -217,11 +261,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--peers", default="", help="wherry,docker,podman,ctr (default: all that are installed)")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=120, help="stop a workload after this long")
     parser.add_argument("--log-bytes", type=int, default=200_000_000)
-    parser.add_argument("--json", help="write every sample here")
+    parser.add_argument("--json", help="write every sample here; workloads that are there already stay")
     parser.add_argument("--markdown", help="write the report here")
     return parser.parse_args()
 
@@ -263,6 +307,24 @@ def main() -> int:
     tables = tomllib.loads((HERE / "peers.toml").read_text())
     wanted = list(dict.fromkeys(["wherry", *options.peers.split(",")])) if options.peers else list(tables)
     peers = prepare(installed(tables, wanted, common))
+    warm = next((Warm(peer) for peer in peers if peer.name == "wherry"), None)
+    try:
+        result = measured(peers, options, config, warm)
+    finally:
+        if warm:
+            warm.stop()
+    print(report.bars(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1))
+    if options.markdown:
+        Path(options.markdown).write_text(report.document(result))
+    return 0
+
+
+def measured(
+    peers: list[Peer], options: argparse.Namespace, config: dict[str, Any], warm: Warm | None
+) -> dict[str, Any]:
+    """All that the report is made of."""
     result: dict[str, Any] = {
         "machine": machine(), "busy_percent": busy_percent(), "versions": {peer.name: peer.version() for peer in peers},
         "log_bytes": options.log_bytes, "workloads": {}, "pss_mib": {},
@@ -270,19 +332,29 @@ def main() -> int:
     if "oci_run" in options.workloads:
         able = [peer for peer in peers if peer.has("oci_run")]
         result["oci_peak_mib"] = {peer.name: peak_mib(peer, "oci_run") for peer in able}
-        result["helper_ms"] = bundle.helper(config, Path(common["bundle"]), 10 * options.runs)
+        result["helper_ms"] = bundle.helper(config, Path(os.environ["BENCH_HOME"]) / "bundle", 5 * options.runs)
     for name in options.workloads.split(","):
-        if samples := measure(name, peers, options):
+        if warm:
+            warm.ready()
+        samples = measure(name, peers, options)
+        if warm:
+            warm.check()
+        if samples:
             result["workloads"][name] = samples
             print(report.table(name, samples), flush=True)
+    if warm:
+        result["warm_mib"] = warm.resident_mib()
     result["busy_percent_after"] = busy_percent()
     result["pss_mib"] = {peer.name: peer.pss for peer in peers if peer.pss is not None}
-    print(report.bars(result))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1))
-    if options.markdown:
-        Path(options.markdown).write_text(report.document(result))
-    return 0
+    if options.json and Path(options.json).exists():
+        result = merged(json.loads(Path(options.json).read_text()), result)
+    return result
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both; of what is in both the new one."""
+    inner = {key: {**old.get(key, {}), **new[key]} for key in ("versions", "workloads", "pss_mib")}
+    return {**old, **new, **inner}
 
 
 if __name__ == "__main__":
