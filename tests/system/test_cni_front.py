@@ -5,6 +5,7 @@ Who answered is seen by links to a front that has no Python beside it: served it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,10 @@ from typing import Any
 
 import pytest
 
+import audit
+from helpers import tools
 from helpers.nethost import OUTSIDE, NetHost
+from helpers.ociruntime import Space
 from helpers.warm import Warm
 from helpers.wherry import SCRIPT, Wherry, until
 from wherry.engine import cni
@@ -219,6 +223,67 @@ def test_an_empty_environment_finds_the_warm_process_of_root(warm: Runtime) -> N
     words = ["unshare", "--mount", "sh", "-c", OF_ROOT, "sh", sys.executable, str(warm.directory)]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"], done
+
+
+# ---- podman calls them ----
+
+
+def settings(lent: Runtime, directory: Path) -> Path:
+    """containers.conf for a network of our plugins alone, and that network beside it."""
+    ports = {"type": "portmap", "capabilities": {"portMappings": True}, "nftTable": "t_lent"}
+    chain = {"cniVersion": "0.4.0", "name": "lent", "plugins": [{"type": "bridge", **lent.bridge()}, ports]}
+    (directory / "networks").mkdir()
+    (directory / "networks/lent.conflist").write_text(json.dumps(chain))
+    path = directory / "containers.conf"
+    path.write_text(
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime_supports_json = ["wherry-oci"]\n'
+        f'[network]\nnetwork_backend = "cni"\nnetwork_config_dir = "{directory}/networks"\n'
+        f'cni_plugin_dirs = ["{lent.directory}"]\n'
+    )
+    return path
+
+
+def removed(group: str) -> bool:
+    """Whether it is gone, or was not there."""
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    return not os.path.exists(group)
+
+
+@pytest.fixture
+def space(test_id: str) -> Iterator[Space]:
+    """Podman's /run, and what it keeps of CNI, are of this test; the groups that it leaves are removed."""
+    with Space(private=("/run", "/var/lib/cni")) as made:
+        yield made
+    for mount, _ in audit.cgroup_mounts():
+        for path in (f"{mount}/{test_id}/conmon", f"{mount}/{test_id}"):
+            until(lambda path=path: removed(path))
+
+
+def test_podman_publishes_a_port_by_them(
+    host: NetHost, cold: Runtime, space: Space, busybox: str, tmp_path: Path
+) -> None:
+    """ADD warm; DEL cold where conmon starts it, which has another OOM score."""
+    tools.need("podman", "conmon")
+    space.env.update(CONTAINERS_CONF=str(settings(cold, tmp_path)), WHERRY_WARM="on")
+    space.run("mkdir", "/run/wherry")
+    serve = 'from wherry.warm.server import main; main("/run/wherry/warm")'
+    process = space.popen(sys.executable, "-I", "-c", serve)
+    until(lambda: space.run("test", "-S", "/run/wherry/warm/socket", check=False).returncode == 0)
+    podman = ("podman", "--runtime", SCRIPT.with_name("wherry-oci"), "--root", "/run/store", "--runroot", "/run/run",
+              "--tmpdir", "/run/tmp", "--storage-driver", "vfs", "--log-level", "error")  # fmt: skip
+    space.run(*podman, "pull", "-q", f"{busybox}:busybox:latest")
+    image = space.run(*podman, "images", "-q").stdout.strip()
+    space.run(
+        *podman, "run", "-d", "--name", "web", "--network", "lent", "-p", "8090:80", "--cgroup-parent", f"/{host.name}",
+        "--ulimit", "nofile=1000:1000", "--ulimit", "nproc=10000:10000", "--log-driver", "k8s-file",
+        image, "httpd", "-f", "-p", "80", "-h", "/etc",
+    )  # fmt: skip
+    until(lambda: host.fetch("o", "http://192.0.2.2:8090/hostname"))
+    space.run(*podman, "rm", "-f", "-t", "0", "web")
+    assert "8090" not in host.rules()
+    assert "veth" not in host.links()
+    assert process.poll() is None
 
 
 def test_uninstall_takes_them_away(wherry: Wherry, cold: Runtime) -> None:
