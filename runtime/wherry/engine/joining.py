@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_peers"]
 
+_FACTS_MAX = 1 << 20  # bytes of net.json
+
 
 class Joined(NamedTuple):
     """What the launch needs of it. `namespace`: None the host's, "" a new empty one, else a path to join."""
@@ -180,11 +182,12 @@ def _store(house: House, cid: str, facts: Json) -> None:
 
 def load(house: House, cid: str) -> Json:
     """What a container was given; {} when it is not joined to anything."""
+    from wherry.kernel import files
+
     try:
-        with open(f"{house.state_dir(cid)}/net.json", encoding="utf-8") as file:
-            value: Json = json.load(file)
-            return value
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        value: Json = json.loads(files.read_capped(f"{house.state_dir(cid)}/net.json", _FACTS_MAX))
+        return value
+    except (FileNotFoundError, NotADirectoryError, ValueError, WherryError):
         return {}
 
 

@@ -8,7 +8,12 @@ import json
 import os
 from typing import NamedTuple
 
+from wherry.errors import WherryError
+from wherry.kernel import files
+
 __all__ = ["Life", "Restarting", "load", "store"]
+
+_MAX = 1 << 20  # bytes
 
 
 class Restarting(NamedTuple):
@@ -36,11 +41,10 @@ class Life(NamedTuple):
 def load(directory: str) -> Life:
     """Read it; absent or torn is a container that never ran."""
     try:
-        with open(f"{directory}/life.json", encoding="utf-8") as file:
-            values = json.load(file)
+        values = json.loads(files.read_capped(f"{directory}/life.json", _MAX))
         again = values.pop("restarting", None)
         return Life(**values, restarting=Restarting(**again) if again else None)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, WherryError):
         return Life()
 
 

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
+from wherry.kernel import files
 from wherry.model import Json
 
 from . import records
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .db import Container
 
 __all__ = ["Seen", "folder", "look", "running"]
+
+_HEALTH_MAX = 1 << 20  # bytes
 
 
 class Seen(NamedTuple):
@@ -92,9 +95,8 @@ def _past(life: Life) -> str:
 
 def _health(house: House, cid: str) -> Json | None:
     try:
-        with open(f"{house.state_dir(cid)}/health.json", encoding="utf-8") as file:
-            value = json.load(file)
-    except (FileNotFoundError, ValueError):
+        value = json.loads(files.read_capped(f"{house.state_dir(cid)}/health.json", _HEALTH_MAX))
+    except (FileNotFoundError, ValueError, WherryError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -38,7 +38,7 @@ _LIMITS = {
     "Max realtime priority": "RLIMIT_RTPRIO",
     "Max realtime timeout": "RLIMIT_RTTIME",
 }
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _CACHE = "facts.json"
 _CACHE_VERSION = 1
 

@@ -24,6 +24,7 @@ __all__ = [
 # linux/openat2.h
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 1 << 16  # bytes of one read: a larger buffer would be mapped and unmapped
 _DEPTH_MAX = 48  # levels of a tree held open at once while it is removed
 
 
@@ -73,7 +74,7 @@ def read_capped(path: str | int, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if isinstance(path, str) else path
     try:
         parts, left = [], limit + 1
-        while left and (part := os.read(fd, left)):
+        while left and (part := os.read(fd, min(left, _CHUNK))):
             parts.append(part)
             left -= len(part)
     finally:

@@ -57,9 +57,10 @@ def _cached(path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        if os.fstat(fd).st_uid != os.geteuid():
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
             return None
-        data = os.read(fd, _MAX_BYTES)
+        data = os.read(fd, min(found.st_size, _MAX_BYTES))
     finally:
         os.close(fd)
     digest, program = data[:32], data[32:]

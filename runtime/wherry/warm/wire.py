@@ -62,9 +62,9 @@ def _environment(words: Sequence[str]) -> dict[str, str]:
 
 
 def _words(fd: int) -> list[str] | None:
-    if fcntl.fcntl(fd, _F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size > _WORDS_MAX:
+    if fcntl.fcntl(fd, _F_GET_SEALS) & _SEALS != _SEALS or (size := os.fstat(fd).st_size) > _WORDS_MAX:
         return None
-    text = os.pread(fd, _WORDS_MAX, 0)
+    text = os.pread(fd, size, 0)
     return [os.fsdecode(word) for word in text.split(b"\0")[:-1]] if text.endswith(b"\0") else None
 
 
