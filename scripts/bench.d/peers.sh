@@ -28,12 +28,13 @@ wait_until() { # command...
 
 start() {
     # crun refuses a hybrid host whose v2 side has controllers. So that side is shown to it under another path: wherry
-    # finds it there, by mountinfo.
+    # finds it there, by mountinfo. What lives below /run on a machine in use, which is a tmpfs there, is on one here.
     # shellcheck disable=SC2016
     setsid unshare --mount --net --propagation private sh -c '
         if mountpoint -q /sys/fs/cgroup/unified; then
             umount /sys/fs/cgroup/unified && mkdir -p "$0/cgroup2" && mount -t cgroup2 cgroup2 "$0/cgroup2"
         fi
+        mkdir "$0/run" && mount -t tmpfs -o mode=755,size=256m tmpfs "$0/run"
         ip link set lo up
         touch "$0/holder.ready"; exec sleep infinity' "$BENCH_HOME" >/dev/null 2>&1 </dev/null &
     echo $! >"$BENCH_HOME/holder.pid"
@@ -53,7 +54,7 @@ YML
         cat >"$BENCH_HOME/containerd.toml" <<TOML
 version = 2
 root = "$BENCH_HOME/containerd-root"
-state = "$BENCH_HOME/containerd-state"
+state = "$BENCH_HOME/run/containerd"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "$containerd"
@@ -64,7 +65,7 @@ TOML
     if have dockerd && have containerd; then
         echo '{}' >"$BENCH_HOME/dockerd.json"
         background dockerd dockerd --containerd "$containerd" --host "unix://$docker" \
-            --data-root "$BENCH_HOME/docker-root" --exec-root "$BENCH_HOME/docker-exec" \
+            --data-root "$BENCH_HOME/docker-root" --exec-root "$BENCH_HOME/run/docker" \
             --pidfile "$BENCH_HOME/dockerd-own.pid" --config-file "$BENCH_HOME/dockerd.json"
         wait_until docker --host "unix://$docker" info
     fi
