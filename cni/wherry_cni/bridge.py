@@ -75,15 +75,20 @@ def add(call: Call) -> Json:
 
 
 def delete(call: Call) -> None:
-    """Links, rules, address; absent is success. The host end goes now: the kernel takes a dead namespace down later."""
+    """Links, rules, address; absent is success. The host end goes now: the kernel takes a dead namespace down later.
+    The links' going and the rules' each wait for an RCU grace period: for the same one."""
     wish = _wish(call)
-    first = netlink.delete_link(host_ifname(call))
-    if not first and call.netns and os.path.exists(call.netns):
-        netlink.in_namespace(call.netns, lambda: netlink.delete_link(call.ifname))
-    if wish.masquerade:
-        _unmask(call, wish, call.previous or {} if first else {})
+    first = host_ifname(call) in netlink.links()
+    with netlink.beside(lambda: _delete_links(call)):
+        if wish.masquerade:
+            _unmask(call, wish, call.previous or {} if first else {})
     if wish.ipam:
         delegate(call, "DEL")
+
+
+def _delete_links(call: Call) -> None:
+    if not netlink.delete_link(host_ifname(call)) and call.netns and os.path.exists(call.netns):
+        netlink.in_namespace(call.netns, lambda: netlink.delete_link(call.ifname))
 
 
 def _unmask(call: Call, wish: _Wish, previous: Json) -> None:

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links", "sysctl",
-           "wired"]
+__all__ = ["beside", "delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links",
+           "sysctl", "wired"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
@@ -81,6 +81,27 @@ def in_namespace(path: str, work: Callable[[], _T]) -> _T:
     if problems:
         raise problems[0]
     return results[0]
+
+
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """`work` in a thread of its own meanwhile; its failure is raised at the end, unless there was one here."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=run, name="beside")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if problems:
+        raise problems[0]
 
 
 def link(route: Any, name: str) -> Any:
