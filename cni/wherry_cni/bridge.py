@@ -66,8 +66,8 @@ def add(call: Call) -> Json:
     wish = _wish(call)
     leased = delegate(call, "ADD") if wish.ipam else {}
     try:
-        result = _join(call, wish, leased)
-        _protect(call, wish, result)
+        with netlink.beside(lambda: _protect(call, wish, leased)):
+            result = _join(call, wish, leased)
     except BaseException:
         _undo(call, wish)
         raise
@@ -253,11 +253,11 @@ def _conflicting(old: str, wanted: str, gateways: Sequence[str]) -> bool:
     return one.version == 4 or one.network.overlaps(two.network)
 
 
-def _protect(call: Call, wish: _Wish, result: Json) -> None:
+def _protect(call: Call, wish: _Wish, leased: Json) -> None:
     """Masquerading and isolation: one batch."""
     wanted: list[nft.Element] = []
     own, whole = nft.owner(call.network, call.container_id, call.ifname), nft.owner_of_network(call.network)
-    for part in result["ips"] if wish.masquerade else ():
+    for part in leased.get("ips", ()) if wish.masquerade else ():
         address = ipaddress.ip_interface(part["address"])
         suffix, subnet = nft.family(part["address"]), address.network
         wanted.append(nft.Element(f"masq{suffix}", str(address.ip), own))
@@ -295,6 +295,8 @@ def _raise_accept_ra(name: str, path: str) -> None:
 def _undo(call: Call, wish: _Wish) -> None:
     """After a failed ADD: each part for itself, for the first error is the one to tell."""
     steps: list[Callable[[], object]] = [lambda: netlink.delete_link(host_ifname(call))]
+    if wish.masquerade:
+        steps.append(lambda: _unmask(call, wish, {}))
     if wish.ipam:
         steps.append(lambda: delegate(call, "DEL"))
     for step in steps:
