@@ -85,6 +85,8 @@ def warm(wherry: Wherry, host: NetHost, tmp_path: Path) -> Iterator[Runtime]:
     alone.parent.mkdir()
     shutil.copy(FRONT, alone)
     cni.install(str(directory), front=str(alone))
+    if wherry.warm:
+        wherry.warm.stop()
     process = Warm({"WHERRY_STATE": str(wherry.state)})
     yield Runtime(directory, tmp_path / "leases", WHERRY_STATE=str(wherry.state))
     until(lambda: not process.children(), 5)
