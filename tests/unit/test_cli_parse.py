@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wherry.cli import parse
@@ -204,6 +204,7 @@ def test_line_files() -> None:
 PARSERS = sorted({flag.parser for flag in (*RUN_FLAGS, *ATTACHED_FLAGS) if flag.parser}, key=repr)
 
 
+@example(parse.mount, "\n0")
 @given(st.sampled_from(PARSERS), st.text(max_size=40) | st.from_regex(r"[a-z0-9/:=,.\[\]_-]{0,40}", fullmatch=True))
 def test_any_text_gives_a_value_or_a_teaching_error(parser: Any, text: str) -> None:
     failure = None

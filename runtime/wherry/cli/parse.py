@@ -401,7 +401,7 @@ def network(flag: str, text: str) -> Attachment:
     """One --network, short or long form. Interfaces get their names in `options.py`, by order."""
     if "=" not in text:
         return attachment(flag, text, [("name", text)])
-    return attachment(flag, text, [required_value(flag, part) for part in _csv(text)])
+    return attachment(flag, text, [required_value(flag, part) for part in _csv(flag, text)])
 
 
 def attachment(flag: str, text: str, pairs: Sequence[tuple[str, str]]) -> Attachment:
@@ -437,11 +437,14 @@ EXCLUSIVE = ({"ro", "rw"}, {"z", "Z"}, {"dev", "nodev"}, {"suid", "nosuid"}, {"e
 VOLUME_HELP = "[HOST-PATH or VOLUME:]CONTAINER-PATH[:OPTIONS]"
 
 
-def _csv(text: str) -> list[str]:
+def _csv(flag: str, text: str) -> list[str]:
     """docker reads --mount and --network as one line of CSV, so a quoted value may hold commas."""
     import csv
 
-    return next(csv.reader([text]), [])
+    try:
+        return next(csv.reader([text]), [])
+    except csv.Error:
+        raise bad(flag, text, "more than one line", "KEY=VALUE,...; a value with a comma in double quotes") from None
 
 
 def _target(flag: str, text: str, target: str) -> str:
@@ -531,7 +534,7 @@ def mount(flag: str, text: str) -> MountRequest:
 
 def _mount_fields(flag: str, text: str) -> dict[str, str]:
     given: dict[str, str] = {}
-    for part in _csv(text):
+    for part in _csv(flag, text):
         key, eq, value = part.partition("=")
         if key.strip() not in MOUNT_KEYS:
             raise bad(flag, text, f'unknown key "{key}"', MOUNT_HELP)
