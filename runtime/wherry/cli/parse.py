@@ -444,7 +444,7 @@ def _csv(flag: str, text: str) -> list[str]:
     try:
         return next(csv.reader([text]), [])
     except csv.Error:
-        raise bad(flag, text, "more than one line", "KEY=VALUE,...; a value with a comma in double quotes") from None
+        raise bad(flag, text, "more than one line", "KEY=VALUE,... in one line") from None
 
 
 def _target(flag: str, text: str, target: str) -> str:
