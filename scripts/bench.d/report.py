@@ -138,8 +138,8 @@ before and {result["busy_percent_after"]:.0f} % of those at the end.
 `wherry` is as a user has it: a warm process answers. `wherry-cold` starts Python for each command (`WHERRY_WARM=off`).
 
 All runtimes do the same work interleaved in one run, on one image, in the same network and mount namespace; their run
-states are on a tmpfs, as /run is one. ctr sets up no network: it is compared with `--network none`. All seccomp profiles
-are on. Log lines: {result["log_bytes"] / 1e6:.0f} MB in lines of 71 bytes.
+states are on a tmpfs, as /run is one. ctr sets up no network: it is compared with `--network none`. All seccomp
+profiles are on. Log lines: {result["log_bytes"] / 1e6:.0f} MB in lines of 71 bytes.
 
 {versions}
 {bars(result)}
