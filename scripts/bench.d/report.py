@@ -38,6 +38,8 @@ BARS = (
     ("stop", "wherry", "docker", 0.25), ("remove_running", "wherry", "ctr", 0.25), ("memory_50", "wherry", "ctr", 0.4),
     ("parallel_50", "wherry", "ctr", 0.25),
 )  # fmt: skip
+#: what no sample tells, written by hand
+NOTES = Path(__file__).with_name("notes.md")
 PSS_BAR_MIB = 0.4
 HELPER_BAR_MS = 8
 VERSION_BAR_MS = 5
@@ -148,7 +150,8 @@ profiles are on. Log lines: {result["log_bytes"] / 1e6:.0f} MB in lines of 71 by
 {tables}
 {memory(result) if result["pss_mib"] else ""}
 {peaks(result) if result.get("oci_peak_mib") else ""}
-"""
+
+{NOTES.read_text()}"""
 
 
 if __name__ == "__main__":
