@@ -45,6 +45,8 @@ HELPER_BAR_MS = 8
 VERSION_BAR_MS = 5
 WARM_BAR_MIB = 64
 OURS = ("wherry", "wherry-cold")
+#: they are as large with one container as with fifty; what grows meanwhile are pages that commands wrote to
+WARM = ("wherry-warm", "wherry-spare", "wherry-command")
 
 
 def medians(samples: Samples) -> dict[str, float]:
@@ -91,9 +93,10 @@ def bars(result: dict[str, Any]) -> str:
         lines.append(f"| the warm process (RSS) | at most {WARM_BAR_MIB} MiB | {held:.0f} MiB | {end} |")
     own = result["pss_mib"].get("wherry")
     if own is not None:
-        held = sum(own.values())
+        held = sum(size for program, size in own.items() if program not in WARM)
         end = verdict(held <= PSS_BAR_MIB)
-        lines.append(f"| memory per running container (PSS) | at most {PSS_BAR_MIB} MiB | {held:.3f} MiB | {end} |")
+        what = "memory per running container (PSS), without the warm process"
+        lines.append(f"| {what} | at most {PSS_BAR_MIB} MiB | {held:.3f} MiB | {end} |")
     if result.get("helper_ms"):
         middle_ms = statistics.median(result["helper_ms"])
         end = verdict(middle_ms <= HELPER_BAR_MS)
