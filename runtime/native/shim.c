@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -56,25 +57,34 @@ static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
 
 /* A new process that goes on here in this one's memory, born into a cgroup: moving there later would wait for an RCU grace
  * period, a fork would copy every page that it touches. As with vfork(2) the old one sleeps until the new one has ended,
- * and ends then; it resumes on a stack that is no longer its own, so between the two calls nothing but registers. */
+ * and ends then; it resumes on a stack that is no longer its own, so after the first call nothing but registers. Taking the
+ * memory down is a millisecond's work that must not keep the CPU from the front, which ends now: SCHED_IDLE first. */
 static int sh_go_on_in(int cgroup) {
+    static const struct sched_param none;
     struct clone_args args = {
         .flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t)cgroup};
     long result;
 #if defined(__x86_64__)
     __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjle 1f\n\t"
+                     "xor %%edi, %%edi\n\tmov %[idle], %%esi\n\tmov %[lower], %%eax\n\tsyscall\n\t"
                      "xor %%edi, %%edi\n\tmov %[end], %%eax\n\tsyscall\n1:"
                      : "=a"(result)
-                     : "0"((long)SYS_clone3), "D"(&args), "S"(sizeof args), [end] "i"(SYS_exit_group)
+                     : "0"((long)SYS_clone3), "D"(&args), "S"(sizeof args), "d"(&none), [end] "i"(SYS_exit_group),
+                       [lower] "i"(SYS_sched_setscheduler), [idle] "i"(SCHED_IDLE)
                      : "rcx", "r11", "memory");
 #elif defined(__aarch64__)
     register long x0 __asm__("x0") = (long)&args, x1 __asm__("x1") = sizeof args, x8 __asm__("x8") = SYS_clone3;
-    __asm__ volatile("svc #0\n\tcmp x0, #0\n\tb.le 1f\n\tmov x0, #0\n\tmov x8, %[end]\n\tsvc #0\n1:"
-                     : "+r"(x0), "+r"(x8) : "r"(x1), [end] "i"(SYS_exit_group) : "cc", "memory");
+    register long x2 __asm__("x2") = (long)&none;
+    __asm__ volatile("svc #0\n\tcmp x0, #0\n\tb.le 1f\n\t"
+                     "mov x0, #0\n\tmov x1, %[idle]\n\tmov x8, %[lower]\n\tsvc #0\n\t"
+                     "mov x0, #0\n\tmov x8, %[end]\n\tsvc #0\n1:"
+                     : "+r"(x0), "+r"(x1), "+r"(x8)
+                     : "r"(x2), [end] "i"(SYS_exit_group), [lower] "i"(SYS_sched_setscheduler), [idle] "i"(SCHED_IDLE)
+                     : "cc", "memory");
     result = x0;
 #else
     result = -ENOSYS;
-    (void)args;
+    (void)args, (void)none;
 #endif
     if (result == 0) return 0;
     errno = (int)-result;
@@ -85,6 +95,10 @@ static int sh_go_on_in(int cgroup) {
 static int sh_populate(uint64_t start, uint64_t end) {
     return madvise((void *)(uintptr_t)start, end - start, MADV_POPULATE_WRITE);
 }
+
+static int sh_inotify(void) { return inotify_init1(IN_CLOEXEC | IN_NONBLOCK); }
+
+static int sh_inotify_add(int fd, const char *path, uint32_t events) { return inotify_add_watch(fd, path, events); }
 
 static int sh_pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }
 

@@ -26,6 +26,8 @@ int sh_setns(int fd, int kind);
 int sh_unshare(int flags);
 int sh_go_on_in(int cgroup);
 int sh_populate(uint64_t start, uint64_t end);
+int sh_inotify(void);
+int sh_inotify_add(int fd, const char *path, uint32_t events);
 int sh_pidfd_getfd(int pidfd, int fd);
 int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size, int replace);
 int sh_memfd(const char *name, int executable);

@@ -53,10 +53,11 @@ def is_terminal(stream: TextIO) -> bool:
 class App:
     """One call of the CLI."""
 
-    __slots__ = ("_engine", "cwd", "debug", "env", "failure", "places", "stdio")
+    __slots__ = ("_answer_first", "_engine", "cwd", "debug", "env", "failure", "places", "stdio")
 
-    def __init__(self, env: Mapping[str, str], stdio: Stdio, cwd: str) -> None:
+    def __init__(self, env: Mapping[str, str], stdio: Stdio, cwd: str, *, answer_first: bool = False) -> None:
         self.env, self.stdio, self.cwd = env, stdio, cwd
+        self._answer_first = answer_first
         self.places: dict[str, str] = {}
         self.debug = False
         self.failure = USAGE_ERROR
@@ -69,8 +70,12 @@ class App:
             from wherry.engine.config import place
             from wherry.engine.engine import Engine
 
-            self._engine = Engine(place(env=self.env, **self.places), self.warn)
+            self._engine = Engine(place(env=self.env, **self.places), self.warn, answer_first=self._answer_first)
         return self._engine
+
+    def behind(self) -> Callable[[], None] | None:
+        """What is to be done once the command has answered."""
+        return self._engine.catch_up if self._engine is not None and self._engine.behind else None
 
     def out(self, text: str, end: str = "\n") -> None:
         """Print on standard output."""

@@ -12,7 +12,7 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -38,8 +38,13 @@ def entry() -> NoReturn:
     os._exit(code)
 
 
-def main(argv: Sequence[str], env: Mapping[str, str] | None = None, stdio: Stdio | None = None) -> int:
-    """Run one command line and return its exit code."""
+Later = Callable[[Callable[[], None]], object]
+
+
+def main(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, stdio: Stdio | None = None, later: Later | None = None
+) -> int:
+    """Run one command line and return its exit code. `later` takes what can be done after the answer."""
     env = os.environ if env is None else env
     inner = internal_verb(argv)
     if inner is not None:
@@ -50,7 +55,12 @@ def main(argv: Sequence[str], env: Mapping[str, str] | None = None, stdio: Stdio
         cwd = os.getcwd()
     except FileNotFoundError:
         cwd = "/"
-    return guarded(App(env, stdio or Stdio.process(), cwd), list(argv))
+    app = App(env, stdio or Stdio.process(), cwd, answer_first=later is not None)
+    code = guarded(app, list(argv))
+    rest = app.behind()
+    if later is not None and rest is not None:
+        later(rest)
+    return code
 
 
 # ---- what monitors call ----

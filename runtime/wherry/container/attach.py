@@ -135,6 +135,13 @@ class AttachStream:
         """The cleanup is done; the monitor can go."""
         self._send(ATTACH_DONE)
 
+    def let_go(self) -> None:
+        """`done`, and hang up."""
+        try:
+            self.done()
+        finally:
+            self.close()
+
     def quiet(self) -> None:
         """Ask for nothing but EXIT: output that we would not read must not hold the container back."""
         self._send(ATTACH_QUIET)

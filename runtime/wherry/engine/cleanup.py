@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ExitStatus, RunOptions
@@ -24,7 +24,16 @@ from .undo import container_lock
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["finish", "settle", "settle_locked", "teardown"]
+__all__ = ["Settled", "await_rest", "finish", "put_off", "settle", "settle_locked", "settle_now", "teardown"]
+
+Step = Callable[[], object]
+
+
+class Settled(NamedTuple):
+    """An end that is told: the life after it (None: it runs, never ran, or is gone with --rm), and what is left to do."""
+
+    life: Life | None
+    rest: tuple[Step, ...] = ()
 
 
 def finish(house: House, ref: str) -> None:
@@ -34,11 +43,19 @@ def finish(house: House, ref: str) -> None:
         life = settle(house, row)
     except WherryError as error:
         if error.kind is Kind.NOT_FOUND:
+            _sweep(house)
             return
         raise
     options = codec.decode_options(row.config["options"])
     if life is not None and restart.wanted(options.restart, life):
         _again(house, row, options)
+
+
+def _sweep(house: House) -> None:
+    """Its row is gone, but who removed it may have been killed before the rest."""
+    from . import gc
+
+    gc.sweep(house, thorough=False)
 
 
 def settle(house: House, row: Container) -> Life | None:
@@ -53,34 +70,88 @@ def settle(house: House, row: Container) -> Life | None:
             if error.kind is Kind.NOT_FOUND:
                 return None
             raise
-        return settle_locked(house, row) if house.db.container(row.id) is not None else None
+        if house.db.container(row.id) is None:
+            return None
+        end = settle_locked(house, row)
+        put_off(house, held, end.rest)
+        return end.life
 
 
-def settle_locked(house: House, row: Container) -> Life | None:
-    """Like `settle`, for a holder of the lock."""
+def put_off(house: House, held: contextlib.ExitStack, rest: Sequence[Step]) -> None:
+    """What nobody waits for, under the lock in `held`: who wants it meanwhile waits, or knows that it is looked after."""
+    if not rest:
+        return
+    kept = held.pop_all()
+
+    def work() -> None:
+        with kept:
+            _all_of(rest)
+
+    house.later(work)
+
+
+def settle_now(house: House, row: Container) -> Life | None:
+    """Like `settle`, to its end, for a holder of the lock."""
+    end = settle_locked(house, row)
+    _all_of(end.rest)
+    return end.life
+
+
+def _all_of(steps: Iterable[Step]) -> None:
+    for step in steps:
+        step()
+
+
+def settle_locked(house: House, row: Container) -> Settled:
+    """Like `settle`, up to what nobody waits for, for a holder of the lock."""
     seen = look(house, row.id)
     if seen.running:
-        return None
+        return Settled(None)
     if not seen.unsettled:
         _clear(house, row)
-        return None if seen.status == "created" else seen.life
+        return Settled(None if seen.status == "created" else seen.life)
     status = _exit_status(house, row)
     life = seen.life._replace(
         finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
     )
     _tell(house, row, life)
-    teardown(house, row)
     options = codec.decode_options(row.config["options"])
     again = restart.wanted(options.restart, life)
     life = life._replace(settled=True, restarting=_me() if again else None)
+    rest: tuple[Step, ...] = (lambda: teardown(house, row),)
+    if again or _wanted_by_others(row, options):
+        _all_of(rest)
+        rest = ()
     if options.remove and not again:
         from . import remove
 
+        return Settled(None, (*rest, *remove.forget(house, row, volumes=True)))
+    if again:
         records.store(house.container_dir(row.id), life)
-        remove.discard(house, row, volumes=True)
-        return None
-    records.store(house.container_dir(row.id), life)
-    return life
+        return Settled(life)
+    return Settled(life, (*rest, lambda: records.store(house.container_dir(row.id), life)))
+
+
+def _wanted_by_others(row: Container, options: RunOptions) -> bool:
+    """Whether the next container may ask for what this one has: a port of the host, an address of its network."""
+    return bool(row.config["ports"]) or any(a.ip or a.mac for a in options.network)
+
+
+def await_rest(house: House) -> None:
+    """Until what commands before us put off is done: what a dead container holds (a network, layers) cannot go before."""
+    house.catch_up()
+    rows = house.db.container_ids()
+    for cid in _present(house):
+        if cid not in rows or not look(house, cid).running:
+            with contextlib.suppress(WherryError), container_lock(house, cid):
+                pass
+
+
+def _present(house: House) -> list[str]:
+    try:
+        return os.listdir(f"{house.place.root}/containers")
+    except FileNotFoundError:
+        return []
 
 
 def _clear(house: House, row: Container) -> None:

@@ -30,14 +30,28 @@ Filters = Mapping[str, Sequence[str]]
 class Engine:
     """One wherry. `warn` receives sentences that docker prints as "WARNING: ..."; None drops them."""
 
-    def __init__(self, place: Place | None = None, warn: Callable[[str], None] | None = None) -> None:
-        """Open the wherry at `place` (None: by environment and user, see `config.place`). Touches nothing yet."""
-        self._house = House(place, warn)
+    def __init__(
+        self, place: Place | None = None, warn: Callable[[str], None] | None = None, *, answer_first: bool = False
+    ) -> None:
+        """Open the wherry at `place` (None: by environment and user, see `config.place`). Touches nothing yet.
+
+        `answer_first`: what nobody waits for (decision 11) is left until `catch_up`, which the caller promises.
+        """
+        self._house = House(place, warn, answer_first=answer_first)
 
     @property
     def place(self) -> Place:
         """Where this wherry lives."""
         return self._house.place
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something for `catch_up`."""
+        return self._house.behind
+
+    def catch_up(self) -> None:
+        """Do what was left until after the answer. What fails is found by the next sweep, as after a crash."""
+        self._house.catch_up()
 
     def close(self) -> None:
         """Close the database. Containers are not concerned."""

@@ -62,8 +62,8 @@ def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
 def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:
     from wherry.image.snapshot import layer_path
 
-    lower = ":".join(f"{layer_path(house.place.root, d)}/fs" for d in reversed(diff_ids))
     place = f"{house.place.root}/snapshots/{row.id}"
+    lower = ":".join(f"{layer_path(house.place.root, d)}/fs" for d in reversed(diff_ids)) or f"{place}/empty"
     options = (f"lowerdir={lower}", f"upperdir={place}/upper", f"workdir={place}/work")
     return Mount("overlay", "overlay", "/", options)
 
@@ -72,11 +72,18 @@ def _user(options: RunOptions, image_user: str, root: Mount) -> users.User:
     """Looked up in the image through a detached mount, which nobody sees."""
     from wherry.kernel import mount
 
-    lower = next(option for option in root.options if option.startswith("lowerdir="))
-    single = ":" not in lower
-    view = Mount("bind", lower.partition("=")[2], "/", ("ro",)) if single else root._replace(options=(lower, "ro"))
-    with contextlib.closing(_Fd(mount.detached([view], True))) as fd:
+    with contextlib.closing(_Fd(mount.detached([_view(root)], True))) as fd:
         return users.lookup(fd.number, options.user or image_user, options.group_add)
+
+
+def _view(root: Mount) -> Mount:
+    """The layers alone: what is above them is not there yet."""
+    lower = next((option for option in root.options if option.startswith("lowerdir=")), "")
+    if not lower:
+        return root
+    if ":" in lower:
+        return root._replace(options=(lower, "ro"))
+    return Mount("bind", lower.partition("=")[2], "/", ("ro",))
 
 
 class _Fd:
@@ -99,7 +106,7 @@ def _config(house: House, row: Container, options: RunOptions, image: object, ro
     names = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
     files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
     own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
-    user = _user(options, image.user, root)
+    user = _user(options, image.user, root if image.diff_ids else Mount("tmpfs", "tmpfs", "/", ()))
     return specgen.generate(made._replace(user=user, namespaces=namespaces, files=files, mounts=own))
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
 from . import cleanup, codec, records, restart
 from .house import House
 from .status import look
-from .undo import sweeping
+from .undo import container_lock, sweeping
 
 if TYPE_CHECKING:
     from .db import Container
@@ -58,6 +58,7 @@ def _quick(house: House, found: Json) -> None:
 
 def _everything(house: House, found: Json) -> None:
     house.prepare()
+    cleanup.await_rest(house)
     rows = house.db.container_ids()
     _settle(house, rows, found, all_of_them=True)
     _orphans(house, found, wait=True)
@@ -120,10 +121,8 @@ def _restart(house: House, row: Container, life: records.Life) -> None:
 
 def _unmake(house: House, row: Container) -> None:
     """A start that was killed before it wrote down anything but its run directory."""
-    from .undo import container_lock
-
     with container_lock(house, row.id, 0):
-        cleanup.settle_locked(house, row)
+        cleanup.settle_now(house, row)
 
 
 def _orphans(house: House, found: Json, *, wait: bool) -> None:
@@ -140,11 +139,26 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
             *_names(f"{house.place.state}/netns"),
         }
         for cid in sorted(everywhere - rows):
-            with contextlib.suppress(WherryError, OSError):
+            with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
                 cleanup.remove_cgroup(house, cid)
                 _release(house, joining.netns_path(house, cid))
                 remove.files_of(house, cid)
                 found["orphans"].append(cid)
+
+
+@contextlib.contextmanager
+def _nobody_at(house: House, cid: str) -> Iterator[None]:
+    """CONFLICT while somebody holds its lock: a command that has answered and does the rest of a removal."""
+    if os.path.exists(f"{house.container_dir(cid)}/lock"):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(container_lock(house, cid, 0))
+            except WherryError as error:
+                if error.kind is not Kind.NOT_FOUND:  # gone between our two looks: what else there is of it is ours
+                    raise
+            yield
+    else:
+        yield
 
 
 def _release(house: House, path: str) -> None:

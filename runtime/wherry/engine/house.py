@@ -29,9 +29,29 @@ __all__ = ["House"]
 class House:
     """One wherry's shared parts. Attributes appear on first use; `prepare` makes the directories."""
 
-    def __init__(self, where: Place | None, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, where: Place | None, warn: Callable[[str], None] | None = None, *, answer_first: bool = False
+    ) -> None:
         self.place = where or place()
         self.warn: Callable[[str], None] = warn or (lambda _text: None)
+        self._answer_first = answer_first
+        self._put_off: list[Callable[[], object]] = []
+
+    def later(self, step: Callable[[], object]) -> None:
+        """Something that nobody waits for: done now, or where the answer goes first, with `catch_up`."""
+        self._put_off.append(step)
+        if not self._answer_first:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Do what was put off, in order; also before this process wants a lock, which a step of that may hold."""
+        while self._put_off:
+            self._put_off.pop(0)()
+
+    @property
+    def behind(self) -> bool:
+        """Whether something was put off."""
+        return bool(self._put_off)
 
     @cached_property
     def settings(self) -> Settings:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageConfig, ImageRecord, Json, Platform, ProgressEvent
 
-from . import events, filters
+from . import cleanup, events, filters
 from .house import House
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def _refuse_used(house: House, users: list[Container], image: str, force: bool) 
 
 def remove(house: House, ref: str, *, force: bool) -> list[Json]:
     """Untag; delete with the last name, unless a container uses it."""
+    cleanup.await_rest(house)
     with house.db.write():  # no container can be made from it meanwhile
         record = house.images.get(ref)
         last = len(record.names) <= 1 or _by_id(record, ref)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-from . import events, filters
+from . import cleanup, events, filters
 from .house import House
 
 __all__ = ["create", "inspect", "listing", "prune", "remove"]
@@ -88,6 +88,7 @@ def inspect(house: House, name: str) -> Json:
 
 def remove(house: House, name: str, *, force: bool) -> None:
     """`network rm`."""
+    cleanup.await_rest(house)
     try:
         with house.db.write():  # nobody can ask for it meanwhile
             network = house.networks.inspect(name)

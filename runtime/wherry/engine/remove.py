@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from .undo import container_lock
 if TYPE_CHECKING:
     from .db import Container, Volume
 
-__all__ = ["discard", "files_of", "remove"]
+__all__ = ["discard", "files_of", "forget", "remove"]
 
 
 def remove(house: House, ref: str, *, force: bool, volumes: bool) -> None:
@@ -28,33 +29,47 @@ def remove(house: House, ref: str, *, force: bool, volumes: bool) -> None:
         message = f"cannot remove container {row.name} ({row.id[:12]}): container is {state}"
         raise WherryError(Kind.CONFLICT, message, hint=hint)
     try:
-        _end(house, row, force=seen.running)
-        with container_lock(house, row.id):
-            if look(house, row.id).running:
-                raise WherryError(Kind.CONFLICT, f"container {row.name} was started meanwhile", hint="try again")
-            cleanup.settle_locked(house, row)
-            discard(house, row, volumes=volumes or bool(row.config["options"].get("remove")))
+        with _ended(house, row, force=seen.running):
+            _remove(house, row, volumes=volumes or bool(row.config["options"].get("remove")))
     except WherryError as error:
         if error.kind is not Kind.NOT_FOUND:  # --rm, or another rm, was faster
             raise
 
 
-def _end(house: House, row: Container, *, force: bool) -> None:
+def _ended(house: House, row: Container, *, force: bool) -> contextlib.AbstractContextManager[object]:
     from . import stop
 
-    if force:
-        stop.stop_row(house, row, 0, "KILL")
+    return stop.ended(house, row, 0, "KILL") if force else contextlib.nullcontext()
+
+
+def _remove(house: House, row: Container, *, volumes: bool) -> None:
+    with contextlib.ExitStack() as held:
+        held.enter_context(container_lock(house, row.id))
+        if look(house, row.id).running:
+            raise WherryError(Kind.CONFLICT, f"container {row.name} was started meanwhile", hint="try again")
+        end = cleanup.settle_locked(house, row)
+        cleanup.put_off(house, held, (*end.rest, *forget(house, row, volumes=volumes)))
+
+
+def forget(house: House, row: Container, *, volumes: bool) -> tuple[Callable[[], object], ...]:
+    """The row goes, and what is left to do is told: the files, without which nobody misses anything. The caller holds
+    the lock, or knows that nobody else can see the container. Volumes that go with it are looked for by name: they and
+    the files that they may be mounted in go now."""
+    if house.db.container(row.id) is None:
+        return ()
+    orphans = house.db.remove_container(row.id)
+    events.container(house, row, "destroy")
+    if not (volumes and orphans):
+        return (lambda: files_of(house, row.id),)
+    files_of(house, row.id)
+    _drop(house, orphans)
+    return ()
 
 
 def discard(house: House, row: Container, *, volumes: bool) -> None:
-    """Row, files, volumes. The caller holds the lock, or knows that nobody else can see the container."""
-    if house.db.container(row.id) is None:
-        return
-    orphans = house.db.remove_container(row.id)
-    events.container(house, row, "destroy")
-    files_of(house, row.id)
-    if volumes:
-        _drop(house, orphans)
+    """Row, files, volumes, all at once."""
+    for step in forget(house, row, volumes=volumes):
+        step()
 
 
 def _drop(house: House, orphans: Sequence[Volume]) -> None:

@@ -113,7 +113,7 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
     options = codec.decode_options(row.config["options"])
     with container_lock(house, row.id):
         if not look(house, row.id).running:
-            cleanup.settle_locked(house, row)  # an end, or a killed start, that nobody has cleaned up after
+            cleanup.settle_now(house, row)  # an end, or a killed start, that nobody has cleaned up after
         row = house.db.find(row.id)
         before = records.load(house.container_dir(row.id))
         if look(house, row.id).running:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["kill", "pause", "restart", "stop", "stop_row", "unpause", "wait"]
+__all__ = ["ended", "kill", "pause", "restart", "stop", "stop_row", "unpause", "wait"]
 
 _POLL = 0.02
 
@@ -36,20 +36,28 @@ def stop(house: House, ref: str, timeout: int | None, signal: str) -> None:
 
 def stop_row(house: House, row: Container, timeout: int | None, signal: str = "") -> None:
     """Ask, wait, kill, settle. One that does not run is fine."""
+    with ended(house, row, timeout, signal) as was_running:
+        cleanup.settle(house, row)
+    if was_running:
+        events.container(house, row, "stop")
+
+
+@contextlib.contextmanager
+def ended(house: House, row: Container, timeout: int | None, signal: str = "") -> Iterator[bool]:
+    """The container's processes have ended, and whoever asks settles that; whether they ran until now."""
     from wherry.container import lifecycle
 
     options = codec.decode_options(row.config["options"])
     seen = _mark_stopped(house, row)
     if not seen.running:
-        cleanup.settle(house, row)
+        yield False
         return
     grace = _grace(house, options, timeout)
     with claimed(house, row):
         with contextlib.suppress(WherryError):
             events.container(house, row, "kill", signal=str(signal or row.config["stop_signal"]))
             lifecycle.stop(folder(house, row.id), signal or row.config["stop_signal"], grace)
-        cleanup.settle(house, row)
-    events.container(house, row, "stop")
+        yield True
 
 
 def _grace(house: House, options: RunOptions, timeout: int | None) -> float:
@@ -80,9 +88,10 @@ def claimed(house: House, row: Container) -> Iterator[AttachStream | None]:
         stream.quiet()  # a chatty container must not fill the queue of one that does not read
         stream.claim()
         yield stream
-        stream.done()
-    finally:
+    except BaseException:
         stream.close()
+        raise
+    house.later(stream.let_go)
 
 
 def restart(house: House, ref: str, timeout: int | None, signal: str) -> None:

@@ -102,8 +102,7 @@ class Stream:
             told, self._told = self._told, None
             told(self._status.code)
         if self._stream is not None:
-            self._stream.done()
-            self._stream.close()
+            self._house.later(self._stream.let_go)
             self._stream = None
         return self._status
 

@@ -92,6 +92,7 @@ def container_lock(house: House, cid: str, timeout: float = 60) -> Iterator[None
     """One verb at a time on a container; NOT_FOUND if it has gone while we waited, CONFLICT after `timeout`."""
     from wherry.kernel import files
 
+    house.catch_up()
     try:
         with files.flock(f"{house.container_dir(cid)}/lock", timeout) as fd:
             if os.fstat(fd).st_nlink == 0:

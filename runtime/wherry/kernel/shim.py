@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -26,6 +27,7 @@ __all__ = [
     "fsopen",
     "go_on_in",
     "helper_memfd",
+    "inotify",
     "mount_setattr",
     "move_mount",
     "open_tree",
@@ -168,6 +170,18 @@ def go_on_in(cgroup: int) -> None:
 def populate(start: int, end: int) -> None:
     """madvise(2), MADV_POPULATE_WRITE, of whole pages, as far as it goes."""
     _lib.sh_populate(start, end)
+
+
+def inotify(paths: Iterable[str], events: int) -> int:
+    """A descriptor (inotify(7), non-blocking) that tells these events (IN_*) of the paths; watch by watch in order."""
+    fd = _checked(_lib.sh_inotify())
+    try:
+        for path in paths:
+            _checked(_lib.sh_inotify_add(fd, os.fsencode(path), events), path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

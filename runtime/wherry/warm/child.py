@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from wherry.container import spawn
@@ -37,8 +38,9 @@ _PATIENCE: Final = 5.0  # seconds for a front to say what it has to: one that is
 _GARBAGE: Final = 20_000  # as in boot.py
 
 
-def handle(sock: socket.socket, own: peer.World) -> int:
-    """Serve one connection; the exit code of this process."""
+def handle(sock: socket.socket, own: peer.World, answered: Callable[[], object]) -> int:
+    """Serve one connection; the exit code of this process. `answered` is called before an answer after which we go on:
+    the end of the front is then no reason to stop."""
     sock.settimeout(_PATIENCE)
     ask = wire.hear_ask(sock)
     program = _served(ask) if ask is not None else None
@@ -56,8 +58,25 @@ def handle(sock: socket.socket, own: peer.World) -> int:
     sock.settimeout(None)
     _become(ask)
     spawn.use(Front(sock))
-    wire.tell(sock, wire.END, _carried_out(program, ask))
+    rest: list[Callable[[], object]] = []
+    code = _carried_out(program, ask, rest.append)
+    if rest:
+        _hide()
+        answered()
+    wire.tell(sock, wire.END, code)
+    for step in rest:
+        with suppress(Exception):  # nobody is there to be told: a sweep finds it, as after a crash
+            step()
     return 0
+
+
+def _hide() -> None:
+    """Nobody who waits for the end of our output, or for our directory to be free, waits for us any more."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
 
 
 def _like(ask: wire.Ask, own: peer.World, pid: int) -> bool:
@@ -80,11 +99,11 @@ def _served(ask: wire.Ask) -> Callable[..., int] | None:
     if ask.program == "wherry" and _short_verb(ask.argv) and not _terminal(ask):
         from wherry.cli.main import main
 
-        return main
+        return lambda words, env, later: main(words, env, None, later)
     if ask.program == "wherry-oci" and _oci(ask):
         from wherry.ocicli.main import main as oci
 
-        return oci
+        return lambda words, env, _later: oci(words, env)
     return _plugin(ask.program)
 
 
@@ -93,7 +112,7 @@ def _plugin(name: str) -> Callable[..., int] | None:
     from wherry.net import launchers
 
     plugin = launchers.called(name)
-    return plugin and (lambda _words, env: plugin(sys.argv, env, sys.stdin.buffer, sys.stdout.buffer))
+    return plugin and (lambda _words, env, _later: plugin(sys.argv, env, sys.stdin.buffer, sys.stdout.buffer))
 
 
 def _short_verb(argv: tuple[str, ...]) -> bool:
@@ -160,9 +179,9 @@ def _stream(fd: int, mode: str) -> Any:
     return open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)
 
 
-def _carried_out(program: Callable[..., int], ask: wire.Ask) -> int:
+def _carried_out(program: Callable[..., int], ask: wire.Ask, later: Callable[[Callable[[], object]], None]) -> int:
     try:
-        code = program(list(ask.argv), os.environ)
+        code = program(list(ask.argv), os.environ, later)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else _FAULT
     except BaseException as error:  # the programs catch everything; this is for what they do on the way out

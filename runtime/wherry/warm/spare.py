@@ -20,7 +20,7 @@ from wherry.kernel import process, shim
 
 from . import child, peer
 
-__all__ = ["heard", "serve"]
+__all__ = ["answered", "heard", "serve"]
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _ENTRY: Final = 8  # bytes of /proc/PID/pagemap for a page
@@ -28,6 +28,7 @@ _EXCLUSIVE, _OF_FILE, _PRESENT = 1 << 56, 1 << 61, 1 << 63  # Documentation/admi
 _WORTH: Final = 100  # faults of a command: fewer are not worth telling
 _GLANCE: Final = 128  # pages between two looks for a command
 _TOLD_MAX: Final = 1 << 17  # bytes
+_ANSWERED: Final = b"."
 
 
 def serve(channel: socket.socket, own: peer.World, hot: Iterable[int]) -> int:
@@ -46,19 +47,26 @@ def serve(channel: socket.socket, own: peer.World, hot: Iterable[int]) -> int:
             return 1
         os.close(fds[1])
     process.be_named("wherry-command")
-    code = child.handle(socket.socket(fileno=fds[0]), own)
+    code = child.handle(socket.socket(fileno=fds[0]), own, lambda: channel.send(_ANSWERED, socket.MSG_DONTWAIT))
     if resource.getrusage(resource.RUSAGE_SELF).ru_minflt > _WORTH:
         with suppress(OSError):
             channel.send(array("Q", _written(before)).tobytes()[:_TOLD_MAX], socket.MSG_DONTWAIT)
     return code
 
 
+def answered(channel: socket.socket) -> bool:
+    """Whether its command has answered, and only does what nobody waits for."""
+    with suppress(OSError):
+        return channel.recv(len(_ANSWERED), socket.MSG_DONTWAIT | socket.MSG_PEEK) == _ANSWERED
+    return False
+
+
 def heard(channel: socket.socket) -> array[int]:
     """The pages that a command wrote to, if it told."""
     found = array("Q")
     with suppress(OSError):
-        data = channel.recv(_TOLD_MAX, socket.MSG_DONTWAIT)
-        found.frombytes(data[: len(data) // _ENTRY * _ENTRY])
+        while data := channel.recv(_TOLD_MAX, socket.MSG_DONTWAIT):
+            found.frombytes(data[: len(data) // _ENTRY * _ENTRY])
     return found
 
 
