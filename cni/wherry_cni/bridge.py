@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from wherry_cni import netlink, nft, skel
+from wherry_cni import netlink, nft, rtnetlink, skel
 from wherry_cni.config import boolean, integer, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, KERNEL, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.ipam import delegate
 from wherry_cni.results import Json
+from wherry_cni.rtnetlink import Link, Wire
 from wherry_cni.skel import Call
 
 __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname", "main", "status"]
@@ -35,7 +36,6 @@ _UNSUPPORTED = {
 _SETS = ("masq4", "masq6", "inside4", "inside6", "same", "isolated", "internal")
 _MULTICAST = {"4": "224.0.0.0/4", "6": "ff00::/8"}
 _DEFAULT_ROUTE = {"4": "0.0.0.0/0", "6": "::/0"}
-_NODAD = 0x02  # IFA_F_NODAD: the lease already says that nobody else has the address
 
 
 class _Wish(NamedTuple):
@@ -107,13 +107,13 @@ def check(call: Call) -> None:
     if wish.ipam:
         delegate(call, "CHECK")
     previous = call.previous or {}
-    with netlink.wired() as route:
-        bridge, port = netlink.link(route, wish.bridge), netlink.link(route, host_ifname(call))
+    with rtnetlink.wired() as wire:
+        bridge, port = wire.link(wish.bridge), wire.link(host_ifname(call))
     if bridge is None:
         raise CniError(IO_ERROR, f"bridge {wish.bridge} is missing")
-    if port is None or port.get("master") != bridge["index"]:
+    if port is None or port.master != bridge.number:
         raise CniError(IO_ERROR, f"{host_ifname(call)} is not a port of bridge {wish.bridge}")
-    netlink.in_namespace(call.netns, lambda: _check_inside(call, previous))
+    _check_inside(call, previous)
     _check_rules(call, wish, previous)
 
 
@@ -143,34 +143,33 @@ def _join(call: Call, wish: _Wish, leased: Json) -> Json:
     gateways = _gateways(wish, ips)
     routes = _routes(wish, leased, ips)
     mac = wish.mac or _mac_of(ips)
-    with netlink.wired() as route:
-        bridge = _bridge(route, wish)
+    with rtnetlink.wired() as wire:
+        bridge = _bridge(wire, wish)
         if wish.gateway:
-            _give_gateways(route, wish, bridge["index"], gateways)
-        host = _pair(route, call, wish, bridge["index"], mac)
-        inner = netlink.in_namespace(call.netns, lambda: _configure(call.ifname, ips, routes, wish.dad))
+            _give_gateways(wire, wish, bridge.number, gateways)
+        host = _pair(wire, call, wish, bridge.number, mac)
+    inner = _configure(call, ips, routes, wish.dad)
     if wish.gateway:
         _forwarding(gateways)
     interfaces = [_told(bridge), _told(host), {**_told(inner), "sandbox": call.netns}]
     return {"interfaces": interfaces, "ips": ips, "routes": routes, "dns": _dns(call, leased)}
 
 
-def _bridge(route: Any, wish: _Wish) -> Any:
+def _bridge(wire: Wire, wish: _Wish) -> Link:
     """The bridge's link, made where it is missing. Its MAC is set, else it would follow its ports."""
-    found = netlink.link(route, wish.bridge)
+    found = wire.link(wish.bridge)
     if found is None:
         mac = "02:" + ":".join(f"{byte:02x}" for byte in os.urandom(5))
-        size = {"mtu": wish.mtu} if wish.mtu else {}
-        _unless(errno.EEXIST, lambda: route.link("add", ifname=wish.bridge, kind="bridge", address=mac, **size))
-        found = netlink.link(route, wish.bridge)
+        wire.do("netlink", rtnetlink.bridge(wish.bridge, mac, wish.mtu), but=errno.EEXIST)
+        found = wire.link(wish.bridge)
         if found is None:
             raise CniError(KERNEL, f"bridge {wish.bridge} vanished while it was made")
         _trust_link_local(wish.bridge)
-    if found.get(("linkinfo", "kind")) != "bridge":
+    if found.kind != "bridge":
         raise CniError(BAD_CONFIG, f"{wish.bridge} exists and is not a bridge")
-    if found["state"] != "up" or wish.promiscuous:
-        promisc = {"flags": 0x101, "mask": 0x101} if wish.promiscuous else {"state": "up"}  # IFF_UP, IFF_PROMISC
-        route.link("set", index=found["index"], **promisc)
+    if not found.up or wish.promiscuous:
+        promisc = rtnetlink.IFF_PROMISC if wish.promiscuous else 0
+        wire.do("netlink", rtnetlink.up(found.number, rtnetlink.IFF_UP | promisc))
     return found
 
 
@@ -181,59 +180,44 @@ def _trust_link_local(bridge: str) -> None:
         netlink.sysctl(f"net/ipv6/conf/{bridge}/accept_dad", "0")
 
 
-def _pair(route: Any, call: Call, wish: _Wish, bridge: int, mac: str) -> Any:
+def _pair(wire: Wire, call: Call, wish: _Wish, bridge: int, mac: str) -> Link:
     """The veth pair in one message: the peer is born in the container's namespace, under its name."""
     name = host_ifname(call)
     netlink.delete_link(name)  # what a killed ADD of the same attachment left
     with _opened(call.netns) as fd:
-        size = {"mtu": wish.mtu} if wish.mtu else {}
-        peer = {"ifname": call.ifname, "net_ns_fd": fd, **size, **({"address": mac} if mac else {})}
-        if _unless(errno.EEXIST, lambda: route.link("add", ifname=name, kind="veth", peer=peer, master=bridge, **size)):
-            raise CniError(BAD_CONFIG, f"the container has an interface {call.ifname} already")
-    host = netlink.link(route, name)
+        wanted = [rtnetlink.veth(name, bridge, call.ifname, fd, mac=mac, mtu=wish.mtu), rtnetlink.get(name)]
+        if wish.hairpin:
+            wanted.append(rtnetlink.hairpin(name))
+        made, told, *more = wire.ask(*wanted)
+    if made.code == errno.EEXIST:
+        raise CniError(BAD_CONFIG, f"the container has an interface {call.ifname} already")
+    for answer in (made, told, *more):
+        if answer.code:
+            raise netlink.explained("netlink", answer.code)
+    host = rtnetlink.given(told)
     if host is None:
         raise CniError(KERNEL, f"{name} vanished while it was made")
-    if wish.hairpin:
-        route.brport("set", index=host["index"], mode=1)
-    route.link("set", index=host["index"], state="up")
     return host
 
 
-def _configure(ifname: str, ips: Sequence[Json], routes: Sequence[Json], dad: bool) -> Any:
-    """The container's side; runs inside its namespace."""
+def _configure(call: Call, ips: Sequence[Json], routes: Sequence[Json], dad: bool) -> Link:
+    """The container's side: addresses, up, routes."""
     if any(":" in part["address"] for part in ips):
-        netlink.sysctl(f"net/ipv6/conf/{ifname}/disable_ipv6", "0")
-    with netlink.wired() as route:
-        inner = netlink.link(route, ifname)
-        index = inner["index"]
-        for part in ips:
-            _add_address(route, index, part["address"], dad)
-        route.link("set", index=index, state="up")
-        for wanted in routes:
-            _add_route(route, index, wanted)
+        name = f"net/ipv6/conf/{call.ifname}/disable_ipv6"
+        netlink.in_namespace(call.netns, lambda: netlink.sysctl(name, "0"))
+    with rtnetlink.wired(call.netns) as wire:
+        inner = wire.link(call.ifname)
+        if inner is None:
+            raise CniError(KERNEL, f"{call.ifname} vanished while it was made")
+        addresses = [rtnetlink.address(inner.number, part["address"], dad=dad) for part in ips]
+        ways = [rtnetlink.route(inner.number, wanted) for wanted in routes]
+        wire.do("netlink", *addresses, rtnetlink.up(inner.number), *ways, but=errno.EEXIST)
     return inner
 
 
-def _add_address(route: Any, index: int, address: str, dad: bool = False) -> None:
-    plain, _, prefix = address.partition("/")
-    extra: dict[str, Any] = {"flags": _NODAD} if ":" in plain and not dad else {}
-    if ":" not in plain:
-        extra["broadcast"] = str(ipaddress.ip_interface(address).network.broadcast_address)
-    _unless(errno.EEXIST, lambda: route.addr("add", index=index, address=plain, prefixlen=int(prefix), **extra))
-
-
-def _add_route(route: Any, index: int, wanted: Json) -> None:
-    names = {"gw": "gateway", "priority": "priority", "table": "table", "scope": "scope"}
-    given = {names[key]: value for key, value in wanted.items() if key in names and value}
-    metrics = {key: wanted[key] for key in ("mtu", "advmss") if wanted.get(key)}
-    if metrics:
-        given["metrics"] = metrics
-    _unless(errno.EEXIST, lambda: route.route("add", dst=wanted["dst"], oif=index, **given))
-
-
-def _give_gateways(route: Any, wish: _Wish, bridge: int, gateways: Sequence[str]) -> None:
+def _give_gateways(wire: Wire, wish: _Wish, bridge: int, gateways: Sequence[str]) -> None:
     """The gateways' addresses on the bridge; another IPv4 address there is refused unless forceAddress is set."""
-    present = [f"{part.get('address')}/{part['prefixlen']}" for part in route.get_addr(index=bridge)]
+    present = wire.addresses(bridge)
     for wanted in gateways:
         if wanted in present:
             continue
@@ -241,9 +225,8 @@ def _give_gateways(route: Any, wish: _Wish, bridge: int, gateways: Sequence[str]
             if not wish.force:
                 raise CniError(BAD_CONFIG, f"bridge {wish.bridge} has the address {other}, not {wanted}",
                                "forceAddress would replace it")
-            plain, _, prefix = other.partition("/")
-            route.addr("del", index=bridge, address=plain, prefixlen=int(prefix))
-        _add_address(route, bridge, wanted)
+            wire.do("netlink", rtnetlink.drop_address(bridge, other))
+        wire.do("netlink", rtnetlink.address(bridge, wanted), but=errno.EEXIST)
 
 
 def _conflicting(old: str, wanted: str, gateways: Sequence[str]) -> bool:
@@ -339,11 +322,11 @@ def _mac_of(ips: Sequence[Json]) -> str:
 
 
 def _check_inside(call: Call, previous: Json) -> None:
-    with netlink.wired() as route:
-        inner = netlink.link(route, call.ifname)
+    with rtnetlink.wired(call.netns) as wire:
+        inner = wire.link(call.ifname)
         if inner is None:
             raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
-        present = {f"{part.get('address')}/{part['prefixlen']}" for part in route.get_addr(index=inner["index"])}
+        present = set(wire.addresses(inner.number))
     mine = [index for index, part in enumerate(previous.get("interfaces") or [])
             if part.get("sandbox") and part.get("name") == call.ifname]
     for part in previous.get("ips", []):
@@ -351,8 +334,8 @@ def _check_inside(call: Call, previous: Json) -> None:
             raise CniError(IO_ERROR, f"{call.ifname} has lost its address {part['address']}")
     for index in mine:
         mac = previous["interfaces"][index].get("mac")
-        if mac and mac != inner.get("address"):
-            raise CniError(IO_ERROR, f"{call.ifname} has the MAC {inner.get('address')}, not {mac}")
+        if mac and mac != inner.mac:
+            raise CniError(IO_ERROR, f"{call.ifname} has the MAC {inner.mac}, not {mac}")
 
 
 def _check_rules(call: Call, wish: _Wish, previous: Json) -> None:
@@ -404,8 +387,8 @@ def _dns(call: Call, leased: Json) -> Json:
     return dict(call.config.get("dns") or leased.get("dns") or {})
 
 
-def _told(found: Any) -> Json:
-    return {"name": found.get("ifname"), "mac": found.get("address"), "mtu": found.get("mtu")}
+def _told(found: Link) -> Json:
+    return {"name": found.name, "mac": found.mac, "mtu": found.mtu}
 
 
 @contextmanager
@@ -415,19 +398,6 @@ def _opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _unless(code: int, work: Any) -> bool:
-    """Do it; True when the kernel answered `code`, which is no failure here."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        work()
-    except NetlinkError as problem:
-        if problem.code != code:
-            raise
-        return True
-    return False
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
@@ -440,5 +410,4 @@ def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: 
 
 def entry() -> int:
     """The executable."""
-    netlink.hollow_pyroute2()
     return skel.process_main(VERBS)

@@ -1,4 +1,4 @@
-"""Links, addresses and routes: pyroute2 on the host, and in another network namespace through a thread that joined it.
+"""Network namespaces by a thread that joins them, links by name, sysctls, what the kernel remembers of flows.
 
 Decides how the kernel is asked. Refuses to know what a bridge network is. setns(2) is per thread: whatever happens in
 the container's namespace happens in a short-lived thread, so the caller never stands in the wrong place.
@@ -15,12 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["beside", "delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "link", "links",
-           "sysctl", "wired"]
+__all__ = ["beside", "delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "links", "sysctl"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
@@ -40,19 +39,6 @@ def hollow_pyroute2() -> None:
     spec = PathFinder.find_spec("pyroute2")
     if spec is not None:
         sys.modules["pyroute2"] = module_from_spec(spec)
-
-
-@contextmanager
-def wired() -> Iterator[Any]:
-    """A netlink socket in the current namespace; the kernel's refusals become CNI errors."""
-    from pyroute2.iproute.linux import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as problem:
-        raise explained("netlink", problem.code) from problem
 
 
 def in_namespace(path: str, work: Callable[[], _T]) -> _T:
@@ -102,16 +88,6 @@ def beside(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
     if problems:
         raise problems[0]
-
-
-def link(route: Any, name: str) -> Any:
-    """The link message of a name, None where there is none."""
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        return None
-    found: Any = list(route.get_links(index))
-    return found[0] if found else None
 
 
 def links() -> set[str]:

@@ -82,6 +82,9 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
 }
 
 
+_HANDED_ON = ("masq4", "masq6")
+
+
 class Element(NamedTuple):
     """One element of a set, or of a map where `value` is given. Keys and values are as nft writes them."""
 
@@ -114,20 +117,26 @@ def family(address: str) -> str:
 def add(table: str, wanted: Sequence[Element]) -> None:
     """Put the elements in place, all or none; the table is made first where it is missing.
 
-    A map's key must be new (it is somebody's port). An address in masq4/6 changes hands: its last owner left no DEL.
+    A map's key must be new (it is somebody's port). An address in masq4/6 is new, too, as a rule: one whose last owner
+    left no DEL changes hands in a second batch, for a batch that takes something out waits for an RCU grace period.
     """
-    lines: list[str] = []
-    for element in wanted:
-        if element.where in ("masq4", "masq6"):
-            lines += _gone(table, element.where, element.key)
-        lines.append(f"{'create' if element.value else 'add'} element inet {table} {element}")
-    code, _, err = _nft(["-f", "-"], "\n".join([f"flush set inet {table} {_LAYOUT}", *lines]))
+    flush = f"flush set inet {table} {_LAYOUT}"
+    lines = [f"{'create' if _has_owner(element) else 'add'} element inet {table} {element}" for element in wanted]
+    code, _, err = _nft(["-f", "-"], "\n".join([flush, *lines]))
     if code and "No such file" in err:
         code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
+    if code and "File exists" in err and any(element.where in _HANDED_ON for element in wanted):
+        handed = [line for e in wanted if e.where in _HANDED_ON for line in _gone(table, e.where, e.key)]
+        code, _, err = _nft(["-f", "-"], "\n".join([*handed, *lines]))
     if code and "File exists" in err:
         raise CniError(PORT_TAKEN, "a key of the batch is taken", err)
     if code:
         raise CniError(FIREWALL, "nft refuses the batch", err)
+
+
+def _has_owner(element: Element) -> bool:
+    """Whether it is one container's alone: it must be new, or its comment would not be ours."""
+    return bool(element.value) or element.where in _HANDED_ON
 
 
 def elements(table: str) -> list[Element]:

@@ -92,8 +92,9 @@ static int sh_go_on_in(int cgroup) {
 }
 
 /* Own copies of what a fork shares, before they are needed; what is not there, or not ours to write, stays as it is. */
-static int sh_populate(uint64_t start, uint64_t end) {
-    return madvise((void *)(uintptr_t)start, end - start, MADV_POPULATE_WRITE);
+static void sh_populate(const uint64_t *areas, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        madvise((void *)(uintptr_t)areas[2 * i], areas[2 * i + 1] - areas[2 * i], MADV_POPULATE_WRITE);
 }
 
 static int sh_inotify(void) { return inotify_init1(IN_CLOEXEC | IN_NONBLOCK); }

@@ -25,7 +25,7 @@ int sh_umount(const char *path, int flags);
 int sh_setns(int fd, int kind);
 int sh_unshare(int flags);
 int sh_go_on_in(int cgroup);
-int sh_populate(uint64_t start, uint64_t end);
+void sh_populate(const uint64_t *areas, size_t count);
 int sh_inotify(void);
 int sh_inotify_add(int fd, const char *path, uint32_t events);
 int sh_pidfd_getfd(int pidfd, int fd);

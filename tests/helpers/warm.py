@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["Warm"]
 
 
-SPARES = 2  # of warm/server.py
+SPARES = 3  # of warm/server.py
 
 
 class Warm:
@@ -74,7 +74,7 @@ class Warm:
         return [pid for pid in found if _name(pid) == "wherry-command"]
 
     def at_rest(self) -> bool:
-        """Whether no command is at work, and two spare processes wait for the next ones."""
+        """Whether no command is at work, and the spare processes wait for the next ones."""
         spares = self.spares()
         return len(spares) == SPARES and not any(map(_children, spares))
 

@@ -25,6 +25,8 @@ class _Arena:
         self.known: dict[bytes, int] = {b"": 0}
 
     def put(self, text: Text) -> int:
+        if not text:
+            return 0
         data = _bytes(text)
         offset = self.known.get(data)
         if offset is None:
@@ -34,11 +36,11 @@ class _Arena:
 
 
 def _bytes(text: Text) -> bytes:
-    if isinstance(text, bytes):
-        return text
+    if isinstance(text, str):
+        return _plain(text)
     if isinstance(text, tuple):
         return b"".join(_plain(item) + b"\0" for item in text)
-    return _plain(text)
+    return text
 
 
 def _plain(text: str) -> bytes:
@@ -58,7 +60,13 @@ def encode(plan: Plan) -> bytes:
 
 
 def _record(op: Op, arena: _Arena) -> bytes:
-    flags = sum({shim.FLAGS[flag] for flag in op.flags})
-    texts = (arena.put(op.s0), arena.put(op.s1), arena.put(op.s2))
-    numbers = (op.n0 & _WORD, op.n1 & _WORD, op.n2 & _WORD)
-    return _RECORD.pack(shim.OPS[op.name], shim.SIDES[op.side], flags, op.fd0, op.fd1, *texts, 0, *numbers)
+    name, side, flags, fd0, fd1, s0, s1, s2, n0, n1, n2 = op
+    put = arena.put
+    return _RECORD.pack(
+        shim.OPS[name], shim.SIDES[side], _flags(flags) if flags else 0, fd0, fd1, put(s0), put(s1), put(s2), 0,
+        n0 & _WORD, n1 & _WORD, n2 & _WORD,
+    )  # fmt: skip
+
+
+def _flags(names: tuple[str, ...]) -> int:
+    return sum({shim.FLAGS[flag] for flag in names})

@@ -30,7 +30,7 @@ Step = Callable[[], object]
 
 
 class Settled(NamedTuple):
-    """An end that is told: the life after it (None: it runs, never ran, or is gone with --rm), and what is left to do."""
+    """An end that is told: the life after it (None: it runs, never ran, or is gone with --rm), and what is left."""
 
     life: Life | None
     rest: tuple[Step, ...] = ()
@@ -78,7 +78,7 @@ def settle(house: House, row: Container) -> Life | None:
 
 
 def put_off(house: House, held: contextlib.ExitStack, rest: Sequence[Step]) -> None:
-    """What nobody waits for, under the lock in `held`: who wants it meanwhile waits, or knows that it is looked after."""
+    """What nobody waits for, under the lock in `held`: who wants it meanwhile waits, or leaves it to us."""
     if not rest:
         return
     kept = held.pop_all()
@@ -138,7 +138,7 @@ def _wanted_by_others(row: Container, options: RunOptions) -> bool:
 
 
 def await_rest(house: House) -> None:
-    """Until what commands before us put off is done: what a dead container holds (a network, layers) cannot go before."""
+    """Until what commands before us put off is done: networks and layers that the dead hold cannot go before."""
     house.catch_up()
     rows = house.db.container_ids()
     for cid in _present(house):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .db import Container
 
 __all__ = ["sweep"]
+
+_PAUSE = 0.1  # seconds between two quick sweeps
 
 
 def _names(path: str) -> list[str]:
@@ -48,12 +51,24 @@ def sweep(house: House, *, thorough: bool) -> Json:
 
 def _quick(house: House, found: Json) -> None:
     present = _names(f"{house.place.state}/c")
-    if not present and len(_names(f"{house.place.root}/containers")) == 0:
+    if (not present and len(_names(f"{house.place.root}/containers")) == 0) or not _due(house):
         return
     rows = house.db.container_ids()
     _settle(house, [cid for cid in present if cid in rows], found)
     if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
         _orphans(house, found, wait=False)
+
+
+def _due(house: House) -> bool:
+    """Not where one was done just now: in a burst of starts each would look at all that the others have started."""
+    path = f"{house.place.state}/swept"
+    try:
+        if 0 <= time.time() - os.stat(path).st_mtime < _PAUSE:
+            return False
+    except FileNotFoundError:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    os.utime(path)
+    return True
 
 
 def _everything(house: House, found: Json) -> None:

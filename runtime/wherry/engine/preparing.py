@@ -21,10 +21,10 @@ from . import (
     devices,
     filling,
     health,
+    imageusers,
     joining,
     limits,
     mounts,
-    rootfs,
     security,
     specgen,
     users,
@@ -128,8 +128,7 @@ def _shm(house: House, row: Container, options: RunOptions, undo: Undo) -> str:
 
 
 def _user(house: House, row: Container, options: RunOptions, image: ImageConfig) -> users.User:
-    with rootfs.at_rest(house, row.id) as root:
-        return users.lookup(root, options.user or image.user, options.group_add)
+    return imageusers.lookup(house, row.id, options.user or image.user, options.group_add)
 
 
 def _id_map(house: House, row: Container, options: RunOptions) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 # What a wherry writes below its two directories; what somebody else put there stays.
 _OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "making.lock", "networks", "snapshots",
             "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm", "wherry.db-wal")  # fmt: skip
-_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
+_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "swept", "warm")
 
 
 def reset(house: House) -> Json:

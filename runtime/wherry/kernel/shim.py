@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from array import array
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -167,9 +168,9 @@ def go_on_in(cgroup: int) -> None:
     _checked(_lib.sh_go_on_in(cgroup))
 
 
-def populate(start: int, end: int) -> None:
-    """madvise(2), MADV_POPULATE_WRITE, of whole pages, as far as it goes."""
-    _lib.sh_populate(start, end)
+def populate(areas: array[int]) -> None:
+    """madvise(2), MADV_POPULATE_WRITE, of areas of whole pages: start, end, start, end... Each as far as it goes."""
+    _lib.sh_populate(_ffi.from_buffer("uint64_t[]", areas), len(areas) // 2)
 
 
 def inotify(paths: Iterable[str], events: int) -> int:

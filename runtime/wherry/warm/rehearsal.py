@@ -1,5 +1,5 @@
-"""The usual commands, once, before anybody waits for one: what Python makes at a first use (compiled patterns, modules that
-load late, what the interpreter notes of hot code) is there in every fork from then on.
+"""The usual commands, once, before anybody waits for one: what Python makes at a first use (compiled patterns, modules
+that load late, what the interpreter notes of hot code) is there in every fork from then on.
 
 Decides what is rehearsed: whatever leaves no trace outside a directory of its own, which goes again. No container is
 started, no network touched. Refuses to fail: a warm process without a rehearsal is slower, not wrong.

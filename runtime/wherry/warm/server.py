@@ -28,7 +28,10 @@ __all__ = ["main"]
 _IDLE: Final = 600.0  # seconds
 _AT_ONCE: Final = 256  # children; the fronts of more commands are told to start Python
 _BACKLOG: Final = 512
-_SPARES: Final = 2
+_SPARES: Final = 3  # a life by wherry-oci is three commands, one close behind the other
+_CURIOSITY: Final = 0.2  # seconds between two commands that are asked for their pages
+_BARREN: Final = 1.0  # seconds after a fork that failed
+_QUIET: Final = 0.02  # seconds without a command before another spare is made: its fork would be in the way of the next
 _GLANCE: Final = 30.0  # seconds until it looks around without being asked
 _CHANGES: Final = 0xFC6  # IN_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF
 _OVERFLOW: Final = 0x4000  # IN_Q_OVERFLOW
@@ -223,8 +226,10 @@ class _Server:
         self._mount = facts.measure(None).cgroup_mount
         self._children: dict[int, _Child] = {}  # by pidfd
         self._spares: list[int] = []  # pidfds
-        self._hot: set[int] = set()  # pages that commands write to
+        self._hot: list[int] = []  # pages that commands write to, in order
+        self._asked = 0.0  # when a command was last asked for its pages
         self._fronts: dict[int, int] = {}  # pidfds by the descriptor of the connection
+        self._barren = 0.0  # when it is worth while again to try for a spare
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 
@@ -232,8 +237,11 @@ class _Server:
         """Until idle, changed, or out of reach."""
         last = time.monotonic()
         while True:
-            ready = [fd for fd, _ in self._poll.poll(min(idle, _GLANCE) * 1000)]
+            ready = [fd for fd, _ in self._poll.poll(self._wait(idle) * 1000)]
             now = time.monotonic()
+            if not ready and len(self._spares) < _SPARES:
+                self._spare()
+                continue
             if not ready and not self._fronts and (now - last >= idle or not _there(self._listener)):
                 return
             last = now if ready else last
@@ -247,11 +255,15 @@ class _Server:
                 if self._code.changed():
                     return
                 self._accept()
-            elif len(self._spares) < _SPARES:  # when there is nothing else to do
-                self._spare()
+
+    def _wait(self, idle: float) -> float:
+        """Seconds to wait for something to do, before the next spare is made or it is time for a look around."""
+        if len(self._spares) < _SPARES:
+            return max(_QUIET if self._spares else 0, self._barren - time.monotonic())
+        return min(idle, _GLANCE)
 
     def _abandoned(self, fd: int) -> None:
-        """The front is gone, its command goes too, unless it has answered: who kills a command means what works for it."""
+        """The front is gone, its command goes too, unless it has answered: who kills it means what works for it."""
         self._poll.unregister(fd)
         pidfd = self._fronts.pop(fd)
         if not spare.answered(self._children[pidfd].channel):
@@ -260,7 +272,8 @@ class _Server:
     def _reap(self, pidfd: int) -> None:
         ended = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
-        self._hot.update(spare.heard(ended.channel))
+        if told := spare.heard(ended.channel):
+            self._hot = sorted({*self._hot, *told})
         ended.channel.close()
         if pidfd in self._spares:
             self._spares.remove(pidfd)
@@ -292,8 +305,9 @@ class _Server:
             return
         pidfd = self._spares.pop(0)
         child = self._children[pidfd]
+        passed = [connection.fileno(), *([] if group is None else [group])]
         try:
-            socket.send_fds(child.channel, [b"!"], [connection.fileno(), *([] if group is None else [group])])
+            socket.send_fds(child.channel, [self._question()], passed)
         except OSError:  # it was killed just now: the front starts Python
             connection.close()
             return
@@ -301,11 +315,20 @@ class _Server:
         self._fronts[connection.fileno()] = pidfd
         self._poll.register(connection, 0)  # POLLHUP alone: what it says is for the child
 
+    def _question(self) -> bytes:
+        """In a burst of commands only one in a while is asked for the pages that it wrote to."""
+        now = time.monotonic()
+        if now - self._asked < _CURIOSITY:
+            return spare.KEEP
+        self._asked = now
+        return spare.TELL
+
     def _spare(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid = os.fork()
-        except OSError:
+        except OSError:  # too many processes, or too little memory
+            self._barren = time.monotonic() + _BARREN
             ours.close()
             theirs.close()
             return

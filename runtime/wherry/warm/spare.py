@@ -12,7 +12,7 @@ import resource
 import select
 import socket
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,22 +20,23 @@ from wherry.kernel import process, shim
 
 from . import child, peer
 
-__all__ = ["answered", "heard", "serve"]
+__all__ = ["KEEP", "TELL", "answered", "heard", "serve"]
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _ENTRY: Final = 8  # bytes of /proc/PID/pagemap for a page
 _EXCLUSIVE, _OF_FILE, _PRESENT = 1 << 56, 1 << 61, 1 << 63  # Documentation/admin-guide/mm/pagemap.rst
 _WORTH: Final = 100  # faults of a command: fewer are not worth telling
-_GLANCE: Final = 128  # pages between two looks for a command
+_GLANCE: Final = 256  # pages between two looks for a command
 _TOLD_MAX: Final = 1 << 17  # bytes
 _ANSWERED: Final = b"."
+#: what a connection comes with: whether the pages that its command writes to are asked for, which takes a millisecond
+TELL, KEEP = b"?", b"!"
 
 
-def serve(channel: socket.socket, own: peer.World, hot: Iterable[int]) -> int:
+def serve(channel: socket.socket, own: peer.World, hot: Sequence[int]) -> int:
     """Wait for a connection and the caller's cgroup (none where there is no cgroup v2), then serve; the exit code.
-    `hot`: page numbers."""
+    `hot`: page numbers, in order."""
     process.be_named("wherry-spare")
-    before = _writable()
     _populate(hot, channel)
     data, fds, _, _ = socket.recv_fds(channel, 1, 2)
     if not data:  # the warm process is gone
@@ -48,9 +49,9 @@ def serve(channel: socket.socket, own: peer.World, hot: Iterable[int]) -> int:
         os.close(fds[1])
     process.be_named("wherry-command")
     code = child.handle(socket.socket(fileno=fds[0]), own, lambda: channel.send(_ANSWERED, socket.MSG_DONTWAIT))
-    if resource.getrusage(resource.RUSAGE_SELF).ru_minflt > _WORTH:
+    if data == TELL and resource.getrusage(resource.RUSAGE_SELF).ru_minflt > _WORTH:
         with suppress(OSError):
-            channel.send(array("Q", _written(before)).tobytes()[:_TOLD_MAX], socket.MSG_DONTWAIT)
+            channel.send(array("Q", _written(_writable())).tobytes()[:_TOLD_MAX], socket.MSG_DONTWAIT)
     return code
 
 
@@ -70,18 +71,14 @@ def heard(channel: socket.socket) -> array[int]:
     return found
 
 
-def _populate(pages: Iterable[int], channel: socket.socket) -> None:
+def _populate(pages: Sequence[int], channel: socket.socket) -> None:
     """As far as it goes until there is a command."""
     asked = select.poll()
     asked.register(channel, select.POLLIN)
-    done = 0
-    for start, end in _runs(pages):
-        shim.populate(start * _PAGE, end * _PAGE)
-        done += end - start
-        if done > _GLANCE:
-            done = 0
-            if asked.poll(0):
-                return
+    for at in range(0, len(pages), _GLANCE):
+        if asked.poll(0):
+            return
+        shim.populate(_areas(pages[at : at + _GLANCE]))
 
 
 def _writable() -> list[tuple[int, int]]:
@@ -96,17 +93,17 @@ def _writable() -> list[tuple[int, int]]:
     return found
 
 
-def _runs(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Neighbours together, [start, end)."""
-    start = end = -1
-    for page in sorted(pages):
-        if page != end:
-            if end > start:
-                yield start, end
-            start = page
+def _areas(pages: Iterable[int]) -> array[int]:
+    """Addresses: start, end of neighbours that are asked for together; `pages` in order."""
+    found = array("Q")
+    end = -1
+    for page in pages:
+        if page == end:
+            found[-1] += _PAGE
+        else:
+            found.extend((page * _PAGE, (page + 1) * _PAGE))
         end = page + 1
-    if end > start:
-        yield start, end
+    return found
 
 
 def _written(areas: Iterable[tuple[int, int]]) -> Iterator[int]:
