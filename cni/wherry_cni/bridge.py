@@ -22,8 +22,9 @@ from wherry_cni.config import boolean, integer, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, KERNEL, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.ipam import delegate
+from wherry_cni.nlwire import Wire
 from wherry_cni.results import Json
-from wherry_cni.rtnetlink import Link, Wire
+from wherry_cni.rtnetlink import Link
 from wherry_cni.skel import Call
 
 __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname", "main", "status"]
@@ -108,7 +109,7 @@ def check(call: Call) -> None:
         delegate(call, "CHECK")
     previous = call.previous or {}
     with rtnetlink.wired() as wire:
-        bridge, port = wire.link(wish.bridge), wire.link(host_ifname(call))
+        bridge, port = rtnetlink.find(wire, wish.bridge), rtnetlink.find(wire, host_ifname(call))
     if bridge is None:
         raise CniError(IO_ERROR, f"bridge {wish.bridge} is missing")
     if port is None or port.master != bridge.number:
@@ -157,11 +158,11 @@ def _join(call: Call, wish: _Wish, leased: Json) -> Json:
 
 def _bridge(wire: Wire, wish: _Wish) -> Link:
     """The bridge's link, made where it is missing. Its MAC is set, else it would follow its ports."""
-    found = wire.link(wish.bridge)
+    found = rtnetlink.find(wire, wish.bridge)
     if found is None:
         mac = "02:" + ":".join(f"{byte:02x}" for byte in os.urandom(5))
         wire.do("netlink", rtnetlink.bridge(wish.bridge, mac, wish.mtu), but=errno.EEXIST)
-        found = wire.link(wish.bridge)
+        found = rtnetlink.find(wire, wish.bridge)
         if found is None:
             raise CniError(KERNEL, f"bridge {wish.bridge} vanished while it was made")
         _trust_link_local(wish.bridge)
@@ -206,7 +207,7 @@ def _configure(call: Call, ips: Sequence[Json], routes: Sequence[Json], dad: boo
         name = f"net/ipv6/conf/{call.ifname}/disable_ipv6"
         netlink.in_namespace(call.netns, lambda: netlink.sysctl(name, "0"))
     with rtnetlink.wired(call.netns) as wire:
-        inner = wire.link(call.ifname)
+        inner = rtnetlink.find(wire, call.ifname)
         if inner is None:
             raise CniError(KERNEL, f"{call.ifname} vanished while it was made")
         addresses = [rtnetlink.address(inner.number, part["address"], dad=dad) for part in ips]
@@ -217,7 +218,7 @@ def _configure(call: Call, ips: Sequence[Json], routes: Sequence[Json], dad: boo
 
 def _give_gateways(wire: Wire, wish: _Wish, bridge: int, gateways: Sequence[str]) -> None:
     """The gateways' addresses on the bridge; another IPv4 address there is refused unless forceAddress is set."""
-    present = wire.addresses(bridge)
+    present = rtnetlink.addresses(wire, bridge)
     for wanted in gateways:
         if wanted in present:
             continue
@@ -323,10 +324,10 @@ def _mac_of(ips: Sequence[Json]) -> str:
 
 def _check_inside(call: Call, previous: Json) -> None:
     with rtnetlink.wired(call.netns) as wire:
-        inner = wire.link(call.ifname)
+        inner = rtnetlink.find(wire, call.ifname)
         if inner is None:
             raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
-        present = set(wire.addresses(inner.number))
+        present = set(rtnetlink.addresses(wire, inner.number))
     mine = [index for index, part in enumerate(previous.get("interfaces") or [])
             if part.get("sandbox") and part.get("name") == call.ifname]
     for part in previous.get("ips", []):

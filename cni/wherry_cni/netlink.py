@@ -1,4 +1,4 @@
-"""Network namespaces by a thread that joins them, links by name, sysctls, what the kernel remembers of flows.
+"""Network namespaces by a thread that joins them, links by name, sysctls.
 
 Decides how the kernel is asked. Refuses to know what a bridge network is. setns(2) is per thread: whatever happens in
 the container's namespace happens in a short-lived thread, so the caller never stands in the wrong place.
@@ -11,34 +11,18 @@ import errno
 import os
 import socket
 import struct
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["beside", "delete_link", "explained", "forget_udp", "hollow_pyroute2", "in_namespace", "links", "sysctl"]
+__all__ = ["beside", "delete_link", "explained", "in_namespace", "links", "sysctl"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _NLMSG_ERROR, _RTM_DELLINK, _IFLA_IFNAME, _REQUEST_ACK = 2, 17, 3, 5
-
-
-def hollow_pyroute2() -> None:
-    """Let `pyroute2` be an empty package in this process: its __init__ imports a hundred modules that we never use.
-
-    For programs of ours only, and only before anything imported it; halves the time of a cold ADD.
-    """
-    if "pyroute2" in sys.modules:
-        return
-    from importlib.machinery import PathFinder
-    from importlib.util import module_from_spec
-
-    spec = PathFinder.find_spec("pyroute2")
-    if spec is not None:
-        sys.modules["pyroute2"] = module_from_spec(spec)
 
 
 def in_namespace(path: str, work: Callable[[], _T]) -> _T:
@@ -111,22 +95,6 @@ def delete_link(name: str) -> bool:
     if code in (0, -errno.ENODEV):
         return code == 0
     raise explained(f"removing link {name}", -code)
-
-
-def forget_udp(ports: Collection[int]) -> None:
-    """Drop what the kernel remembers of UDP flows to these ports: it would go on sending them to the last container.
-
-    Flows come and go while we look, and a kernel may lack the interface: neither is worth an ADD's failure.
-    """
-    from pyroute2.conntrack import Conntrack
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with suppress(NetlinkError, OSError), Conntrack() as table:
-        stale = [entry.tuple_orig for entry in table.dump_entries()
-                 if entry.tuple_orig.proto == socket.IPPROTO_UDP and entry.tuple_orig.dport in ports]
-        for flow in stale:
-            with suppress(NetlinkError):
-                table.entry("del", tuple_orig=flow)
 
 
 def sysctl(name: str, value: str) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from wherry_cni import netlink, nft, skel
+from wherry_cni import conntrack, netlink, nft, skel
 from wherry_cni.config import boolean, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, PORT_TAKEN, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -55,7 +55,7 @@ def add(call: Call) -> Json:
             _replace_own(call, wanted)
         udp = {mapping.host_port for mapping in mappings if mapping.protocol == "udp"}
         if udp:
-            netlink.forget_udp(udp)
+            conntrack.forget_udp(udp)
     return previous
 
 
@@ -198,5 +198,4 @@ def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: 
 
 def entry() -> int:
     """The executable."""
-    netlink.hollow_pyroute2()
     return skel.process_main(VERBS)

@@ -1,8 +1,6 @@
-"""The dozen messages of rtnetlink(7) that a bridge attachment needs, packed by hand, several to a datagram.
+"""The dozen messages of rtnetlink(7) that a bridge attachment needs.
 
-Decides how they are written and what the kernel's answers mean. pyroute2 says the same in 20 ms of processor time where
-this takes one, and is 60 ms of imports in a cold start (decision 12); it stays for what is not in every ADD.
-Refuses to know what a bridge network is.
+Decides how links, addresses and routes are asked for. Refuses to know what a bridge network is.
 """
 
 from __future__ import annotations
@@ -13,18 +11,16 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from wherry_cni.errors import KERNEL, CniError
-from wherry_cni.netlink import explained, in_namespace
+from wherry_cni import nlwire
+from wherry_cni.nlwire import CREATE, DUMP, EXCL, Answer, Message, Wire, attributes, nest, put
 
-__all__ = ["IFF_PROMISC", "IFF_UP", "Answer", "Link", "Wire", "address", "bridge", "drop_address", "get", "given",
+__all__ = ["IFF_PROMISC", "IFF_UP", "Link", "address", "addresses", "bridge", "drop_address", "find", "get", "given",
            "hairpin", "route", "up", "veth", "wired"]
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100  # netdevice(7)
-_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
 _NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE = 16, 18, 20, 21, 22, 24
 _MAC, _NAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD = 1, 3, 4, 10, 18, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -34,15 +30,9 @@ _DST, _OIF, _GATEWAY, _PRIORITY, _METRICS, _TABLE = 1, 4, 5, 6, 8, 15  # RTA_*
 _METRIC = {"mtu": 2, "advmss": 8}  # RTAX_*
 _MAIN, _STATIC, _UNICAST, _UNIVERSE, _SCOPE_LINK = 254, 4, 1, 0, 253
 _NODAD = 0x02  # IFA_F_NODAD
-_NESTED = 0x8000
-_HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
-_ANSWER = 1 << 16  # bytes
-_PATIENCE = 30  # seconds
-_SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK
 
 
 class Link(NamedTuple):
@@ -57,91 +47,29 @@ class Link(NamedTuple):
     kind: str
 
 
-class Message(NamedTuple):
-    """One request: its type, its flags beside NLM_F_REQUEST and NLM_F_ACK, its body."""
-
-    kind: int
-    flags: int
-    body: bytes
-
-
-class Answer(NamedTuple):
-    """What came of one request: 0 or an errno, and what was told, message by message."""
-
-    code: int
-    told: tuple[bytes, ...] = ()
-
-
-class Wire:
-    """A socket in some network namespace; the calling thread need not stand there."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sequence = 0
-
-    def ask(self, *messages: Message) -> list[Answer]:
-        """Send all in one datagram. The kernel takes each for itself, in order, whatever became of those before."""
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        parts = [_HEADER.pack(16 + len(m.body), m.kind, m.flags | _REQUEST | _ACK, first + at, 0) + m.body
-                 for at, m in enumerate(messages)]
-        self._sock.send(b"".join(parts))
-        told: list[list[bytes]] = [[] for _ in messages]
-        codes: dict[int, int] = {}
-        while len(codes) < len(messages):
-            for kind, sequence, body in _split(self._sock.recv(_ANSWER)):
-                if not 0 <= sequence - first < len(messages):
-                    continue
-                if kind in (_ERROR, _DONE):
-                    codes[sequence - first] = -int(struct.unpack_from("=i", body)[0])
-                else:
-                    told[sequence - first].append(body)
-        return [Answer(codes[at], tuple(found)) for at, found in enumerate(told)]
-
-    def do(self, what: str, *messages: Message, but: int = 0) -> list[Answer]:
-        """`ask`, and the first refusal is a CNI error about `what`; the errno `but` is none."""
-        answers = self.ask(*messages)
-        for answer in answers:
-            if answer.code not in (0, but):
-                raise explained(what, answer.code)
-        return answers
-
-    def link(self, name: str) -> Link | None:
-        """One link by name, None where there is none."""
-        (answer,) = self.do(f"asking for link {name}", get(name), but=errno.ENODEV)
-        return given(answer)
-
-    def addresses(self, index: int) -> list[str]:
-        """A link's addresses with their prefix lengths."""
-        found = []
-        for body in self.do("asking for addresses", Message(_GETADDR, _DUMP, _IFADDR.pack(0, 0, 0, 0, index)))[0].told:
-            _family, prefix, _flags, _scope, owner = _IFADDR.unpack_from(body)
-            have = dict(_attributes(body[_IFADDR.size :]))
-            plain = have.get(_LOCAL) or have.get(_ADDRESS)
-            if owner == index and plain:
-                found.append(f"{ipaddress.ip_address(plain)}/{prefix}")
-        return found
-
-
 @contextmanager
 def wired(netns: str = "") -> Iterator[Wire]:
-    """A socket here, or in the network namespace at `netns`; what it cannot do becomes a CNI error."""
-    sock = in_namespace(netns, _socket) if netns else _socket()
-    try:
-        yield Wire(sock)
-    except TimeoutError:
-        raise CniError(KERNEL, "netlink: no answer") from None
-    finally:
-        sock.close()
+    """A socket here, or in the network namespace at `netns`."""
+    with nlwire.opened(socket.NETLINK_ROUTE, netns) as wire:
+        yield wire
 
 
-def _socket() -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    made.settimeout(_PATIENCE)
-    with suppress(OSError):  # before 4.20 a dump tells of all links; `addresses` looks
-        made.setsockopt(_SOL_NETLINK, _STRICT, 1)
-    made.bind((0, 0))
-    return made
+def find(wire: Wire, name: str) -> Link | None:
+    """One link by name, None where there is none."""
+    (answer,) = wire.do(f"asking for link {name}", get(name), but=errno.ENODEV)
+    return given(answer)
+
+
+def addresses(wire: Wire, index: int) -> list[str]:
+    """A link's addresses with their prefix lengths."""
+    found = []
+    for body in wire.do("asking for addresses", Message(_GETADDR, DUMP, _IFADDR.pack(0, 0, 0, 0, index)))[0].told:
+        _family, prefix, _flags, _scope, owner = _IFADDR.unpack_from(body)
+        have = dict(attributes(body[_IFADDR.size :]))
+        plain = have.get(_LOCAL) or have.get(_ADDRESS)
+        if owner == index and plain:
+            found.append(f"{ipaddress.ip_address(plain)}/{prefix}")
+    return found
 
 
 # ---- requests
@@ -156,8 +84,8 @@ def given(answer: Answer) -> Link | None:
     """The link that was told, None where there is none."""
     for body in answer.told:
         _family, _type, index, flags, _change = _IFINFO.unpack_from(body)
-        have = dict(_attributes(body[_IFINFO.size :]))
-        info = dict(_attributes(have.get(_LINKINFO, b"")))
+        have = dict(attributes(body[_IFINFO.size :]))
+        info = dict(attributes(have.get(_LINKINFO, b"")))
         return Link(index, _text(have[_NAME]), have.get(_MAC, b"").hex(":"), _number(have.get(_MTU)),
                     bool(flags & IFF_UP), _number(have.get(_MASTER)), _text(info.get(_INFO_KIND, b"")))
     return None
@@ -166,22 +94,22 @@ def given(answer: Answer) -> Link | None:
 def bridge(name: str, mac: str, mtu: int = 0) -> Message:
     """Make a bridge, down; EEXIST where the name is taken."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + _named(name) + _mac(mac) + _sized(mtu)
-    return Message(_NEWLINK, _CREATE | _EXCL, body + _nest(_LINKINFO, _put(_INFO_KIND, b"bridge")))
+    return Message(_NEWLINK, CREATE | EXCL, body + nest(_LINKINFO, put(_INFO_KIND, b"bridge")))
 
 
 def veth(name: str, master: int, peer: str, netns: int, *, mac: str = "", mtu: int = 0) -> Message:
     """Make a pair: this end up and a port of the bridge `master`, its peer down in the namespace of `netns` (a
     descriptor)."""
     end = _IFINFO.pack(0, 0, 0, 0, 0) + _named(peer) + _u32(_NET_NS_FD, netns) + _mac(mac) + _sized(mtu)
-    info = _put(_INFO_KIND, b"veth") + _nest(_INFO_DATA, _nest(_VETH_PEER, end))
+    info = put(_INFO_KIND, b"veth") + nest(_INFO_DATA, nest(_VETH_PEER, end))
     body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _named(name) + _u32(_MASTER, master) + _sized(mtu)
-    return Message(_NEWLINK, _CREATE | _EXCL, body + _nest(_LINKINFO, info))
+    return Message(_NEWLINK, CREATE | EXCL, body + nest(_LINKINFO, info))
 
 
 def hairpin(name: str) -> Message:
     """Let a bridge send back what it hears from this port."""
-    info = _put(_INFO_SLAVE_KIND, b"bridge") + _nest(_INFO_SLAVE_DATA, _put(_PORT_MODE, b"\1"))
-    return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + _named(name) + _nest(_LINKINFO, info))
+    info = put(_INFO_SLAVE_KIND, b"bridge") + nest(_INFO_SLAVE_DATA, put(_PORT_MODE, b"\1"))
+    return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + _named(name) + nest(_LINKINFO, info))
 
 
 def up(index: int, flags: int = IFF_UP) -> Message:
@@ -191,7 +119,7 @@ def up(index: int, flags: int = IFF_UP) -> Message:
 
 def address(index: int, text: str, *, dad: bool = True) -> Message:
     """Give a link an address ("10.1.0.2/24"); EEXIST where it has it. Without `dad` no duplicate is looked for."""
-    return Message(_NEWADDR, _CREATE | _EXCL, _address(index, text, 0 if dad else _NODAD))
+    return Message(_NEWADDR, CREATE | EXCL, _address(index, text, 0 if dad else _NODAD))
 
 
 def drop_address(index: int, text: str) -> Message:
@@ -203,9 +131,9 @@ def _address(index: int, text: str, flags: int) -> bytes:
     wanted = ipaddress.ip_interface(text)
     family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
     body = _IFADDR.pack(family, wanted.network.prefixlen, 0, _UNIVERSE, index)
-    body += _put(_LOCAL, wanted.packed) + _put(_ADDRESS, wanted.packed)
+    body += put(_LOCAL, wanted.packed) + put(_ADDRESS, wanted.packed)
     if wanted.version == 4:
-        return body + _put(_BROADCAST, wanted.network.broadcast_address.packed)
+        return body + put(_BROADCAST, wanted.network.broadcast_address.packed)
     return body + (_u32(_FLAGS, flags) if flags else b"")
 
 
@@ -217,35 +145,27 @@ def route(index: int, wanted: Mapping[str, Any]) -> Message:
     near = _SCOPE_LINK if to.version == 4 and not gateway else _UNIVERSE
     scope = int(wanted["scope"]) if wanted.get("scope") else near
     body = _RTMSG.pack(family, to.prefixlen, 0, 0, table if table < 256 else 0, _STATIC, scope, _UNICAST, 0)
-    body += _put(_DST, to.network_address.packed) if to.prefixlen else b""
+    body += put(_DST, to.network_address.packed) if to.prefixlen else b""
     body += _u32(_OIF, index) + _u32(_TABLE, table)
-    body += _put(_GATEWAY, ipaddress.ip_address(gateway).packed) if gateway else b""
+    body += put(_GATEWAY, ipaddress.ip_address(gateway).packed) if gateway else b""
     body += _u32(_PRIORITY, int(wanted["priority"])) if wanted.get("priority") else b""
     metrics = b"".join(_u32(number, int(wanted[name])) for name, number in _METRIC.items() if wanted.get(name))
-    return Message(_NEWROUTE, _CREATE | _EXCL, body + (_nest(_METRICS, metrics) if metrics else b""))
+    return Message(_NEWROUTE, CREATE | EXCL, body + (nest(_METRICS, metrics) if metrics else b""))
 
 
 # ---- bytes
 
 
-def _put(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _nest(kind: int, inner: bytes) -> bytes:
-    return _put(kind | _NESTED, inner)
-
-
 def _u32(kind: int, value: int) -> bytes:
-    return _put(kind, struct.pack("=I", value))
+    return put(kind, struct.pack("=I", value))
 
 
 def _named(name: str) -> bytes:
-    return _put(_NAME, os.fsencode(name) + b"\0")
+    return put(_NAME, os.fsencode(name) + b"\0")
 
 
 def _mac(mac: str) -> bytes:
-    return _put(_MAC, bytes.fromhex(mac.replace(":", ""))) if mac else b""
+    return put(_MAC, bytes.fromhex(mac.replace(":", ""))) if mac else b""
 
 
 def _sized(mtu: int) -> bytes:
@@ -258,20 +178,3 @@ def _text(value: bytes) -> str:
 
 def _number(value: bytes | None) -> int:
     return int(struct.unpack("=I", value)[0]) if value else 0
-
-
-def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, sequence, body) of every message of a datagram."""
-    while len(data) >= _HEADER.size:
-        size, kind, _flags, sequence, _port = _HEADER.unpack_from(data)
-        yield kind, sequence, data[_HEADER.size : size]
-        data = data[max(size + -size % 4, _HEADER.size) :]
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _ATTRIBUTE.size:
-        size, kind = _ATTRIBUTE.unpack_from(data)
-        if size < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, data[_ATTRIBUTE.size : size]
-        data = data[size + -size % 4 :]

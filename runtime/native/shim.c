@@ -97,6 +97,35 @@ static void sh_populate(const uint64_t *areas, size_t count) {
         madvise((void *)(uintptr_t)areas[2 * i], areas[2 * i + 1] - areas[2 * i], MADV_POPULATE_WRITE);
 }
 
+/* What is in `count` files below `dir`, behind each other in `out`; `sizes` gets each one's bytes, or -errno. A name that ends
+ * in "@" is a link, whose target counts. -1 and ENOSPC: more than `room` in all. */
+static int sh_read_many(int dir, const char *names, size_t count, char *out, size_t room, int32_t *sizes) {
+    char *end = out + room;
+    for (size_t i = 0; i < count; i++, names += strlen(names) + 1) {
+        size_t length = strlen(names), left = (size_t)(end - out);
+        char plain[256];
+        ssize_t n;
+        if (length && names[length - 1] == '@' && length < sizeof plain) {
+            memcpy(plain, names, length - 1);
+            plain[length - 1] = 0;
+            n = readlinkat(dir, plain, out, left);
+        } else {
+            int fd = openat(dir, names, O_RDONLY | O_CLOEXEC);
+            n = fd < 0 ? -1 : read(fd, out, left);
+            int saved = errno;
+            if (fd >= 0) close(fd);
+            errno = saved;
+        }
+        if (n >= 0 && (size_t)n >= left) {
+            errno = ENOSPC;
+            return -1;
+        }
+        sizes[i] = n < 0 ? -errno : (int32_t)n;
+        out += n < 0 ? 0 : n;
+    }
+    return 0;
+}
+
 static int sh_inotify(void) { return inotify_init1(IN_CLOEXEC | IN_NONBLOCK); }
 
 static int sh_inotify_add(int fd, const char *path, uint32_t events) { return inotify_add_watch(fd, path, events); }

@@ -26,6 +26,7 @@ int sh_setns(int fd, int kind);
 int sh_unshare(int flags);
 int sh_go_on_in(int cgroup);
 void sh_populate(const uint64_t *areas, size_t count);
+int sh_read_many(int dir, const char *names, size_t count, char *out, size_t room, int32_t *sizes);
 int sh_inotify(void);
 int sh_inotify_add(int fd, const char *path, uint32_t events);
 int sh_pidfd_getfd(int pidfd, int fd);

@@ -65,6 +65,8 @@ def shortened(text: str, width: int) -> str:
 
 def ports(rows: Sequence[dict[str, object]]) -> str:
     """The PORTS column: published ones first with their addresses, ranges joined."""
+    if not rows:
+        return ""
     published = [r for r in rows if r.get("PublicPort")]
     plain = [r for r in rows if not r.get("PublicPort")]
     return ", ".join([*_published(published), *_plain(plain)])

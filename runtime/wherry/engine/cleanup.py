@@ -102,8 +102,8 @@ def _all_of(steps: Iterable[Step]) -> None:
         step()
 
 
-def settle_locked(house: House, row: Container) -> Settled:
-    """Like `settle`, up to what nobody waits for, for a holder of the lock."""
+def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Settled:
+    """Like `settle`, up to what nobody waits for, for a holder of the lock, who removes a `doomed` one next."""
     seen = look(house, row.id)
     if seen.running:
         return Settled(None)
@@ -125,10 +125,14 @@ def settle_locked(house: House, row: Container) -> Settled:
     if options.remove and not again:
         from . import remove
 
-        return Settled(None, (*rest, *remove.forget(house, row, volumes=True)))
+        return Settled(None, remove.forget(house, row, rest, volumes=True))
+    if doomed:
+        return Settled(life, rest)
     if again:
         records.store(house.container_dir(row.id), life)
         return Settled(life)
+    if rest:  # who looks before it is done sees how it ended
+        records.store(house.container_dir(row.id), life._replace(settled=False))
     return Settled(life, (*rest, lambda: records.store(house.container_dir(row.id), life)))
 
 

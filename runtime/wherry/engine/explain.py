@@ -31,7 +31,7 @@ def run(house: House, options: RunOptions) -> list[Section]:
     row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)
     asked = options._replace(network=draft.networks)
     root = _root(house, row, draft.record.config.diff_ids)
-    config = _config(house, row, asked, draft.record.config, root)
+    config = _config(house, row, asked, draft.record.config)
     how = preparing.launch_how(house, row, asked, config, {}, dry=(root,))
     how = how._replace(monitor=preparing.monitor_how(house, row))
     return [
@@ -60,30 +60,35 @@ def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
 
 
 def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:
-    from wherry.image.snapshot import layer_path
+    from wherry.image.snapshot import mount_points
 
     place = f"{house.place.root}/snapshots/{row.id}"
-    lower = ":".join(f"{layer_path(house.place.root, d)}/fs" for d in reversed(diff_ids)) or f"{place}/empty"
+    lower = ":".join([*_layers_of(house, diff_ids), mount_points(house.place.root)])
     options = (f"lowerdir={lower}", f"upperdir={place}/upper", f"workdir={place}/work")
     return Mount("overlay", "overlay", "/", options)
 
 
-def _user(options: RunOptions, image_user: str, root: Mount) -> users.User:
+def _layers_of(house: House, diff_ids: tuple[str, ...]) -> list[str]:
+    """The layers' directories, highest first."""
+    from wherry.image.snapshot import layer_path
+
+    return [f"{layer_path(house.place.root, diff_id)}/fs" for diff_id in reversed(diff_ids)]
+
+
+def _user(options: RunOptions, image_user: str, layers: list[str]) -> users.User:
     """Looked up in the image through a detached mount, which nobody sees."""
     from wherry.kernel import mount
 
-    with contextlib.closing(_Fd(mount.detached([_view(root)], True))) as fd:
+    with contextlib.closing(_Fd(mount.detached([_view(layers)], True))) as fd:
         return users.lookup(fd.number, options.user or image_user, options.group_add)
 
 
-def _view(root: Mount) -> Mount:
-    """The layers alone: what is above them is not there yet."""
-    lower = next((option for option in root.options if option.startswith("lowerdir=")), "")
-    if not lower:
-        return root
-    if ":" in lower:
-        return root._replace(options=(lower, "ro"))
-    return Mount("bind", lower.partition("=")[2], "/", ("ro",))
+def _view(layers: list[str]) -> Mount:
+    if not layers:
+        return Mount("tmpfs", "tmpfs", "/", ())
+    if len(layers) == 1:  # an overlay wants two
+        return Mount("bind", layers[0], "/", ("ro",))
+    return Mount("overlay", "overlay", "/", (f"lowerdir={':'.join(layers)}", "ro"))
 
 
 class _Fd:
@@ -94,7 +99,7 @@ class _Fd:
         os.close(self.number)
 
 
-def _config(house: House, row: Container, options: RunOptions, image: object, root: Mount) -> Json:
+def _config(house: House, row: Container, options: RunOptions, image: object) -> Json:
     from wherry.model import ImageConfig
 
     assert isinstance(image, ImageConfig)
@@ -104,9 +109,9 @@ def _config(house: House, row: Container, options: RunOptions, image: object, ro
     with contextlib.ExitStack() as held:
         namespaces, _ = preparing.namespaces(house, options, joining.Joined(where), held)
     names = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-    files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
+    files = {name: f"{house.state_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
     own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
-    user = _user(options, image.user, root if image.diff_ids else Mount("tmpfs", "tmpfs", "/", ()))
+    user = _user(options, image.user, _layers_of(house, image.diff_ids))
     return specgen.generate(made._replace(user=user, namespaces=namespaces, files=files, mounts=own))
 
 

@@ -61,13 +61,13 @@ def _quick(house: House, found: Json) -> None:
 
 def _due(house: House) -> bool:
     """Not where one was done just now: in a burst of starts each would look at all that the others have started."""
-    path = f"{house.place.state}/swept"
+    path = f"{house.place.root}/making.lock"  # a sweep takes it; its time is when
     try:
         if 0 <= time.time() - os.stat(path).st_mtime < _PAUSE:
             return False
+        os.utime(path)
     except FileNotFoundError:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    os.utime(path)
+        pass
     return True
 
 
@@ -164,7 +164,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
 @contextlib.contextmanager
 def _nobody_at(house: House, cid: str) -> Iterator[None]:
     """CONFLICT while somebody holds its lock: a command that has answered and does the rest of a removal."""
-    if os.path.exists(f"{house.container_dir(cid)}/lock"):
+    if os.path.isdir(house.container_dir(cid)):
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(container_lock(house, cid, 0))

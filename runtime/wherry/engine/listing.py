@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -13,7 +12,7 @@ from wherry.model import Json
 
 from . import filters, inspection
 from .house import House
-from .status import Seen, look
+from .status import Seen, look, look_many
 
 if TYPE_CHECKING:
     from .db import Container
@@ -40,13 +39,14 @@ def duration(seconds: float) -> str:
     return next((words() for limit, words in steps if whole < limit), f"{whole // 31536000} years")
 
 
-def _status(seen: Seen) -> str:
-    life, now = seen.life, time.time()
+def _status(seen: Seen, row: Container) -> str:
+    now = time.time()
     if seen.running:
         up = f"Up {duration(now - (seen.state.started if seen.state else now))}"
-        health = seen.health["Status"] if seen.health else ""
+        health = seen.health["Status"] if row.config.get("health") and seen.health else ""
         note = " (Paused)" if seen.status == "paused" else ""
         return up + (f" (health: {health})" if health == "starting" else f" ({health})" if health else "") + note
+    life = seen.life
     if seen.status == "restarting":
         return f"Restarting ({life.code}) {duration(now - life.finished)} ago"
     if seen.status == "exited":
@@ -55,6 +55,8 @@ def _status(seen: Seen) -> str:
 
 
 def _ports(seen: Seen, row: Container) -> list[Json]:
+    if not row.config["exposed"]:
+        return []
     rows = []
     published = inspection.port_map(seen)
     for text in row.config["exposed"]:
@@ -83,11 +85,10 @@ def _row(house: House, row: Container, seen: Seen, size: bool) -> Json:
         "ImageID": row.image,
         "Command": shlex.join(row.config["argv"]),
         "Created": int(row.created),
-        "CreatedAt": datetime.fromtimestamp(row.created, UTC).isoformat(),
         "Ports": _ports(seen, row),
         "Labels": row.config["labels"],
         "State": seen.status,
-        "Status": _status(seen),
+        "Status": _status(seen, row),
         "HostConfig": {"NetworkMode": mode},
         "NetworkSettings": {"Networks": inspection.networks(row, seen)},
         "Mounts": row.config["mounts"],
@@ -103,8 +104,8 @@ def containers(house: House, *, all: bool, filters: Filters, size: bool, last: i
     _check(filters)
     every = all or bool(filters.get("status")) or bool(filters.get("exited")) or last > 0
     found = []
-    for row in house.db.containers():
-        seen = look(house, row.id)
+    rows = house.db.containers()
+    for row, seen in zip(rows, look_many(house, rows), strict=True):
         if (every or seen.running or seen.status == "restarting") and _fits(house, row, seen, filters):
             found.append(_row(house, row, seen, size))
     return found[:last] if last > 0 else found

@@ -41,7 +41,7 @@ class Life(NamedTuple):
 def load(directory: str) -> Life:
     """Read it; absent or torn is a container that never ran."""
     try:
-        values = json.loads(files.read_capped(f"{directory}/life.json", _MAX))
+        values = json.loads(files.read_small(f"{directory}/life.json", _MAX).decode())
         again = values.pop("restarting", None)
         return Life(**values, restarting=Restarting(**again) if again else None)
     except (FileNotFoundError, ValueError, TypeError, WherryError):

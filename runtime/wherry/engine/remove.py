@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["discard", "files_of", "forget", "remove"]
 
+Step = Callable[[], object]
+
 
 def remove(house: House, ref: str, *, force: bool, volumes: bool) -> None:
     """`rm`."""
@@ -47,28 +49,29 @@ def _remove(house: House, row: Container, *, volumes: bool) -> None:
         held.enter_context(container_lock(house, row.id))
         if look(house, row.id).running:
             raise WherryError(Kind.CONFLICT, f"container {row.name} was started meanwhile", hint="try again")
-        end = cleanup.settle_locked(house, row)
-        cleanup.put_off(house, held, (*end.rest, *forget(house, row, volumes=volumes)))
+        end = cleanup.settle_locked(house, row, doomed=True)
+        cleanup.put_off(house, held, forget(house, row, end.rest, volumes=volumes))
 
 
-def forget(house: House, row: Container, *, volumes: bool) -> tuple[Callable[[], object], ...]:
-    """The row goes, and what is left to do is told: the files, without which nobody misses anything. The caller holds
-    the lock, or knows that nobody else can see the container. Volumes that go with it are looked for by name: they and
-    the files that they may be mounted in go now."""
+def forget(house: House, row: Container, before: Sequence[Step], *, volumes: bool) -> tuple[Step, ...]:
+    """The row goes; what is left to do is told: `before`, then the files, which nobody misses. Volumes that go along
+    are looked for by name: then all of it is done at once. The caller holds the lock, or nobody sees the container."""
     if house.db.container(row.id) is None:
-        return ()
+        return tuple(before)
     orphans = house.db.remove_container(row.id)
     events.container(house, row, "destroy")
+    steps: tuple[Step, ...] = (*before, lambda: files_of(house, row.id))
     if not (volumes and orphans):
-        return (lambda: files_of(house, row.id),)
-    files_of(house, row.id)
+        return steps
+    for step in steps:
+        step()
     _drop(house, orphans)
     return ()
 
 
 def discard(house: House, row: Container, *, volumes: bool) -> None:
     """Row, files, volumes, all at once."""
-    for step in forget(house, row, volumes=volumes):
+    for step in forget(house, row, (), volumes=volumes):
         step()
 
 

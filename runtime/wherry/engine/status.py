@@ -6,7 +6,8 @@ Decides docker's words for it: created, running, paused, restarting, exited.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
@@ -21,19 +22,39 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["Seen", "folder", "look", "running"]
+__all__ = ["Seen", "folder", "look", "look_many", "running"]
 
 _HEALTH_MAX = 1 << 20  # bytes
 
 
-class Seen(NamedTuple):
-    """One look at a container. `state` is None unless its processes are there."""
+class Seen:
+    """One look at a container. `state` is None unless its processes were there; `life` and `health` are read when they
+    are asked for, which a list of running containers does not."""
 
-    status: str
-    life: Life
-    state: State | None = None
-    health: Json | None = None
-    unsettled: bool = False  # it has ended and nobody has cleaned up yet
+    __slots__ = ("_cid", "_health", "_house", "_life", "state", "status", "unsettled")
+
+    def __init__(
+        self, house: House, cid: str, status: str, state: State | None = None, life: Life | None = None,
+        *, unsettled: bool = False,
+    ) -> None:  # fmt: skip
+        self._house, self._cid, self._life = house, cid, life
+        self._health: list[Json | None] = []
+        self.status, self.state = status, state
+        self.unsettled = unsettled  # it has ended and nobody has cleaned up yet
+
+    @property
+    def life(self) -> Life:
+        """Its past."""
+        if self._life is None:
+            self._life = records.load(self._house.container_dir(self._cid))
+        return self._life
+
+    @property
+    def health(self) -> Json | None:
+        """What its checks found; None where there were none."""
+        if not self._health:
+            self._health.append(_health(self._house, self._cid) if self.state is not None else None)
+        return self._health[0]
 
     @property
     def running(self) -> bool:
@@ -55,28 +76,44 @@ def folder(house: House, cid: str) -> ContainerDir:
 
 def look(house: House, cid: str) -> Seen:
     """Look once."""
-    life = records.load(house.container_dir(cid))
     place = folder(house, cid)
     try:
         state = place.load()
     except WherryError as error:
         if error.kind is not Kind.NOT_FOUND:
             raise
-        return Seen(_past(life), life, unsettled=not life.settled)
-    return _with_state(house, cid, life, place, state)
+        life = records.load(house.container_dir(cid))
+        return Seen(house, cid, _past(life), None, life, unsettled=not life.settled)
+    return _with_state(house, cid, place, state)
 
 
-def _with_state(house: House, cid: str, life: Life, place: ContainerDir, state: State) -> Seen:
+def look_many(house: House, rows: Sequence[Container]) -> list[Seen]:
+    """Look at each: those that run, with a pid namespace of their own, together."""
+    from wherry.container import state
+
+    plain = [row.id for row in rows if not row.config["options"].get("pid")]
+    try:
+        found = dict(zip(plain, state.look_many(house.place.state, plain), strict=True))
+    except OSError:  # no STATE/c, or larger records than anybody has
+        found = {}
+    return [
+        Seen(house, row.id, seen[1].value, seen[0]) if (seen := found.get(row.id)) else look(house, row.id)
+        for row in rows
+    ]
+
+
+def _with_state(house: House, cid: str, place: ContainerDir, state: State) -> Seen:
     from wherry.container.state import Status
 
     now = place.status(state)
     if now in (Status.RUNNING, Status.PAUSED):
-        return Seen(now.value, life, state, _health(house, cid))
+        return Seen(house, cid, now.value, state)
     if now in (Status.CREATING, Status.CREATED):
-        return Seen("created", life, state)
+        return Seen(house, cid, "created", state)
+    life = records.load(house.container_dir(cid))
     if life.settled:
-        return Seen(_past(life), life, state, _health(house, cid))
-    return Seen("exited", _ended(life, place, state), state, _health(house, cid), unsettled=True)
+        return Seen(house, cid, _past(life), state, life)
+    return Seen(house, cid, "exited", state, _ended(life, place, state), unsettled=True)
 
 
 def _ended(life: Life, place: ContainerDir, state: State) -> Life:

@@ -6,6 +6,7 @@ containers and how a mount is carried out.
     ROOT/layers/<diff id>/fs        one unpacked layer
     ROOT/snapshots/<key>/lower.json its diff ids, lowest first
     ROOT/snapshots/<key>/{upper,work}
+    ROOT/mountpoints                below all layers: what every container mounts on, so that no start has to make it
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from wherry.image.reference import DIGEST
 from wherry.kernel.files import remove_tree
 from wherry.model import Mount
 
-__all__ = ["Snapshotter", "check_place", "layer_path"]
+__all__ = ["Snapshotter", "check_place", "layer_path", "mount_points"]
 
 _KEY = r"[a-z0-9-]{1,64}"
-_MAX_LAYERS = 500  # OVL_MAX_STACK, fs/overlayfs/super.c
+_MAX_LAYERS = 499  # OVL_MAX_STACK, fs/overlayfs/super.c, less the one of mount points
+_MOUNT_DIRECTORIES = ("dev", "etc", "proc", "sys")
+_MOUNT_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 _FORBIDDEN = r"[:,\\\x00-\x1f]"
 
 
@@ -44,6 +47,11 @@ def layer_path(root: str, diff_id: str) -> str:
     if not re.fullmatch(DIGEST, diff_id):
         raise WherryError(Kind.INVALID, f"invalid diff id {diff_id[:140]!r}")
     return os.path.join(root, "layers", diff_id.partition(":")[2])
+
+
+def mount_points(root: str) -> str:
+    """The layer below all others: what is mounted on in every container."""
+    return os.path.join(root, "mountpoints")
 
 
 class Snapshotter:
@@ -69,8 +77,8 @@ class Snapshotter:
         place = self._existing(key)
         facts = disk.load_json(os.path.join(place, "lower.json"))
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(facts["lower"])]
-        lower = self._visible(lower)
-        if len(lower) < (1 if facts["writable"] else 2):  # overlay wants two layers when there is no upper
+        lower = [*self._visible(lower), self._mount_points()]
+        if not facts["writable"] and len(lower) < 2:  # overlay wants two layers when there is no upper
             lower.append(os.path.join(place, "empty"))
         options = ["lowerdir=" + ":".join(lower)]
         if facts["writable"]:
@@ -163,8 +171,7 @@ class Snapshotter:
     def _publish(self, key: str, diff_ids: Sequence[str], writable: bool) -> None:
         temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
-        names = ("upper", "work") if writable else ()
-        for name in (*names, "empty"):
+        for name in ("upper", "work") if writable else ("empty",):
             os.mkdir(os.path.join(temporary, name), 0o755)
             os.chmod(os.path.join(temporary, name), 0o755)  # noqa: S103 - a root directory; what is above is 0700
         if writable and diff_ids:
@@ -178,6 +185,26 @@ class Snapshotter:
             if os.path.isdir(self._path(key)):
                 raise WherryError(Kind.EXISTS, f"snapshot {key} exists already") from None
             raise disk.os_failure(f"cannot make snapshot {key}", error) from error
+
+    def _mount_points(self) -> str:
+        """As docker's init layer: without them each start would copy /etc up and make three files in it."""
+        path = mount_points(self.root)
+        if os.path.isdir(path):
+            return path
+        disk.make_private(self.root)
+        temporary = os.path.join(self.root, disk.fresh_name(".tmp-"))
+        for name in ("", *_MOUNT_DIRECTORIES):
+            os.mkdir(os.path.join(temporary, name), 0o755)
+            os.chmod(os.path.join(temporary, name), 0o755)  # noqa: S103 - as in any image; what is above is 0700
+        for name in _MOUNT_FILES:
+            os.close(os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            remove_tree(temporary)
+            if not os.path.isdir(path):  # else somebody else was faster
+                raise
+        return path
 
     def _copy_root(self, source: str, target: str) -> None:
         # The root directory of an overlay shows the mode and owner of its uppermost layer: the image's, not ours.

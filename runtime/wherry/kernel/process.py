@@ -13,8 +13,8 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "Process", "alive", "be_named", "become_subreaper", "die_with_parent", "held", "identify", "open_pidfd", "parent",
-    "reap", "securebits", "send", "signal", "signal_number", "start_time", "state", "subreaper", "wait_gone",
+    "Process", "alive", "be_named", "become_subreaper", "die_with_parent", "held", "identify", "open_pidfd",
+    "parent", "reap", "securebits", "send", "signal", "signal_number", "start_time", "state", "subreaper", "wait_gone",
     "wait_pidfd",
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -35,6 +35,7 @@ __all__ = [
     "openat2",
     "pidfd_getfd",
     "populate",
+    "read_many",
     "sealed_memfd",
     "setns",
     "umount2",
@@ -171,6 +172,23 @@ def go_on_in(cgroup: int) -> None:
 def populate(areas: array[int]) -> None:
     """madvise(2), MADV_POPULATE_WRITE, of areas of whole pages: start, end, start, end... Each as far as it goes."""
     _lib.sh_populate(_ffi.from_buffer("uint64_t[]", areas), len(areas) // 2)
+
+
+def read_many(directory: str, names: Sequence[str], room: int = 1 << 16) -> list[bytes | None]:
+    """What small files below a directory hold, one read each, None for one that cannot be read; a name that ends in
+    "@" is a link, and its target is told. ENOSPC where all together are larger than `room` bytes."""
+    out, sizes = _ffi.new("char[]", room), _ffi.new("int32_t[]", len(names))
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        text = "\0".join(names).encode("utf-8", "surrogateescape")
+        _checked(_lib.sh_read_many(fd, text, len(names), out, room, sizes), directory)
+    finally:
+        os.close(fd)
+    data, found, at = _ffi.buffer(out), [], 0
+    for size in sizes:
+        found.append(None if size < 0 else data[at : at + size])
+        at += max(size, 0)
+    return found
 
 
 def inotify(paths: Iterable[str], events: int) -> int:

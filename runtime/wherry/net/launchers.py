@@ -41,8 +41,7 @@ def provide(directory: str) -> str | None:
 
 
 def program(path: str) -> Program:
-    """What the launcher at `path` starts. As there, pyroute2 is an empty package before its first import."""
-    importlib.import_module("wherry_cni.netlink").hollow_pyroute2()
+    """What the launcher at `path` starts."""
     found: Program = importlib.import_module(f"wherry_cni.{PLUGINS[os.path.basename(path)]}").main
     return found
 
@@ -54,10 +53,9 @@ def called(name: str) -> Program | None:
 
 
 def _import_path() -> list[str] | None:
-    """Where the plugins and their one dependency lie, without importing either."""
-    found = [importlib.util.find_spec(name) for name in ("wherry_cni", "pyroute2")]
-    places = [os.path.dirname(os.path.dirname(spec.origin)) for spec in found if spec is not None and spec.origin]
-    return list(dict.fromkeys(places)) if found[0] is not None else None
+    """Where the plugins lie, without importing them; they need nothing beside the standard library."""
+    spec = importlib.util.find_spec("wherry_cni")
+    return [os.path.dirname(os.path.dirname(spec.origin))] if spec is not None and spec.origin else None
 
 
 def _put(path: str, text: str) -> None:

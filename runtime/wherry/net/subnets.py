@@ -14,6 +14,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from typing import Any
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -90,16 +93,26 @@ def host_networks() -> list[Network]:
     return list(_routes4()) + list(_routes6())
 
 
+@contextlib.contextmanager
+def _wired() -> Iterator[Any]:
+    """pyroute2's socket; a refusal of the kernel ends the block. Its package is left empty, if we are the first to ask
+    for it: its __init__ would import a hundred modules that we never use."""
+    if "pyroute2" not in sys.modules and (spec := PathFinder.find_spec("pyroute2")) is not None:
+        sys.modules["pyroute2"] = module_from_spec(spec)
+    from pyroute2.iproute.linux import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as route, contextlib.suppress(NetlinkError):
+        yield route
+
+
 def delete_link(name: str) -> None:
     """Remove a link of the host. Absent is success."""
     try:
         socket.if_nametoindex(name)
     except OSError:
         return
-    from pyroute2.iproute.linux import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with IPRoute() as route, contextlib.suppress(NetlinkError):
+    with _wired() as route:
         route.link("del", ifname=name)
 
 
@@ -109,10 +122,7 @@ def delete_idle_bridge(name: str) -> None:
         index = socket.if_nametoindex(name)
     except OSError:
         return
-    from pyroute2.iproute.linux import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with IPRoute() as route, contextlib.suppress(NetlinkError):
+    with _wired() as route:
         if not any(link.get_attr("IFLA_MASTER") == index for link in route.get_links()):
             route.link("del", index=index)
 

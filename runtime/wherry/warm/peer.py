@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from functools import lru_cache
 from typing import Any, Final
+
+from wherry.kernel import shim
 
 __all__ = ["World", "cgroup", "pid_of", "still", "world"]
 
 World = tuple[Any, ...]
 
 _STATUS: Final = frozenset(
-    ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapInh", "CapPrm", "CapEff", "CapBnd",
-     "CapAmb", "Cpus_allowed", "Mems_allowed")
+    (b"Uid", b"Gid", b"Groups", b"NoNewPrivs", b"Seccomp", b"Seccomp_filters", b"CapInh", b"CapPrm", b"CapEff",
+     b"CapBnd", b"CapAmb", b"Cpus_allowed", b"Mems_allowed")
 )  # fmt: skip
 _SPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts")
+_FILES: Final = ("status", "limits", "oom_score_adj", "cgroup", "attr/current")
 _READ_MAX: Final = 1 << 16
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
 
@@ -46,20 +50,28 @@ def still(sock: socket.socket, pid: int) -> bool:
 
 def world(pid: int | str) -> World | None:
     """Everything that must match, None where some of it cannot be read."""
-    here = f"/proc/{pid}"
     try:
-        root = os.stat(f"{here}/root")
-        return (
-            _status(_read(f"{here}/status")),
-            tuple(os.readlink(f"{here}/ns/{name}") for name in _SPACES if os.path.lexists(f"/proc/self/ns/{name}")),
-            (root.st_dev, root.st_ino),
-            _read(f"{here}/limits"),
-            _label(f"{here}/attr/current"),
-            _read(f"{here}/oom_score_adj"),
-            [line for line in _read(f"{here}/cgroup").splitlines() if not line.startswith(b"0::")],
-        )
+        root = os.stat(f"/proc/{pid}/root")
+        status, limits, score, groups, label, *spaces = shim.read_many(f"/proc/{pid}", (*_FILES, *_spaces()))
     except OSError:
         return None
+    if status is None or limits is None or score is None or groups is None or None in spaces:
+        return None
+    return (
+        _status(status),
+        tuple(spaces),
+        (root.st_dev, root.st_ino),
+        limits,
+        label or b"",  # EINVAL without a security module that has labels
+        score,
+        [line for line in groups.splitlines() if not line.startswith(b"0::")],
+    )
+
+
+@lru_cache(maxsize=1)
+def _spaces() -> tuple[str, ...]:
+    """The links of the kinds of namespaces that this kernel has."""
+    return tuple(f"ns/{name}@" for name in _SPACES if os.path.lexists(f"/proc/self/ns/{name}"))
 
 
 def _read(path: str) -> bytes:
@@ -70,16 +82,8 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
-def _status(text: bytes) -> tuple[str, ...]:
-    return tuple(line for line in text.decode().splitlines() if line.partition(":")[0] in _STATUS)
-
-
-def _label(path: str) -> bytes:
-    """EINVAL without a security module that has labels."""
-    try:
-        return _read(path)
-    except OSError:
-        return b""
+def _status(text: bytes) -> tuple[bytes, ...]:
+    return tuple(line for line in text.splitlines() if line.partition(b":")[0] in _STATUS)
 
 
 def cgroup(pid: int, mount: str) -> int | None:

@@ -39,8 +39,7 @@ _EVENT: Final = struct.Struct("=4xI4xI")  # struct inotify_event: mask, and the 
 _EVENTS: Final = 1 << 16  # bytes
 #: imported by what is served, but not at the top of a module
 _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib",
-                "tomllib", "encodings.ascii",
-                "pyroute2.iproute.linux", "pyroute2.netlink.exceptions", "pyroute2.conntrack")  # fmt: skip
+                "tomllib", "encodings.ascii")  # fmt: skip
 _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.manual", "wherry.cli.progress", "wherry.image.transport",
                    "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
 
@@ -57,7 +56,7 @@ def main(directory: str, idle: float = _IDLE) -> None:
     code = _Code(_preload())
     rehearsal.rehearse(directory)
     own = peer.world("self")
-    if own is None or "Seccomp:\t0" not in own[0]:  # of two filters only the number can be read, not the rules
+    if own is None or b"Seccomp:\t0" not in own[0]:  # of two filters only the number can be read, not the rules
         return
     gc.collect()
     gc.freeze()

@@ -16,9 +16,12 @@ FILTERS = (
 )  # fmt: skip
 
 
+_QUOTED = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _command(row: Json, look: Look) -> str:
     words = str(row.get("Command", ""))
-    return json.dumps(words if look.full else human.shortened(words, 20), ensure_ascii=False)
+    return _QUOTED(words if look.full else human.shortened(words, 20))
 
 
 def _image(row: Json, look: Look) -> str:

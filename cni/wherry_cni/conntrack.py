@@ -1,0 +1,43 @@
+"""What the kernel remembers of UDP flows, which it would go on sending to the container that had a port before.
+
+Decides which flows are stale. Two messages of ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Collection
+
+from wherry_cni import nlwire
+from wherry_cni.nlwire import DUMP, Message, attributes, put
+
+__all__ = ["forget_udp"]
+
+_NETLINK_NETFILTER = 12
+_GET, _DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
+_ORIGINAL, _PROTO = 1, 2  # CTA_TUPLE_ORIG, CTA_TUPLE_PROTO
+_NUMBER, _TO_PORT = 1, 3  # CTA_PROTO_NUM, CTA_PROTO_DST_PORT
+_NESTED = 0x8000
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def forget_udp(ports: Collection[int]) -> None:
+    """Drop the flows to these ports. They come and go while we look, and a kernel may lack the interface: neither is
+    worth an ADD's failure."""
+    with nlwire.opened(_NETLINK_NETFILTER) as wire:
+        for family in _FAMILIES:
+            head = struct.pack("=BBH", family, 0, 0)  # struct nfgenmsg
+            (answer,) = wire.ask(Message(_GET, DUMP, head))
+            for body in answer.told:
+                flow = dict(attributes(body[4:])).get(_ORIGINAL, b"")
+                if _to(flow) in ports:
+                    wire.ask(Message(_DELETE, 0, head + put(_ORIGINAL | _NESTED, flow)))
+
+
+def _to(flow: bytes) -> int:
+    """The port that a UDP flow goes to, 0 for any other."""
+    protocol = dict(attributes(dict(attributes(flow)).get(_PROTO, b"")))
+    if protocol.get(_NUMBER) != bytes([socket.IPPROTO_UDP]):
+        return 0
+    return int.from_bytes(protocol.get(_TO_PORT, b""), "big")
