@@ -262,7 +262,7 @@ def commit(house: House, made: Draft) -> Container:
         folder = house.container_dir(made.id)
         os.mkdir(folder, 0o700)
         undo.add(_remove_folder, house, made.id)
-        house.snapshots.prepare(made.id, made.record.config.diff_ids)
+        house.snapshots.make(made.id, made.record.config.diff_ids)
         undo.add(house.snapshots.remove, made.id)
         resolved = _volumes(house, made, undo)
         made.config["mounts"] = [mounts.inspect_row(mount) for mount in resolved]

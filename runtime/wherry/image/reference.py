@@ -7,6 +7,7 @@ one exists.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -43,15 +44,7 @@ class Reference(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Reference:
         """The normal form of a name as a user writes it; `latest` where neither tag nor digest is given."""
-        if re.fullmatch(_HEX_ID, text):
-            raise _invalid(text, "64 hexadecimal digits are an image id, not a name")
-        rest, digest = _split_digest(text)
-        registry, remainder = _split_registry(rest)
-        repository, tag = _split_tag(text, remainder)
-        _check_name(text, registry, repository)
-        if not tag and not digest:
-            tag = DEFAULT_TAG
-        return cls(registry, repository, tag, digest)
+        return _parsed(text)
 
     @property
     def name(self) -> str:
@@ -78,6 +71,19 @@ class Reference(NamedTuple):
 
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+@lru_cache(maxsize=16)  # an image's own name is compared with the wanted one more than once
+def _parsed(text: str) -> Reference:
+    if re.fullmatch(_HEX_ID, text):
+        raise _invalid(text, "64 hexadecimal digits are an image id, not a name")
+    rest, digest = _split_digest(text)
+    registry, remainder = _split_registry(rest)
+    repository, tag = _split_tag(text, remainder)
+    _check_name(text, registry, repository)
+    if not tag and not digest:
+        tag = DEFAULT_TAG
+    return Reference(registry, repository, tag, digest)
 
 
 def _invalid(text: str, why: str, hint: str = "") -> WherryError:

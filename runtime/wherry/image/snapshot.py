@@ -62,9 +62,13 @@ class Snapshotter:
         self._base = os.path.join(self.root, "snapshots")
         self._userxattr = userxattr
 
-    def prepare(self, key: str, diff_ids: Sequence[str]) -> list[Mount]:
-        """Make the upper and work directories of `key` over `diff_ids` (lowest first); the mounts of its root."""
+    def make(self, key: str, diff_ids: Sequence[str]) -> None:
+        """Make the upper and work directories of `key` over `diff_ids` (lowest first); `mounts` tells of its root."""
         self._create(key, diff_ids, writable=True)
+
+    def prepare(self, key: str, diff_ids: Sequence[str]) -> list[Mount]:
+        """`make`, and the mounts."""
+        self.make(key, diff_ids)
         return self.mounts(key)
 
     def view(self, key: str, diff_ids: Sequence[str]) -> list[Mount]:

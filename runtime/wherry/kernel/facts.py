@@ -211,9 +211,15 @@ def _size(kib: int) -> str:
 
 # ---- of this process
 
+_OWN = ("status", "limits", "oom_score_adj", "uid_map", "gid_map")
+
 
 def _own() -> Json:
-    status = dict(line.partition(":")[::2] for line in read("/proc/self/status").splitlines())
+    from wherry.kernel import shim
+
+    found = shim.read_many("/proc/self", _OWN)
+    status_text, limits, score, uid_map, gid_map = ((data or b"").decode("utf-8", "surrogateescape") for data in found)
+    status = dict(line.partition(":")[::2] for line in status_text.splitlines())
     caps = {
         field: int(status.get(key, "0").strip() or "0", 16)
         for field, key in (
@@ -228,11 +234,11 @@ def _own() -> Json:
         **caps,
         "euid": os.geteuid(),
         "egid": os.getegid(),
-        "rlimits": _rlimits(read("/proc/self/limits")),
+        "rlimits": _rlimits(limits),
         "no_new_privs": status.get("NoNewPrivs", "0").strip() == "1",
-        "oom_score_adj": int(read("/proc/self/oom_score_adj", "0")),
-        "uid_map": _id_map("/proc/self/uid_map"),
-        "gid_map": _id_map("/proc/self/gid_map"),
+        "oom_score_adj": int(score or "0"),
+        "uid_map": _id_map(uid_map),
+        "gid_map": _id_map(gid_map),
     }
 
 
@@ -246,8 +252,8 @@ def _rlimits(text: str) -> dict[str, tuple[int, int]]:
     return result
 
 
-def _id_map(path: str) -> tuple[tuple[int, int, int], ...]:
-    rows = (tuple(map(int, line.split())) for line in read(path).splitlines())
+def _id_map(text: str) -> tuple[tuple[int, int, int], ...]:
+    rows = (tuple(map(int, line.split())) for line in text.splitlines())
     return tuple((row[0], row[1], row[2]) for row in rows if len(row) == 3)
 
 

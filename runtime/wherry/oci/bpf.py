@@ -9,7 +9,8 @@ their surprises: a request of "rw" needs both, whichever rules grant them.
 
 import struct
 import sys
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from wherry.model import Json
 
@@ -109,4 +110,10 @@ def assemble(instructions: list[Insn]) -> bytes:
 
 def program(rules: list[Json]) -> bytes:
     """Rules to blob."""
-    return assemble(device_program(rules))
+    return _program(tuple(tuple(rule.items()) for rule in rules))
+
+
+@lru_cache(maxsize=8)
+def _program(rules: tuple[tuple[tuple[str, Any], ...], ...]) -> bytes:
+    """Most containers have the same."""
+    return assemble(device_program([dict(rule) for rule in rules]))

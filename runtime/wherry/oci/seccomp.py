@@ -12,6 +12,7 @@ socket families), "unconfined" (none).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 from wherry.errors import Kind, WherryError
@@ -56,7 +57,8 @@ _U32: Final = 0xFFFFFFFF
 def resolve(
     profile: str | Json, caps: Iterable[str], arch: str = "x86_64", kernel: tuple[int, int] = (6, 1)
 ) -> Json | None:
-    """linux.seccomp for a container with the bounding set `caps`; None where nothing is to be filtered.
+    """linux.seccomp for a container with the bounding set `caps`; None where nothing is to be filtered. A constant: who
+    wants it changed makes a copy.
 
     `profile` is a name of PROFILES, or a document in docker's or in the runtime-spec's form. `arch` as uname -m or
     GOARCH."""
@@ -76,6 +78,7 @@ def filter_flags(seccomp: Json) -> int:
 # ---- our own profiles
 
 
+@lru_cache(maxsize=8)
 def _named(profile: str, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> Json:
     if profile not in PROFILES:
         raise WherryError(
