@@ -116,7 +116,7 @@ def _bundle(scratch: str) -> None:
 
     with suppress(FileNotFoundError):
         os.unlink(f"{scratch}/config.json")
-    for words in (("spec", "--bundle", scratch), ("list",), ("features",), ("state", "nobody")):
+    for words in (("spec", "--bundle", scratch), ("list",), ("state", "nobody")):
         oci(["--root", f"{scratch}/oci", *words], {})
     config, _ = bundle.read(scratch, "")
     host = facts.measure(Place(state=f"{scratch}/state"))

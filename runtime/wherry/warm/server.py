@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -40,7 +41,9 @@ _EVENTS: Final = 1 << 16  # bytes
 #: imported by what is served, but not at the top of a module
 _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib",
                 "tomllib", "encodings.ascii")  # fmt: skip
-_SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.manual", "wherry.cli.progress", "wherry.image.transport",
+#: what hot commands do without; above all click, which explains lines that are not plain
+_SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.completion", "wherry.cli.manual", "wherry.cli.progress",
+                   "wherry.cli.tree", "wherry.image.transport",
                    "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
 
 
@@ -127,17 +130,25 @@ def _own_cgroup() -> None:
                 file.write("0")
 
 
+def _modules(top: str) -> Iterator[str]:
+    """The modules of the package at `top`. As pkgutil has it, which imports more than it finds."""
+    for directory, _, names in os.walk(top):
+        package = os.path.relpath(directory, os.path.dirname(top)).replace(os.sep, ".")
+        for name in sorted(names):
+            if name.endswith(".py") and os.path.exists(f"{directory}/__init__.py"):
+                yield package if name == "__init__.py" else f"{package}.{name.removesuffix('.py')}"
+
+
 def _preload() -> list[str]:
     """Import what is served; the files that the code came from."""
     import importlib
-    import pkgutil
 
     import wherry
     from wherry.net import launchers
 
-    for found in pkgutil.walk_packages(wherry.__path__, "wherry."):
-        if not found.name.startswith(_SKIPPED):
-            importlib.import_module(found.name)
+    for name in _modules(wherry.__path__[0]):
+        if not name.startswith(_SKIPPED):
+            importlib.import_module(name)
     for plugin in launchers.PLUGINS:
         launchers.program(plugin)
     for name in _LATE:
