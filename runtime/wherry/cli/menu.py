@@ -82,6 +82,7 @@ SYSTEM = {
 }
 
 WARM = {
+    "install": Entry("commands.warm:install", "Let systemd keep the warm process's socket"),
     "status": Entry("commands.warm:status", "Show the warm process, or why there is none"),
     "stop": Entry("commands.warm:stop", "End the warm process"),
 }

@@ -8,10 +8,10 @@ import sys
 
 from .house import House
 
-__all__ = ["argv", "environment"]
+__all__ = ["argv", "environment", "python_path"]
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """The directories our two packages were imported from, where the interpreter would not find them by itself."""
     import wherry
 
@@ -38,5 +38,5 @@ def environment(house: House) -> dict[str, str]:
         "WHERRY_CONFIG": place.config,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    path = _python_path()
+    path = python_path()
     return found | ({"PYTHONPATH": path} if path else {})

@@ -8,15 +8,41 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 
 from wherry.errors import Kind, WherryError
-from wherry.kernel import process
+from wherry.kernel import files, process
 from wherry.model import Json
 
-__all__ = ["status", "stop"]
+from . import command
 
+__all__ = ["install", "status", "stop"]
+
+_SOCKET = """[Unit]
+Description=Socket of the warm process of wherry
+
+[Socket]
+ExecStartPre=/bin/mkdir -p -m 0711 {state}
+ListenSequentialPacket={state}/warm/socket
+DirectoryMode=0700
+SocketMode=0600
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+"""
+# Nothing is confined: it serves only callers whose world is its own.
+_SERVICE = """[Unit]
+Description=Warm process of wherry, which answers short commands
+Requires=wherry-warm.socket
+
+[Service]
+Environment="PYTHONPATH={path}"
+ExecStart="{python}" -P -c "from wherry.warm.server import activated; activated()"
+KillMode=process
+"""
 _SECONDS = 10.0  # for it to end
 _SMALL = 1 << 16
 
@@ -32,6 +58,25 @@ def status(state: str, env: Mapping[str, str]) -> Json:
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - running.start_time / os.sysconf("SC_CLK_TCK")
     return {**found, "Pid": running.pid, "Age": round(age, 1), "Memory": _resident(running.pid),
             "Commands": _at_work(running.pid)}  # fmt: skip
+
+
+def install(state: str, directory: str) -> list[str]:
+    """Write the units by which systemd keeps the socket, and the process while it is used; their paths.
+
+    systemd.socket(5), systemd.service(5). NOT_FOUND, DENIED.
+    """
+    texts = {"wherry-warm.socket": _SOCKET.format(state=state), "wherry-warm.service": _SERVICE.format(
+        python=sys.executable, path=command.python_path())}  # fmt: skip
+    if not os.path.isdir(directory):
+        hint = "is this a machine with systemd?"
+        raise WherryError(Kind.NOT_FOUND, f"{directory} is not a directory", hint=hint)
+    made = [os.path.join(directory, name) for name in texts]
+    for path, text in zip(made, texts.values(), strict=True):
+        try:
+            files.atomic_write(path, text.encode(), 0o644)
+        except OSError as error:
+            raise WherryError(Kind.DENIED, f"cannot write {path}: {error.strerror}") from error
+    return made
 
 
 def stop(state: str) -> bool:

@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from wherry.engine import warm
 from wherry.errors import WherryError
 from wherry.kernel import process
 
 from . import peer, rehearsal, spare
 
-__all__ = ["main"]
+__all__ = ["activated", "main"]
 
 _IDLE: Final = 600.0  # seconds
 _AT_ONCE: Final = 256  # children; the fronts of more commands are told to start Python
@@ -38,6 +39,7 @@ _CHANGES: Final = 0xFC6  # IN_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, 
 _OVERFLOW: Final = 0x4000  # IN_Q_OVERFLOW
 _EVENT: Final = struct.Struct("=4xI4xI")  # struct inotify_event: mask, and the size of the name behind it
 _EVENTS: Final = 1 << 16  # bytes
+_LISTEN_FD: Final = 3  # SD_LISTEN_FDS_START
 #: imported by what is served, but not at the top of a module
 _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib",
                 "tomllib", "encodings.ascii")  # fmt: skip
@@ -51,11 +53,33 @@ def main(directory: str, idle: float = _IDLE) -> None:
     """Serve below `directory` until there is a reason to leave: `idle` seconds without a command, other code on disk.
     Any signal ends it at once, for it holds nothing; the lock goes with it, and the socket is made anew."""
     _alone()
-    process.be_named("wherry-warm")
-    lock = _only(directory)
+    lock = -1 if _listened(directory) else _only(directory)
     if lock < 0:
         return
     _own_cgroup()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
+        _serve(directory, idle, lock, listener)
+
+
+def activated(idle: float = _IDLE) -> None:
+    """The same for a socket that systemd made and keeps (sd_listen_fds(3)): whoever calls while there is nobody starts
+    us. Those that called before us have waited long enough: they start Python."""
+    if (os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS")) != (str(os.getpid()), "1"):
+        sys.exit("wherry-warm.socket starts this: systemctl start wherry-warm.socket")
+    with socket.socket(fileno=_LISTEN_FD) as listener:
+        listener.set_inheritable(False)
+        _turn_away(listener)
+        directory = os.path.dirname(listener.getsockname())
+        _alone(_LISTEN_FD)
+        warm.stop(os.path.dirname(directory))  # one without systemd, which cannot be reached any more
+        lock = _only(directory)
+        if lock >= 0:
+            _serve(directory, idle, lock, listener)
+
+
+def _serve(directory: str, idle: float, lock: int, listener: socket.socket) -> None:
+    """Get ready, bind the listener unless it is, and serve."""
+    process.be_named("wherry-warm")
     code = _Code(_preload())
     rehearsal.rehearse(directory)
     own = peer.world("self")
@@ -64,29 +88,54 @@ def main(directory: str, idle: float = _IDLE) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    path = f"{directory}/socket"
+    server = _Server(listener, lock, code, own)
+    if listener.getsockname():
+        server.run(idle)
+    elif not _listened(directory):  # else systemd came meanwhile
+        _run_at(f"{directory}/socket", listener, server, idle)
+
+
+def _run_at(path: str, listener: socket.socket, server: _Server, idle: float) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
-        listener.bind(path)
-        listener.listen(_BACKLOG)
+    listener.bind(path)
+    listener.listen(_BACKLOG)
+    try:
+        server.run(idle)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _listened(directory: str) -> bool:
+    """Whether somebody is there already: systemd keeps its socket without a process of ours."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
         try:
-            _Server(listener, lock, code, own).run(idle)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+            probe.connect(f"{directory}/socket")
+        except OSError:
+            return False
+    return True
+
+
+def _turn_away(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+    listener.setblocking(True)
 
 
 # ---- a world of its own
 
 
-def _alone() -> None:
-    """Nothing of the command that started us: no terminal, no descriptor, no environment, no directory."""
+def _alone(keep: int = 2) -> None:
+    """Nothing of the command that started us: no terminal, no descriptor (but `keep`, the highest), no environment, no
+    directory."""
     with suppress(PermissionError):  # it is one already
         os.setsid()
     os.chdir("/")
     os.umask(0o066)  # STATE is 0711: users of containers' user namespaces come by
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open("/dev/null", os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)

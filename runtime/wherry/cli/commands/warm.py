@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from wherry.cli import human
 from wherry.cli.app import App, verb
 from wherry.cli.commands.system import OBJECT_FORMAT
@@ -28,6 +30,17 @@ def _text(found: dict[str, object]) -> str:
         f"pid {found['Pid']}, {found['Age']} s old, {memory}, {found['Commands']} commands at work\n"
         f"socket {found['Socket']}"
     )
+
+
+@verb("install", "[DIR]", examples="wherry warm install\nsystemctl enable --now wherry-warm.socket")
+def install(app: App, values: Values) -> None:
+    """Write units for systemd, which then keeps the socket and starts the process for who calls: wherry-warm.socket and
+    wherry-warm.service, into /etc/systemd/system or DIR."""
+    from wherry.engine import warm
+
+    directory = os.path.join(app.cwd, values["dir"] or "/etc/systemd/system")
+    app.out("\n".join(warm.install(app.engine.place.state, directory)))
+    app.err("  hint: systemctl daemon-reload; systemctl enable --now wherry-warm.socket")
 
 
 @verb("stop", "", examples="wherry warm stop")
