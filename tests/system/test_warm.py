@@ -322,6 +322,95 @@ def test_a_killed_front_takes_its_command_along(alone: Alone, waited: str, tmp_p
     assert alone.served()
 
 
+# ---- what nobody waits for
+
+
+@contextlib.contextmanager
+def teardown_held(wherry: Wherry) -> Iterator[None]:
+    """No teardown of a container with a network comes to its end meanwhile."""
+    with open(wherry.state / "peers.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def running(wherry: Wherry, busybox: str) -> str:
+    """A container on the default bridge."""
+    wherry("run", "-d", "--name", wherry.name("up"), busybox, "sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
+    return wherry.name("up")
+
+
+def test_the_answer_comes_before_what_nobody_waits_for(alone: Alone, wherry: Wherry, running: str) -> None:
+    """Nor does anybody wait who reads the output to its end; and what the answer says is true at once."""
+    with teardown_held(wherry):
+        done = alone("stop", running, timeout=10)
+        assert (done.returncode, done.stdout) == (0, running.encode() + b"\n")
+        assert len(alone.warm.children()) == 1
+        state = wherry.inspect(running)["State"]
+        assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 3, False)
+        assert b"Exited (3)" in alone("ps", "-a", "--filter", f"name={running}").stdout
+    until(lambda: not alone.warm.children())
+    assert not list(wherry.state.glob("netns/*"))
+    assert wherry.inspect(running)["State"]["ExitCode"] == 3
+
+
+def test_the_next_verb_waits_for_it(alone: Alone, wherry: Wherry, busybox: str, running: str) -> None:
+    with teardown_held(wherry):
+        alone("stop", running)
+        front = alone.popen("start", running)
+        time.sleep(0.5)
+        assert front.poll() is None
+    assert front.wait(20) == 0
+    front.communicate()
+    assert wherry.inspect(running)["State"]["Running"]
+    assert alone("rm", "-f", running).returncode == 0
+    assert alone("run", "--rm", "--name", running, busybox, "true").returncode == 0  # its name is free
+
+
+def test_a_network_and_an_image_can_go_behind_their_last_container(alone: Alone, wherry: Wherry, busybox: str) -> None:
+    network, name = wherry.name("net"), wherry.name("c")
+    wherry("network", "create", network)
+    wherry("run", "-d", "--name", name, "--network", network, busybox, "sleep", "1000")
+    with teardown_held(wherry):
+        assert alone("rm", "-f", name).returncode == 0
+        removal = alone.popen("network", "rm", network)
+        image = alone.popen("rmi", wherry("images", "-q").stdout.strip())
+        time.sleep(0.5)
+        assert removal.poll() is None
+        assert image.poll() is None
+    assert removal.wait(20) == 0, removal.communicate()
+    assert image.wait(20) == 0, image.communicate()
+    removal.communicate()
+    image.communicate()
+    assert not list((wherry.root / "layers").glob("*")), "a layer was kept for a snapshot that was about to go"
+
+
+def test_a_port_is_free_when_the_answer_says_so(alone: Alone, wherry: Wherry, busybox: str) -> None:
+    words = ("-p", "127.0.0.1:18321:80", busybox, "sleep", "1000")
+    for number in range(6):
+        name = wherry.name(str(number))
+        done = alone("run", "-d", "--name", name, *words)
+        assert done.returncode == 0, done
+        alone(*(("stop", "-t", "0") if number % 2 else ("rm", "-f")), name)
+
+
+@pytest.mark.parametrize("words", [("stop",), ("rm", "-f")], ids=" ".join)
+def test_a_kill_after_the_answer_leaves_nothing(
+    alone: Alone, wherry: Wherry, running: str, words: tuple[str, ...]
+) -> None:
+    """The monitor, or the next command, does what the killed one had put off."""
+    with teardown_held(wherry):
+        assert alone(*words, running, timeout=10).returncode == 0
+        for child in alone.warm.children():
+            os.kill(child, signal.SIGKILL)
+        until(lambda: not alone.warm.children())
+    wherry("gc")
+    until(lambda: not list(wherry.state.glob("netns/*")))
+    assert sorted(path.name for path in wherry.root.glob("containers/*")) == sorted(wherry.containers())
+    if words == ("stop",):
+        assert wherry.inspect(running)["State"]["ExitCode"] == 3
+
+
 # ---- other worlds
 
 SECCOMP = (

@@ -109,7 +109,7 @@ def _config(house: House, row: Container, options: RunOptions, image: object) ->
     with contextlib.ExitStack() as held:
         namespaces, _ = preparing.namespaces(house, options, joining.Joined(where), held)
     names = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-    files = {name: f"{house.state_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
+    files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
     own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
     user = _user(options, image.user, _layers_of(house, image.diff_ids))
     return specgen.generate(made._replace(user=user, namespaces=namespaces, files=files, mounts=own))

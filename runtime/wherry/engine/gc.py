@@ -164,7 +164,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
 @contextlib.contextmanager
 def _nobody_at(house: House, cid: str) -> Iterator[None]:
     """CONFLICT while somebody holds its lock: a command that has answered and does the rest of a removal."""
-    if os.path.isdir(house.container_dir(cid)):
+    if os.path.exists(f"{house.container_dir(cid)}/lock"):
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(container_lock(house, cid, 0))

@@ -117,11 +117,11 @@ class House:
                 os.chmod(path, mode)  # makedirs is subject to the umask
 
     def container_dir(self, cid: str) -> str:
-        """Return the durable directory of a container: bundle, log. Itself its lock."""
+        """Return the durable directory of a container: bundle, hosts files, log."""
         return f"{self.place.root}/containers/{cid}"
 
     def state_dir(self, cid: str) -> str:
-        """Return the directory of a container's run state, hosts files too."""
+        """Return the directory of a container's run state."""
         return f"{self.place.state}/c/{cid}"
 
     def close(self) -> None:

@@ -307,10 +307,10 @@ def _ulimit(text: str) -> Json:
 
 
 def _paths(house: House, row: Container) -> Json:
-    folder, log = house.state_dir(row.id), row.config["log"]["file"]
+    folder, log = house.container_dir(row.id), row.config["log"]["file"]
     names = {"ResolvConfPath": "resolv.conf", "HostnamePath": "hostname", "HostsPath": "hosts"}
     found = {key: f"{folder}/{name}" if os.path.exists(f"{folder}/{name}") else "" for key, name in names.items()}
-    return {**found, "LogPath": f"{house.container_dir(row.id)}/{log}" if log else ""}
+    return {**found, "LogPath": f"{folder}/{log}" if log else ""}
 
 
 def _driver(house: House, row: Container) -> Json:

@@ -70,7 +70,7 @@ def _share(house: House, other: str) -> Joined:
     if not look(house, target.id).running:
         raise WherryError(Kind.CONFLICT, f"cannot join network of a non running container: {target.name}")
     names = {"/etc/hosts": "hosts", "/etc/hostname": "hostname", "/etc/resolv.conf": "resolv.conf"}
-    folder = house.state_dir(target.id)
+    folder = house.container_dir(target.id)
     files = {inside: f"{folder}/{name}" for inside, name in names.items() if os.path.exists(f"{folder}/{name}")}
     return Joined(f"container:{target.id}", files)
 
@@ -116,7 +116,7 @@ def addresses(fact: Json) -> list[str]:
 def _write_files(house: House, row: Container, options: RunOptions, facts: Json) -> dict[str, str]:
     from wherry.net import files
 
-    folder = house.state_dir(row.id)
+    folder = house.container_dir(row.id)
     host = facts["mode"] == "host"
     gateway = house.networks.gateway(options.network[0].network) if facts["mode"] == "cni" else ""
     name = row.config["hostname"]
@@ -246,7 +246,7 @@ def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple
             if cid != row.id:
                 peers += _entries(house, cid, fact["network"], present)
     with contextlib.suppress(OSError):
-        files.update_peers(f"{house.state_dir(row.id)}/hosts", peers)
+        files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
 
 
 def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Container, Json]]) -> list[HostEntry]:

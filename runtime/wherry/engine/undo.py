@@ -5,7 +5,6 @@ Decides the order of going back (last made, first unmade) and what a failing und
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -94,14 +93,12 @@ def container_lock(house: House, cid: str, timeout: float = 60) -> Iterator[None
     from wherry.kernel import files
 
     house.catch_up()
-    path = house.container_dir(cid)
-    with contextlib.ExitStack() as held:
-        try:
-            fd = held.enter_context(files.directory(path))
-            files.lock_fd(fd, timeout, f"container {cid[:12]}")
-            gone = not os.path.samestat(os.fstat(fd), os.lstat(path))
-        except FileNotFoundError:
-            gone = True
-        if gone:
-            raise WherryError(Kind.NOT_FOUND, f"no such container: {cid[:12]}")
-        yield
+    try:
+        with files.flock(f"{house.container_dir(cid)}/lock", timeout) as fd:
+            if os.fstat(fd).st_nlink == 0:
+                raise FileNotFoundError
+            yield
+    except FileNotFoundError as error:
+        if os.path.isdir(house.container_dir(cid)):
+            raise
+        raise WherryError(Kind.NOT_FOUND, f"no such container: {cid[:12]}") from error
