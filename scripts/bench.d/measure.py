@@ -34,6 +34,7 @@ PAYLOAD = """sh -c "trap exit TERM; sleep 100000 & wait" """
 LINE = "0123456789" * 7
 LOG_PAYLOAD = f"""sh -c "yes {LINE} | head -c {{bytes}}" """
 CONTAINERS, PARALLEL = 50, 4
+PAUSE = 0.1  # seconds after each sample: what a runtime does after its answer is not in the way of the next one
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def take_sample(peer: Peer, workload: Workload, name: str) -> dict[str, float]:
     sample = {"wall_ms": (time.perf_counter() - start) * 1000, "cpu_ms": machine_cpu_ms() - cpu}
     for step in workload.after:
         peer.do(step, name)
+    time.sleep(PAUSE)
     return sample
 
 
