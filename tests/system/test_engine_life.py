@@ -298,13 +298,13 @@ def test_every_step_of_a_start_is_taken_back(  # noqa: PLR0917  # fixtures; the 
     assert os.listdir(f"{wherry.root}/snapshots") == []
 
 
-@pytest.mark.parametrize("stage", ["prepare", "add_container", "claim", "discard-after-row"])
+@pytest.mark.parametrize("stage", ["make", "add_container", "claim", "discard-after-row"])
 def test_every_step_of_a_create_is_taken_back(  # noqa: PLR0917
     engine: Engine, image: str, wherry: Wherry, monkeypatch: pytest.MonkeyPatch, stage: str, tmp_path: Path
 ) -> None:
     house: House = engine._house
     targets: dict[str, tuple[object, str]] = {
-        "prepare": (house.snapshots, "prepare"),
+        "make": (house.snapshots, "make"),
         "add_container": (house.db, "add_container"),
         "claim": (house.volumes, "create"),
         "discard-after-row": (__import__("wherry.engine.create", fromlist=["x"]), "_write_cidfile"),
