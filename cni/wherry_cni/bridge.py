@@ -227,7 +227,7 @@ def _give_gateways(wire: Wire, wish: _Wish, bridge: int, gateways: Sequence[str]
                 raise CniError(BAD_CONFIG, f"bridge {wish.bridge} has the address {other}, not {wanted}",
                                "forceAddress would replace it")
             wire.do("netlink", rtnetlink.drop_address(bridge, other))
-        wire.do("netlink", rtnetlink.address(bridge, wanted), but=errno.EEXIST)
+        wire.do("netlink", rtnetlink.address(bridge, wanted, dad=False), but=errno.EEXIST)
 
 
 def _conflicting(old: str, wanted: str, gateways: Sequence[str]) -> bool:

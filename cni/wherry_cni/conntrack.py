@@ -8,8 +8,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Collection
+from contextlib import suppress
 
 from wherry_cni import nlwire
+from wherry_cni.errors import CniError
 from wherry_cni.nlwire import DUMP, Message, attributes, put
 
 __all__ = ["forget_udp"]
@@ -25,7 +27,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 def forget_udp(ports: Collection[int]) -> None:
     """Drop the flows to these ports. They come and go while we look, and a kernel may lack the interface: neither is
     worth an ADD's failure."""
-    with nlwire.opened(_NETLINK_NETFILTER) as wire:
+    with suppress(OSError, CniError), nlwire.opened(_NETLINK_NETFILTER) as wire:
         for family in _FAMILIES:
             head = struct.pack("=BBH", family, 0, 0)  # struct nfgenmsg
             (answer,) = wire.ask(Message(_GET, DUMP, head))

@@ -58,33 +58,31 @@ static int sh_unshare(int flags) { return (int)syscall(SYS_unshare, flags); }
 /* A new process that goes on here in this one's memory, born into a cgroup: moving there later would wait for an RCU grace
  * period, a fork would copy every page that it touches. As with vfork(2) the old one sleeps until the new one has ended,
  * and ends then; it resumes on a stack that is no longer its own, so after the first call nothing but registers. Taking the
- * memory down is a millisecond's work that must not keep the CPU from the front, which ends now: SCHED_IDLE first. */
+ * memory down is a millisecond's work that must not keep the CPU from the front, which ends now: nice 19 first. */
 static int sh_go_on_in(int cgroup) {
-    static const struct sched_param none;
     struct clone_args args = {
         .flags = CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t)cgroup};
     long result;
 #if defined(__x86_64__)
     __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjle 1f\n\t"
-                     "xor %%edi, %%edi\n\tmov %[idle], %%esi\n\tmov %[lower], %%eax\n\tsyscall\n\t"
+                     "xor %%edi, %%edi\n\txor %%esi, %%esi\n\tmov %[nice], %%edx\n\tmov %[lower], %%eax\n\tsyscall\n\t"
                      "xor %%edi, %%edi\n\tmov %[end], %%eax\n\tsyscall\n1:"
                      : "=a"(result)
-                     : "0"((long)SYS_clone3), "D"(&args), "S"(sizeof args), "d"(&none), [end] "i"(SYS_exit_group),
-                       [lower] "i"(SYS_sched_setscheduler), [idle] "i"(SCHED_IDLE)
-                     : "rcx", "r11", "memory");
+                     : "0"((long)SYS_clone3), "D"(&args), "S"(sizeof args), [end] "i"(SYS_exit_group),
+                       [lower] "i"(SYS_setpriority), [nice] "i"(19) /* PRIO_PROCESS, 0: this one */
+                     : "rcx", "rdx", "r11", "memory");
 #elif defined(__aarch64__)
     register long x0 __asm__("x0") = (long)&args, x1 __asm__("x1") = sizeof args, x8 __asm__("x8") = SYS_clone3;
-    register long x2 __asm__("x2") = (long)&none;
     __asm__ volatile("svc #0\n\tcmp x0, #0\n\tb.le 1f\n\t"
-                     "mov x0, #0\n\tmov x1, %[idle]\n\tmov x8, %[lower]\n\tsvc #0\n\t"
+                     "mov x0, #0\n\tmov x1, #0\n\tmov x2, %[nice]\n\tmov x8, %[lower]\n\tsvc #0\n\t"
                      "mov x0, #0\n\tmov x8, %[end]\n\tsvc #0\n1:"
                      : "+r"(x0), "+r"(x1), "+r"(x8)
-                     : "r"(x2), [end] "i"(SYS_exit_group), [lower] "i"(SYS_sched_setscheduler), [idle] "i"(SCHED_IDLE)
-                     : "cc", "memory");
+                     : [end] "i"(SYS_exit_group), [lower] "i"(SYS_setpriority), [nice] "i"(19)
+                     : "x2", "cc", "memory");
     result = x0;
 #else
     result = -ENOSYS;
-    (void)args, (void)none;
+    (void)args;
 #endif
     if (result == 0) return 0;
     errno = (int)-result;
@@ -95,6 +93,17 @@ static int sh_go_on_in(int cgroup) {
 static void sh_populate(const uint64_t *areas, size_t count) {
     for (size_t i = 0; i < count; i++)
         madvise((void *)(uintptr_t)areas[2 * i], areas[2 * i + 1] - areas[2 * i], MADV_POPULATE_WRITE);
+}
+
+static ssize_t read_all(int fd, char *out, size_t room) {
+    size_t used = 0;
+    for (;;) {
+        ssize_t n = read(fd, out + used, room - used);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -1;
+        used += (size_t)n;
+        if (n == 0 || used == room) return (ssize_t)used;
+    }
 }
 
 /* What is in `count` files below `dir`, behind each other in `out`; `sizes` gets each one's bytes, or -errno. A name that ends
@@ -111,7 +120,7 @@ static int sh_read_many(int dir, const char *names, size_t count, char *out, siz
             n = readlinkat(dir, plain, out, left);
         } else {
             int fd = openat(dir, names, O_RDONLY | O_CLOEXEC);
-            n = fd < 0 ? -1 : read(fd, out, left);
+            n = fd < 0 ? -1 : read_all(fd, out, left);
             int saved = errno;
             if (fd >= 0) close(fd);
             errno = saved;

@@ -169,3 +169,59 @@ def test_a_full_place_is_no_bug_of_ours(own: Wherry) -> None:
         assert done.returncode in (1, 125)
         assert done.stderr.startswith("wherry: No space left on device\n")
         assert "bug of wherry" not in done.stderr
+
+
+def test_a_user_is_who_the_container_says(own: Wherry, tmp_path: Path) -> None:
+    """Who it is in the image is remembered; what was put into the container counts more."""
+    words = (*NONE, "-u", "daemon", IMAGE, "sh", "-c", "id -u; id -g; echo $HOME")
+    first = own.out("run", "--rm", *words)
+    assert first == own.out("run", "--rm", *words)
+    assert list((own.root / "cache/users").iterdir())
+    (tmp_path / "passwd").write_text("root:x:0:0::/root:/bin/sh\ndaemon:x:4711:4712::/elsewhere:/bin/sh\n")
+    name = own.name("other")
+    own("create", "--name", name, *words)
+    own("cp", tmp_path / "passwd", f"{name}:/etc/passwd")
+    assert own.out("start", "-a", name).split() == ["4711", "4712", "/elsewhere"]
+    assert own.out("run", "--rm", *words) == first
+
+
+@pytest.mark.parametrize("what", [b"", b"[]", b"[0, 0, [0], 7]", b"\xff\0", b'{"uid": 0}'])
+def test_a_torn_memory_of_a_user_is_none(own: Wherry, what: bytes) -> None:
+    words = ("run", "--rm", *NONE, "-u", "daemon", IMAGE, "id", "-u")
+    first = own.out(*words)
+    assert first.isdigit()
+    assert int(first) > 0
+    for path in (own.root / "cache/users").iterdir():
+        path.write_bytes(what)
+    assert own.out(*words) == first
+
+
+def test_a_list_says_what_each_says_for_itself(own: Wherry) -> None:
+    """Many at once are looked at in another way than one."""
+    running = sleeper(own, suffix="run")
+    host = sleeper(own, "--pid", "host", suffix="hostpid")
+    joined = sleeper(own, "--pid", f"container:{running}", suffix="joined")
+    paused = sleeper(own, suffix="paused")
+    own("pause", paused)
+    ended, made, killed = own.name("ended"), own.name("made"), sleeper(own, suffix="killed")
+    own("run", "--name", ended, *NONE, IMAGE, "sh", "-c", "exit 5", check=False)
+    own("create", "--name", made, *NONE, IMAGE, "true")
+    os.kill(own.pid(killed), signal.SIGKILL)
+    until(lambda: own.inspect(killed)["State"]["Status"] == "exited")
+    listed = dict(line.split() for line in own.out("ps", "-a", "--format", "{{.Names}} {{.State}}").splitlines())
+    names = (running, host, joined, paused, ended, made, killed)
+    assert listed == {name: own.inspect(name)["State"]["Status"] for name in names}
+    assert set(listed.values()) == {"running", "paused", "exited", "created"}
+    assert own.out("ps", "--filter", "status=paused", "--format", "{{.Names}}") == paused
+
+
+def test_what_is_mounted_on_is_no_change(own: Wherry) -> None:
+    """Nor is it made anew for each container: the places lie below all layers."""
+    name = sleeper(own)
+    assert own.out("diff", name) == ""
+    upper = own.root / "snapshots" / own.inspect(name)["Id"] / "upper"
+    assert list(upper.iterdir()) == []
+    own("exec", name, "sh", "-c", "echo x >/etc/new")
+    assert own.out("diff", name).split("\n") == ["C /etc", "A /etc/new"]
+    assert sorted(path.name for path in (own.root / "mountpoints").iterdir()) == ["dev", "etc", "proc", "sys"]
+    assert not any(path.stat().st_size for path in (own.root / "mountpoints/etc").iterdir())

@@ -394,13 +394,36 @@ def test_a_port_is_free_when_the_answer_says_so(alone: Alone, wherry: Wherry, bu
         alone(*(("stop", "-t", "0") if number % 2 else ("rm", "-f")), name)
 
 
+def test_the_last_address_comes_back_in_time(alone: Alone, wherry: Wherry, busybox: str) -> None:
+    network = wherry.name("tiny")
+    wherry("network", "create", "--subnet", "10.79.3.0/30", network)
+    for _ in range(6):
+        done = alone("run", "--rm", "--network", network, busybox, "true")
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_answer_comes_without_the_warm_process(alone: Alone, wherry: Wherry, busybox: str) -> None:
+    name = wherry.name("slow")
+    wherry("run", "-d", "--name", name, busybox, "sh", "-c", "trap '' TERM; while true; do sleep 1; done")
+    front = alone.popen("stop", "-t", "2", name)
+    until(alone.warm.children)
+    time.sleep(0.5)
+    alone.warm.kill()
+    assert front.wait(20) == 0
+    assert front.communicate() == (name.encode() + b"\n", b"")
+    until(lambda: not list(wherry.state.glob("netns/*")))
+    assert wherry.inspect(name)["State"]["ExitCode"] == 137
+
+
+@pytest.mark.parametrize("pause", [0, 0.5], ids=["at once", "on its way"])
 @pytest.mark.parametrize("words", [("stop",), ("rm", "-f")], ids=" ".join)
 def test_a_kill_after_the_answer_leaves_nothing(
-    alone: Alone, wherry: Wherry, running: str, words: tuple[str, ...]
+    alone: Alone, wherry: Wherry, running: str, words: tuple[str, ...], pause: float
 ) -> None:
     """The monitor, or the next command, does what the killed one had put off."""
     with teardown_held(wherry):
         assert alone(*words, running, timeout=10).returncode == 0
+        time.sleep(pause)
         for child in alone.warm.children():
             os.kill(child, signal.SIGKILL)
         until(lambda: not alone.warm.children())

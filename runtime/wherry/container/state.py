@@ -44,8 +44,8 @@ class Status(str, Enum):
     STOPPED = "stopped"
 
 
-#: cgroup.events of what lives (Documentation/admin-guide/cgroup-v2.rst)
-_LIVING = {b"populated 1\nfrozen 0\n": Status.RUNNING, b"populated 1\nfrozen 1\n": Status.PAUSED}
+#: cgroup.events of what runs (Documentation/admin-guide/cgroup-v2.rst)
+_RUNS = b"populated 1\nfrozen 0\n"
 
 
 class State(NamedTuple):
@@ -231,9 +231,9 @@ class ContainerDir:
         return status
 
 
-def look_many(state_root: str, ids: Sequence[str], below: str = "c") -> list[tuple[State, Status] | None]:
-    """State and status of each whose processes live and die with its cgroup; None where a closer look (`load`,
-    `status`) is due. Only for containers with a pid namespace of their own: its end is the end of all of them."""
+def look_many(state_root: str, ids: Sequence[str], below: str = "c") -> list[State | None]:
+    """The state of each that runs, None where a closer look (`load`, `status`) is due. Only for containers with a pid
+    namespace of their own: its end is the end of all of them, and the end of what is in the cgroup."""
     from wherry.kernel import shim
 
     records = [f"{name}/state.json" for name in ids]
@@ -242,7 +242,7 @@ def look_many(state_root: str, ids: Sequence[str], below: str = "c") -> list[tup
     names = [f"{state.cgroup}/cgroup.events"[1:] if state and state.cgroup else "" for state in states]
     events = shim.read_many("/", names, 64 * (len(ids) + 8))
     return [
-        (state, _LIVING[event]) if state and state.started and event in _LIVING else None
+        state if state and state.started and event == _RUNS else None
         for state, event in zip(states, events, strict=True)
     ]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import ExitStatus, RunOptions
 
-from . import codec, events, records, restart
+from . import codec, events, records, restart, undo
 from .house import House
 from .records import Life
 from .status import folder, look
@@ -55,7 +55,7 @@ def _sweep(house: House) -> None:
     """Its row is gone, but who removed it may have been killed before the rest."""
     from . import gc
 
-    gc.sweep(house, thorough=False)
+    gc.sweep(house, thorough=False, always=True)
 
 
 def settle(house: House, row: Container) -> Life | None:
@@ -110,16 +110,12 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
     if not seen.unsettled:
         _clear(house, row)
         return Settled(None if seen.status == "created" else seen.life)
-    status = _exit_status(house, row)
-    life = seen.life._replace(
-        finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error
-    )
-    _tell(house, row, life)
+    life = seen.life if seen.life.told else _end_now(house, row, seen.life)
     options = codec.decode_options(row.config["options"])
     again = restart.wanted(options.restart, life)
-    life = life._replace(settled=True, restarting=_me() if again else None)
+    life = life._replace(settled=True, told=False, restarting=_me() if again else None)
     rest: tuple[Step, ...] = (lambda: teardown(house, row),)
-    if again or _wanted_by_others(row, options):
+    if again or _wanted_by_others(house, row, options):
         _all_of(rest)
         rest = ()
     if options.remove and not again:
@@ -131,24 +127,38 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
     if again:
         records.store(house.container_dir(row.id), life)
         return Settled(life)
-    if rest:  # who looks before it is done sees how it ended
-        records.store(house.container_dir(row.id), life._replace(settled=False))
+    if rest:  # who looks before it is done sees how it ended, and who finishes it for us
+        records.store(house.container_dir(row.id), life._replace(settled=False, told=True))
     return Settled(life, (*rest, lambda: records.store(house.container_dir(row.id), life)))
 
 
-def _wanted_by_others(row: Container, options: RunOptions) -> bool:
-    """Whether the next container may ask for what this one has: a port of the host, an address of its network."""
-    return bool(row.config["ports"]) or any(a.ip or a.mac for a in options.network)
+def _end_now(house: House, row: Container, before: Life) -> Life:
+    status = _exit_status(house, row)
+    life = before._replace(finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error)
+    _tell(house, row, life)
+    return life
 
 
-def await_rest(house: House) -> None:
-    """Until what commands before us put off is done: networks and layers that the dead hold cannot go before."""
+def _wanted_by_others(house: House, row: Container, options: RunOptions) -> bool:
+    """Whether the next container may ask for what this one has: a port of the host, an address of its network, or
+    whatever a network of the host's own lists gives out."""
+    from . import joining
+
+    asked = any(a.ip or a.mac or not house.networks.is_own(a.network) for a in options.network)
+    return bool(row.config["ports"]) or (asked and not joining.mode(options))
+
+
+def await_rest(house: House, but: str = "") -> bool:
+    """Until what commands before us put off is done (networks and layers that the dead hold cannot go before): whether
+    there was any. `but`: a container that is ours."""
     house.catch_up()
     rows = house.db.container_ids()
+    waited = False
     for cid in _present(house):
-        if cid not in rows or not look(house, cid).running:
-            with contextlib.suppress(WherryError), container_lock(house, cid):
-                pass
+        with contextlib.suppress(WherryError, OSError, TypeError):
+            if cid != but and (cid not in rows or look(house, cid).unsettled):
+                waited |= undo.wait_for(house, cid)
+    return waited
 
 
 def _present(house: House) -> list[str]:

@@ -36,7 +36,7 @@ def _names(path: str) -> list[str]:
         return []
 
 
-def sweep(house: House, *, thorough: bool) -> Json:
+def sweep(house: House, *, thorough: bool, always: bool = False) -> Json:
     """Sweep; returns what was swept. The quick sweep never fails: what it cannot do now, the next one does."""
     found: Json = {"containers": [], "orphans": [], "netns": [], "networks": [], "volumes": [], "snapshots": []}
     if not os.path.isdir(house.place.root) and not thorough:
@@ -45,13 +45,13 @@ def sweep(house: House, *, thorough: bool) -> Json:
         _everything(house, found)
     else:
         with contextlib.suppress(WherryError, OSError):
-            _quick(house, found)
+            _quick(house, found, always=always)
     return {key: value for key, value in found.items() if value}
 
 
-def _quick(house: House, found: Json) -> None:
+def _quick(house: House, found: Json, *, always: bool) -> None:
     present = _names(f"{house.place.state}/c")
-    if (not present and len(_names(f"{house.place.root}/containers")) == 0) or not _due(house):
+    if (not present and len(_names(f"{house.place.root}/containers")) == 0) or not (_due(house) or always):
         return
     rows = house.db.container_ids()
     _settle(house, [cid for cid in present if cid in rows], found)
@@ -164,15 +164,12 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
 @contextlib.contextmanager
 def _nobody_at(house: House, cid: str) -> Iterator[None]:
     """CONFLICT while somebody holds its lock: a command that has answered and does the rest of a removal."""
-    if os.path.exists(f"{house.container_dir(cid)}/lock"):
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(container_lock(house, cid, 0))
-            except WherryError as error:
-                if error.kind is not Kind.NOT_FOUND:  # gone between our two looks: what else there is of it is ours
-                    raise
-            yield
-    else:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(container_lock(house, cid, 0, create=False))
+        except WherryError as error:
+            if error.kind is not Kind.NOT_FOUND:  # without a lock, or gone between our two looks: what is left is ours
+                raise
         yield
 
 

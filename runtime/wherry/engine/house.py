@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from wherry.errors import WherryError
 from wherry.model import Place
 
 from .config import Settings, place, settings
@@ -39,14 +40,19 @@ class House:
 
     def later(self, step: Callable[[], object]) -> None:
         """Something that nobody waits for: done now, or where the answer goes first, with `catch_up`."""
-        self._put_off.append(step)
-        if not self._answer_first:
-            self.catch_up()
+        if self._answer_first:
+            self._put_off.append(step)
+        else:
+            step()
 
     def catch_up(self) -> None:
-        """Do what was put off, in order; also before this process wants a lock, which a step of that may hold."""
+        """Do what was put off, in order; also before this process wants a lock, which a step of that may hold. What
+        fails is told as a warning, for it is no failure of what is done now, and found by the next sweep."""
         while self._put_off:
-            self._put_off.pop(0)()
+            try:
+                self._put_off.pop(0)()
+            except (WherryError, OSError) as error:
+                self.warn(f"what was left of a container could not be removed yet: {error}")
 
     @property
     def behind(self) -> bool:

@@ -20,6 +20,7 @@ from .house import House
 __all__ = ["lookup"]
 
 _MAX = 1 << 16  # bytes
+_VERSION = 1  # of the rules in users.py
 
 
 def lookup(house: House, cid: str, spec: str, extra: Sequence[str]) -> users.User:
@@ -30,18 +31,22 @@ def lookup(house: House, cid: str, spec: str, extra: Sequence[str]) -> users.Use
         return found
     with rootfs.at_rest(house, cid) as root:
         found = users.lookup(root, spec, extra)
-    if path:
+    if path and _untouched(house, cid):  # still: a `cp` may have come while we looked
         _remember(path, found)
     return found
 
 
 def _place(house: House, cid: str, spec: str, extra: Sequence[str]) -> str:
     """The file that knows, "" where the container's own layer may say otherwise."""
-    with os.scandir(house.snapshots.upper(cid)) as entries:
-        if next(entries, None) is not None:
-            return ""
-    question = json.dumps([house.snapshots.diff_ids(cid), spec, list(extra)])
+    if not _untouched(house, cid):
+        return ""
+    question = json.dumps([_VERSION, house.snapshots.diff_ids(cid), spec, list(extra)])
     return f"{house.place.root}/cache/users/{hashlib.sha256(question.encode()).hexdigest()}"
+
+
+def _untouched(house: House, cid: str) -> bool:
+    with os.scandir(house.snapshots.upper(cid)) as entries:
+        return next(entries, None) is None
 
 
 def _remembered(path: str) -> users.User | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import codec
+from . import cleanup, codec
 from .house import House
 from .undo import Undo
 
@@ -86,8 +86,20 @@ def _attach(house: House, row: Container, options: RunOptions, facts: Json, undo
     for index, attachment in enumerate(options.network):
         ports = published if index == 0 else ()
         undo.add(house.networks.detach, row.id, path, attachment.network, ports, attachment.interface)
-        result = house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
-        facts["networks"].append(_fact(result, attachment))
+        facts["networks"].append(_fact(_joined(house, row, path, attachment, ports), attachment))
+
+
+def _joined(
+    house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...]
+) -> NetworkResult:
+    """Where no address is left, those that a command before us has still to give back are worth waiting for."""
+    for last in (False, True):
+        try:
+            return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+        except WherryError as error:
+            if last or error.kind is not Kind.EXHAUSTED or not cleanup.await_rest(house, row.id):
+                raise
+    raise AssertionError
 
 
 def _fact(result: NetworkResult, attachment: Attachment) -> Json:

@@ -36,6 +36,7 @@ class Life(NamedTuple):
     delay: float = 0  # back-off before the latest restart
     restarting: Restarting | None = None
     settled: bool = True  # the latest exit's teardown is done
+    told: bool = False  # it is not, but finished, code, oom and error are that exit's
 
 
 def load(directory: str) -> Life:

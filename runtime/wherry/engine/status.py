@@ -89,15 +89,15 @@ def look(house: House, cid: str) -> Seen:
 
 def look_many(house: House, rows: Sequence[Container]) -> list[Seen]:
     """Look at each: those that run, with a pid namespace of their own, together."""
-    from wherry.container import state
+    from wherry.container.state import look_many as running_of
 
     plain = [row.id for row in rows if not row.config["options"].get("pid")]
     try:
-        found = dict(zip(plain, state.look_many(house.place.state, plain), strict=True))
+        found = dict(zip(plain, running_of(house.place.state, plain), strict=True))
     except OSError:  # no STATE/c, or larger records than anybody has
         found = {}
     return [
-        Seen(house, row.id, seen[1].value, seen[0]) if (seen := found.get(row.id)) else look(house, row.id)
+        Seen(house, row.id, "running", state) if (state := found.get(row.id)) else look(house, row.id)
         for row in rows
     ]
 
@@ -113,6 +113,8 @@ def _with_state(house: House, cid: str, place: ContainerDir, state: State) -> Se
     life = records.load(house.container_dir(cid))
     if life.settled:
         return Seen(house, cid, _past(life), state, life)
+    if life.told:  # exit.json may have gone before the rest
+        return Seen(house, cid, "exited", state, life, unsettled=True)
     return Seen(house, cid, "exited", state, _ended(life, place, state), unsettled=True)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from wherry.errors import Kind, WherryError
 
 from .house import House
 
-__all__ = ["Undo", "container_lock", "making"]
+__all__ = ["Undo", "container_lock", "making", "wait_for"]
 
 
 class Undo:
@@ -88,17 +88,31 @@ def sweeping(house: House, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def container_lock(house: House, cid: str, timeout: float = 60) -> Iterator[None]:
-    """One verb at a time on a container; NOT_FOUND if it has gone while we waited, CONFLICT after `timeout`."""
+def container_lock(house: House, cid: str, timeout: float = 60, *, create: bool = True) -> Iterator[None]:
+    """One verb at a time on a container; NOT_FOUND if it has gone while we waited, CONFLICT after `timeout`. Who only
+    wants to know whether somebody is at it does not `create` the lock, which is in the way of its removal."""
     from wherry.kernel import files
 
     house.catch_up()
     try:
-        with files.flock(f"{house.container_dir(cid)}/lock", timeout) as fd:
+        with files.flock(f"{house.container_dir(cid)}/lock", timeout, create=create) as fd:
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError
             yield
     except FileNotFoundError as error:
-        if os.path.isdir(house.container_dir(cid)):
+        if create and os.path.isdir(house.container_dir(cid)):
             raise
         raise WherryError(Kind.NOT_FOUND, f"no such container: {cid[:12]}") from error
+
+
+def wait_for(house: House, cid: str) -> bool:
+    """Until nobody holds the container's lock; whether somebody did."""
+    try:
+        with container_lock(house, cid, 0, create=False):
+            return False
+    except WherryError as error:
+        if error.kind is Kind.NOT_FOUND:
+            return False
+    with suppress(WherryError), container_lock(house, cid, create=False):
+        pass
+    return True

@@ -39,7 +39,7 @@ Description=Warm process of wherry, which answers short commands
 Requires=wherry-warm.socket
 
 [Service]
-Environment="PYTHONPATH={path}"
+Environment="PYTHONPATH={path}" LANG=C.UTF-8
 ExecStart="{python}" -P -c "from wherry.warm.server import activated; activated()"
 KillMode=process
 """

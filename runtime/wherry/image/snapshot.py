@@ -195,13 +195,15 @@ class Snapshotter:
         path = mount_points(self.root)
         if os.path.isdir(path):
             return path
-        disk.make_private(self.root)
-        temporary = os.path.join(self.root, disk.fresh_name(".tmp-"))
+        disk.make_private(self._base)
+        temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))  # there a sweep finds it
         for name in ("", *_MOUNT_DIRECTORIES):
             os.mkdir(os.path.join(temporary, name), 0o755)
             os.chmod(os.path.join(temporary, name), 0o755)  # noqa: S103 - as in any image; what is above is 0700
         for name in _MOUNT_FILES:
-            os.close(os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+            fd = os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            os.fchmod(fd, 0o644)
+            os.close(fd)
         try:
             os.rename(temporary, path)
         except OSError:

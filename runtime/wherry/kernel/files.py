@@ -131,9 +131,9 @@ def sync_dir(path: str) -> None:
 
 
 @contextmanager
-def flock(path: str, timeout: float, *, shared: bool = False) -> Iterator[int]:
-    """Hold a lock file (made 0600); CONFLICT after `timeout` seconds."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def flock(path: str, timeout: float, *, shared: bool = False, create: bool = True) -> Iterator[int]:
+    """Hold a lock file (made 0600, unless not to `create` it); CONFLICT after `timeout` seconds."""
+    fd = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         lock_fd(fd, timeout, path, shared=shared)
         yield fd

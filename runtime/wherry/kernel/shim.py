@@ -175,7 +175,7 @@ def populate(areas: array[int]) -> None:
 
 
 def read_many(directory: str, names: Sequence[str], room: int = 1 << 16) -> list[bytes | None]:
-    """What small files below a directory hold, one read each, None for one that cannot be read; a name that ends in
+    """What small files below a directory hold, None for one that cannot be read; a name that ends in
     "@" is a link, and its target is told. ENOSPC where all together are larger than `room` bytes."""
     out, sizes = _ffi.new("char[]", room), _ffi.new("int32_t[]", len(names))
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -146,6 +146,10 @@ class Networks:
         """Raise when the attachment is no longer as it was made."""
         self.cni.check(network, container_id, interface)
 
+    def is_own(self, name: str) -> bool:
+        """Whether we made it: not a list of the host."""
+        return self._own(DEFAULT if name in ("", "default") else name) is not None
+
     def attached(self, network: str = "") -> Joins:
         """What is attached now, as remembered below STATE."""
         return [joined for joined in self.cni.remembered() if network in ("", joined.network)]

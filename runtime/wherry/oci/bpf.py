@@ -108,9 +108,12 @@ def assemble(instructions: list[Insn]) -> bytes:
     return b"".join(insn.pack() for insn in instructions)
 
 
+_MEMBERS: Final = ("allow", "type", "major", "minor", "access")
+
+
 def program(rules: list[Json]) -> bytes:
     """Rules to blob."""
-    return _program(tuple(tuple(rule.items()) for rule in rules))
+    return _program(tuple(tuple((name, rule[name]) for name in _MEMBERS if name in rule) for rule in rules))
 
 
 @lru_cache(maxsize=8)

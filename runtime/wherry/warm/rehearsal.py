@@ -32,8 +32,8 @@ def rehearse(directory: str) -> list[str]:
     scratch = f"{directory}/rehearsal"
     failed: list[str] = []
     try:
-        files.remove_tree(scratch)  # of one that was killed
-        os.makedirs(scratch, 0o700)
+        _tried(files.remove_tree, scratch, failed)  # of one that was killed
+        _tried(os.makedirs, scratch, failed)
         for work in (_image, *(_commands, _bundle, _plugin) * _TIMES):
             _tried(work, scratch, failed)
     finally:
@@ -42,7 +42,7 @@ def rehearse(directory: str) -> list[str]:
     return failed
 
 
-def _tried(work: Callable[[str], None], scratch: str, failed: list[str]) -> None:
+def _tried(work: Callable[[str], object], scratch: str, failed: list[str]) -> None:
     try:
         work(scratch)
     except Exception as error:

@@ -100,11 +100,13 @@ def _run_at(path: str, listener: socket.socket, server: _Server, idle: float) ->
         os.unlink(path)
     listener.bind(path)
     listener.listen(_BACKLOG)
+    own = os.lstat(path)
     try:
         server.run(idle)
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            if os.path.samestat(os.lstat(path), own):  # not systemd's, which may have come meanwhile
+                os.unlink(path)
 
 
 def _listened(directory: str) -> bool:
@@ -262,9 +264,13 @@ def _version(path: str) -> tuple[int, int]:
 # ---- the loop
 
 
-def _there(listener: socket.socket) -> bool:
-    """Whether the socket's name is still there: who removes the state directory means us too."""
-    return os.path.exists(listener.getsockname())
+def _place(listener: socket.socket) -> tuple[int, int]:
+    """Where the socket's name leads: who removes the state directory, or puts another socket there, means us too."""
+    try:
+        found = os.lstat(listener.getsockname())
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 class _Child(NamedTuple):
@@ -294,15 +300,14 @@ class _Server:
 
     def run(self, idle: float) -> None:
         """Until idle, changed, or out of reach."""
-        last = time.monotonic()
+        last, place = time.monotonic(), _place(self._listener)
         while True:
             ready = [fd for fd, _ in self._poll.poll(self._wait(idle) * 1000)]
             now = time.monotonic()
-            if not ready and len(self._spares) < _SPARES:
-                self._spare()
-                continue
-            if not ready and not self._fronts and (now - last >= idle or not _there(self._listener)):
+            if not ready and not self._fronts and (now - last >= idle or _place(self._listener) != place):
                 return
+            if not ready and len(self._spares) < _SPARES and now >= self._barren:
+                self._spare()
             last = now if ready else last
             for fd in ready:
                 if fd in self._fronts:
@@ -325,8 +330,12 @@ class _Server:
         """The front is gone, its command goes too, unless it has answered: who kills it means what works for it."""
         self._poll.unregister(fd)
         pidfd = self._fronts.pop(fd)
-        if not spare.answered(self._children[pidfd].channel):
+        child = self._children[pidfd]
+        if not spare.answered(child.channel):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if child.connection is not None:
+            child.connection.close()
+        self._children[pidfd] = child._replace(connection=None)
 
     def _reap(self, pidfd: int) -> None:
         ended = self._children.pop(pidfd)
@@ -334,8 +343,9 @@ class _Server:
         if told := spare.heard(ended.channel):
             self._hot = sorted({*self._hot, *told})
         ended.channel.close()
-        if pidfd in self._spares:
+        if pidfd in self._spares:  # it was killed: for want of memory, perhaps
             self._spares.remove(pidfd)
+            self._barren = time.monotonic() + _BARREN
         if ended.connection is not None:
             if self._fronts.pop(ended.connection.fileno(), -1) >= 0:
                 self._poll.unregister(ended.connection)
@@ -345,10 +355,13 @@ class _Server:
 
     def _accept(self) -> None:
         """A connection that is closed says to the front: start Python."""
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # no descriptor is left, or who called has gone
+            return
         pid, uid = peer.pid_of(connection)
         group = peer.cgroup(pid, self._mount) if uid == os.geteuid() and self._mount else None
-        if uid != os.geteuid() or (group is None and self._mount) or len(self._fronts) >= _AT_ONCE:
+        if uid != os.geteuid() or (group is None and self._mount) or len(self._children) >= _AT_ONCE:
             connection.close()
         else:
             self._hand_over(connection, group)
@@ -383,7 +396,11 @@ class _Server:
         return spare.TELL
 
     def _spare(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._barren = time.monotonic() + _BARREN
+            return
         try:
             pid = os.fork()
         except OSError:  # too many processes, or too little memory

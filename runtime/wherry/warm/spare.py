@@ -48,11 +48,16 @@ def serve(channel: socket.socket, own: peer.World, hot: Sequence[int]) -> int:
             return 1
         os.close(fds[1])
     process.be_named("wherry-command")
-    code = child.handle(socket.socket(fileno=fds[0]), own, lambda: channel.send(_ANSWERED, socket.MSG_DONTWAIT))
+    code = child.handle(socket.socket(fileno=fds[0]), own, lambda: _told(channel))
     if data == TELL and resource.getrusage(resource.RUSAGE_SELF).ru_minflt > _WORTH:
         with suppress(OSError):
             channel.send(array("Q", _written(_writable())).tobytes()[:_TOLD_MAX], socket.MSG_DONTWAIT)
     return code
+
+
+def _told(channel: socket.socket) -> None:
+    with suppress(OSError):  # the warm process is gone: nobody will take the end of the front for a reason to stop us
+        channel.send(_ANSWERED, socket.MSG_DONTWAIT)
 
 
 def answered(channel: socket.socket) -> bool:
