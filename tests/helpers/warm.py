@@ -73,6 +73,13 @@ class Warm:
         found = [*below, *(pid for spare in below for pid in _children(spare))]
         return [pid for pid in found if _name(pid) == "wherry-command"]
 
+    def wait_for_others(self, than: set[int]) -> None:
+        """Until what a command puts off until after its answer is done: audits compare what is left at rest. That the
+        next command need not wait is what tests/system/test_warm.py tests."""
+        end = time.monotonic() + 5
+        while set(self.children()) - than and time.monotonic() < end:
+            time.sleep(0.002)
+
     def at_rest(self) -> bool:
         """Whether no command is at work, and the spare processes wait for the next ones."""
         spares = self.spares()

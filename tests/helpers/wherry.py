@@ -63,6 +63,7 @@ class Wherry:
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         command = [*COMMAND, *map(str, words)]
+        before = set(self.warm.children()) if self.warm else set()
         done = subprocess.run(
             command,
             capture_output=True,
@@ -72,6 +73,8 @@ class Wherry:
             env={**self.env, **(env or {})},
             **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[call-overload]
         )
+        if self.warm:
+            self.warm.wait_for_others(before)
         if check and done.returncode:
             said = f"exit {done.returncode}\n{done.stdout}{done.stderr}"
             raise AssertionError(f"wherry {' '.join(map(str, words))}: {said}")
@@ -100,6 +103,8 @@ class Wherry:
 
     def remove_everything(self) -> None:
         """Containers by force, then the networks with their bridges and rules, then the cgroup parent."""
+        if self.warm and not self.warm.alive():  # a reset has ended it: a command would leave another
+            self.env["WHERRY_WARM"] = "off"
         try:
             self._remove_everything()
         finally:

@@ -26,7 +26,7 @@ from wherry.kernel import files, process
 from wherry.kernel.process import Process
 from wherry.model import ExitStatus, Json
 
-__all__ = ["ContainerDir", "State", "Status", "ids", "look_many"]
+__all__ = ["ContainerDir", "State", "Status", "ids", "look_many", "monitored"]
 
 _ID = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}"  # runc's letters: it names a directory and a cgroup, hence NAME_MAX
 _FILE_MAX = 1 << 20
@@ -236,15 +236,28 @@ def look_many(state_root: str, ids: Sequence[str], below: str = "c") -> list[Sta
     namespace of their own: its end is the end of all of them, and the end of what is in the cgroup."""
     from wherry.kernel import shim
 
-    records = [f"{name}/state.json" for name in ids]
-    texts = shim.read_many(os.path.join(state_root, below), records, _ROOM * (len(ids) + 8))
-    states = [_plain_state(text) for text in texts]
+    states = _states(state_root, ids, below)
     names = [f"{state.cgroup}/cgroup.events"[1:] if state and state.cgroup else "" for state in states]
     events = shim.read_many("/", names, 64 * (len(ids) + 8))
     return [
         state if state and state.started and event == _RUNS else None
         for state, event in zip(states, events, strict=True)
     ]
+
+
+def monitored(state_root: str, ids: Sequence[str], below: str = "c") -> set[str]:
+    """Those whose monitor lives."""
+    states = _states(state_root, ids, below)
+    lives = process.alive_many([state and state.monitor for state in states])
+    return {name for name, alive in zip(ids, lives, strict=True) if alive}
+
+
+def _states(state_root: str, ids: Sequence[str], below: str) -> list[State | None]:
+    from wherry.kernel import shim
+
+    records = [f"{name}/state.json" for name in ids]
+    texts = shim.read_many(os.path.join(state_root, below), records, _ROOM * (len(ids) + 8))
+    return [_plain_state(text) for text in texts]
 
 
 def _plain_state(text: bytes | None) -> State | None:

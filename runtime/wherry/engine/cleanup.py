@@ -55,7 +55,7 @@ def _sweep(house: House) -> None:
     """Its row is gone, but who removed it may have been killed before the rest."""
     from . import gc
 
-    gc.sweep(house, thorough=False, always=True)
+    gc.sweep(house, thorough=False)
 
 
 def settle(house: House, row: Container) -> Life | None:
@@ -148,17 +148,15 @@ def _wanted_by_others(house: House, row: Container, options: RunOptions) -> bool
     return bool(row.config["ports"]) or (asked and not joining.mode(options))
 
 
-def await_rest(house: House, but: str = "") -> bool:
-    """Until what commands before us put off is done (networks and layers that the dead hold cannot go before): whether
-    there was any. `but`: a container that is ours."""
+def await_rest(house: House, but: str = "") -> None:
+    """Until what commands before us put off is done: networks and layers that the dead hold cannot go before. `but`: a
+    container that is ours."""
     house.catch_up()
     rows = house.db.container_ids()
-    waited = False
     for cid in _present(house):
         with contextlib.suppress(WherryError, OSError, TypeError):
             if cid != but and (cid not in rows or look(house, cid).unsettled):
-                waited |= undo.wait_for(house, cid)
-    return waited
+                undo.wait_for(house, cid)
 
 
 def _present(house: House) -> list[str]:

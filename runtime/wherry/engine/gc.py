@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep"]
 
-_PAUSE = 0.1  # seconds between two quick sweeps
-
 
 def _names(path: str) -> list[str]:
     try:
@@ -36,7 +33,7 @@ def _names(path: str) -> list[str]:
         return []
 
 
-def sweep(house: House, *, thorough: bool, always: bool = False) -> Json:
+def sweep(house: House, *, thorough: bool) -> Json:
     """Sweep; returns what was swept. The quick sweep never fails: what it cannot do now, the next one does."""
     found: Json = {"containers": [], "orphans": [], "netns": [], "networks": [], "volumes": [], "snapshots": []}
     if not os.path.isdir(house.place.root) and not thorough:
@@ -45,13 +42,13 @@ def sweep(house: House, *, thorough: bool, always: bool = False) -> Json:
         _everything(house, found)
     else:
         with contextlib.suppress(WherryError, OSError):
-            _quick(house, found, always=always)
+            _quick(house, found)
     return {key: value for key, value in found.items() if value}
 
 
-def _quick(house: House, found: Json, *, always: bool) -> None:
+def _quick(house: House, found: Json) -> None:
     present = _names(f"{house.place.state}/c")
-    if (not present and len(_names(f"{house.place.root}/containers")) == 0) or not (_due(house) or always):
+    if not present and len(_names(f"{house.place.root}/containers")) == 0:
         return
     rows = house.db.container_ids()
     _settle(house, [cid for cid in present if cid in rows], found)
@@ -59,32 +56,21 @@ def _quick(house: House, found: Json, *, always: bool) -> None:
         _orphans(house, found, wait=False)
 
 
-def _due(house: House) -> bool:
-    """Not where one was done just now: in a burst of starts each would look at all that the others have started."""
-    path = f"{house.place.root}/making.lock"  # a sweep takes it; its time is when
-    try:
-        if 0 <= time.time() - os.stat(path).st_mtime < _PAUSE:
-            return False
-        os.utime(path)
-    except FileNotFoundError:
-        pass
-    return True
-
-
 def _everything(house: House, found: Json) -> None:
     house.prepare()
     cleanup.await_rest(house)
     rows = house.db.container_ids()
-    _settle(house, rows, found, all_of_them=True)
+    _settle(house, sorted(rows), found, all_of_them=True)
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _network(house, found)
     house.snapshots.sweep()
 
 
-def _settle(house: House, ids: Iterable[str], found: Json, *, all_of_them: bool = False) -> None:
+def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool = False) -> None:
+    cared_for = set() if all_of_them else _monitored(house, ids)
     for cid in ids:
-        if not all_of_them and _monitored(house, cid):
+        if cid in cared_for:
             continue
         row = house.db.container(cid)
         if row is not None:
@@ -92,15 +78,14 @@ def _settle(house: House, ids: Iterable[str], found: Json, *, all_of_them: bool 
                 _settle_one(house, row, found)
 
 
-def _monitored(house: House, cid: str) -> bool:
+def _monitored(house: House, ids: Sequence[str]) -> set[str]:
     """Cheap: a living monitor takes care of its container by itself."""
-    from .status import folder
+    from wherry.container import state
 
     try:
-        state = folder(house, cid).load()
-    except WherryError:
-        return False
-    return process.alive(state.monitor)
+        return state.monitored(house.place.state, ids)
+    except OSError:  # larger records than anybody has
+        return set()
 
 
 def _settle_one(house: House, row: Container, found: Json) -> None:

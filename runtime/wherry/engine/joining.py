@@ -93,13 +93,13 @@ def _joined(
     house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...]
 ) -> NetworkResult:
     """Where no address is left, those that a command before us has still to give back are worth waiting for."""
-    for last in (False, True):
-        try:
-            return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
-        except WherryError as error:
-            if last or error.kind is not Kind.EXHAUSTED or not cleanup.await_rest(house, row.id):
-                raise
-    raise AssertionError
+    try:
+        return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+    except WherryError as error:
+        if error.kind is not Kind.EXHAUSTED:
+            raise
+    cleanup.await_rest(house, row.id)
+    return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
 
 
 def _fact(result: NetworkResult, attachment: Attachment) -> Json:

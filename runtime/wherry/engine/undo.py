@@ -105,14 +105,7 @@ def container_lock(house: House, cid: str, timeout: float = 60, *, create: bool 
         raise WherryError(Kind.NOT_FOUND, f"no such container: {cid[:12]}") from error
 
 
-def wait_for(house: House, cid: str) -> bool:
-    """Until nobody holds the container's lock; whether somebody did."""
-    try:
-        with container_lock(house, cid, 0, create=False):
-            return False
-    except WherryError as error:
-        if error.kind is Kind.NOT_FOUND:
-            return False
+def wait_for(house: House, cid: str) -> None:
+    """Until nobody holds the container's lock."""
     with suppress(WherryError), container_lock(house, cid, create=False):
         pass
-    return True
