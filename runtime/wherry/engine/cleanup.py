@@ -114,11 +114,14 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
     options = codec.decode_options(row.config["options"])
     again = restart.wanted(options.restart, life)
     life = life._replace(settled=True, told=False, restarting=_me() if again else None)
+    gone = options.remove and not again
+    if not (gone or doomed):  # who looks before all is done sees how it ended, and so does who finishes it for us
+        records.store(house.container_dir(row.id), life._replace(settled=False, told=True))
     rest: tuple[Step, ...] = (lambda: teardown(house, row),)
     if again or _wanted_by_others(house, row, options):
         _all_of(rest)
         rest = ()
-    if options.remove and not again:
+    if gone:
         from . import remove
 
         return Settled(None, remove.forget(house, row, rest, volumes=True))
@@ -127,8 +130,6 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
     if again:
         records.store(house.container_dir(row.id), life)
         return Settled(life)
-    if rest:  # who looks before it is done sees how it ended, and who finishes it for us
-        records.store(house.container_dir(row.id), life._replace(settled=False, told=True))
     return Settled(life, (*rest, lambda: records.store(house.container_dir(row.id), life)))
 
 
