@@ -800,8 +800,16 @@ def _kill(warm: Warm, children: bool) -> None:
 
 
 def _end_all(directory: Path) -> None:
-    """Those too that a cold command is only just starting: they are known by their directory."""
+    """Those too that a cold command is only just starting: they are known by their directory. Until they are gone: the
+    lock is."""
+    until(lambda: not _killed(f"main('{directory}')".encode()))
+
+
+def _killed(word: bytes) -> list[int]:
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if f"main('{directory}')".encode() in path.read_bytes():
-                os.kill(int(path.parts[2]), signal.SIGKILL)
+            if word in path.read_bytes():
+                found.append(int(path.parts[2]))
+                os.kill(found[-1], signal.SIGKILL)
+    return found

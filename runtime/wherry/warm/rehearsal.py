@@ -29,17 +29,23 @@ def rehearse(directory: str) -> list[str]:
     """Walk the paths below `directory`/rehearsal; what did not go as it should, for a test to read."""
     from wherry.kernel import files
 
-    scratch = f"{directory}/rehearsal"
     failed: list[str] = []
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    scratch = f"/proc/self/fd/{fd}/rehearsal"  # who takes the state away meanwhile must not find it made anew
     try:
         _tried(files.remove_tree, scratch, failed)  # of one that was killed
-        _tried(os.makedirs, scratch, failed)
+        _tried(_directory, scratch, failed)
         for work in (_image, *(_commands, _bundle, _plugin) * _TIMES):
             _tried(work, scratch, failed)
     finally:
         with suppress(OSError):
             files.remove_tree(scratch)
+        os.close(fd)
     return failed
+
+
+def _directory(scratch: str) -> None:
+    os.mkdir(scratch, 0o700)
 
 
 def _tried(work: Callable[[str], object], scratch: str, failed: list[str]) -> None:
