@@ -144,11 +144,13 @@ def test_health(engine: Engine, image: str, wherry: Wherry) -> None:
     assert state(engine, name)["Health"]["Log"][-1]["Output"] == "no\n"  # type: ignore[index]
     assert output(engine.exec(name, ExecOptions(("touch", "/ok"))))[0].code == 0
     until(lambda: state(engine, name)["Health"]["Status"] == "healthy", 30)  # type: ignore[index]
-    actions = [event["Action"] for event in engine.events(follow=False)]
-    assert [a for a in actions if a.startswith("health_status")] == [
-        "health_status: unhealthy",
-        "health_status: healthy",
-    ]
+
+    def told() -> list[str]:  # a moment after the state, for who hears of it looks there
+        actions = [event["Action"] for event in engine.events(follow=False)]
+        return [action.partition(": ")[2] for action in actions if action.startswith("health_status")]
+
+    until(lambda: len(told()) > 1)
+    assert told() == ["unhealthy", "healthy"]
     engine.remove(name, force=True)
 
 
