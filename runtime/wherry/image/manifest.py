@@ -33,6 +33,7 @@ __all__ = [
     "descriptor_from",
     "descriptor_json",
     "host_platform",
+    "oci_layer_type",
     "parse_config",
     "parse_document",
     "parse_index",
@@ -65,6 +66,11 @@ LAYER_TYPES = frozenset({
     _DOCKER + "image.rootfs.diff.tar", _DOCKER + "image.rootfs.diff.tar.gzip", _DOCKER + "image.rootfs.diff.tar.zstd",
     _DOCKER + "image.rootfs.foreign.diff.tar.gzip", _DOCKER + "image.rootfs.foreign.diff.tar",
 })  # fmt: skip
+
+_OCI_LAYER = {
+    _DOCKER + "image.rootfs.diff.tar": OCI_TAR, _DOCKER + "image.rootfs.diff.tar.gzip": OCI_TAR_GZIP,
+    _DOCKER + "image.rootfs.diff.tar.zstd": OCI_TAR_ZSTD,
+}  # fmt: skip
 
 _MACHINES = {
     "x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"),
@@ -200,6 +206,11 @@ def parse_manifest(document: Json, media_type: str, what: str) -> Manifest:
                 hint="this is not a container image (an artifact, or encrypted layers)",
             )
     return Manifest(media_type, config, parsed, _strings(document.get("annotations"), f"{what}: annotations"))
+
+
+def oci_layer_type(media_type: str) -> str:
+    """OCI's name of a layer's media type."""
+    return _OCI_LAYER.get(media_type, media_type)
 
 
 def parse_index(document: Json, what: str) -> tuple[Descriptor, ...]:

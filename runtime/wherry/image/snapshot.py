@@ -127,12 +127,16 @@ class Snapshotter:
         """The layers below `key`, lowest first."""
         return tuple(disk.load_json(os.path.join(self._existing(key), "lower.json"))["lower"])
 
+    def lower_paths(self, key: str) -> list[str]:
+        """The directories below the upper one of `key`, highest first, as its overlay shows them, less mount points."""
+        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
+        return self._visible(lower)
+
     def diff(self, key: str) -> Iterator[tuple[str, str]]:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
         from wherry.image.changes import changes
 
-        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
-        return changes(self.upper(key), self._visible(lower))
+        return changes(self.upper(key), self.lower_paths(key))
 
     def sweep(self) -> None:
         """Remove what crashed removals and preparations left."""

@@ -117,6 +117,11 @@ class ImageStore:
                 return self._record(descriptor, names)
         return self._by_id(name_or_id, images)
 
+    def get_manifest(self, digest: str) -> ImageRecord:
+        """The image of a manifest's digest."""
+        descriptor, names = self._grouped()[digest]
+        return self._record(descriptor, names)
+
     def list(self) -> Records:
         """All images, newest first. One that cannot be read is left out: `gc` and `rmi` deal with it."""
         records = []
