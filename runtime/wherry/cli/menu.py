@@ -48,6 +48,7 @@ CONTAINER = {
 }
 
 IMAGE = {
+    "build": Entry("commands.build:build", "Build an image from a Dockerfile"),
     "inspect": Entry("commands.inspect:image", "Show images in full"),
     "load": Entry("commands.image:load", "Load images from an OCI layout or an archive"),
     "ls": Entry("commands.image:images", "List images"),
@@ -55,6 +56,11 @@ IMAGE = {
     "pull": Entry("commands.image:pull", "Fetch an image from a registry, a layout or an archive"),
     "rm": Entry("commands.image:rmi", "Remove images"),
     "tag": Entry("commands.image:tag", "Give an image one more name"),
+}
+
+BUILDER = {
+    "build": Entry("commands.build:build", "Build an image from a Dockerfile"),
+    "prune": Entry("commands.build:prune", "Remove the build cache"),
 }
 
 VOLUME = {
@@ -105,11 +111,12 @@ def _moved(table: dict[str, Entry], names: str, section: str) -> dict[str, Entry
 TOP = {
     **_moved(CONTAINER, "run exec", COMMON),
     "ps": Entry("commands.ps:ps", "List containers", COMMON),
-    **_moved(IMAGE, "pull", COMMON),
+    **_moved(IMAGE, "build pull", COMMON),
     "images": Entry("commands.image:images", "List images", COMMON),
     "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
     **_moved(SYSTEM, "info", COMMON),
     "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),
+    "builder": Entry("tree:BUILDER_GROUP", "Manage builds", MANAGE),
     "cni": Entry("tree:CNI_GROUP", "Lend our CNI plugins to other runtimes", MANAGE),
     "container": Entry("tree:CONTAINER_GROUP", "Manage containers", MANAGE),
     "image": Entry("tree:IMAGE_GROUP", "Manage images", MANAGE),
@@ -132,5 +139,5 @@ TOP = {
     **_moved(CONTAINER, "top unpause update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
-GROUPS = {"cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME,
-          "warm": WARM}  # fmt: skip
+GROUPS = {"builder": BUILDER, "cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM,
+          "volume": VOLUME, "warm": WARM}  # fmt: skip

@@ -18,6 +18,7 @@ from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, Restar
 from .house import House
 
 if TYPE_CHECKING:
+    from .build.values import BuildEvent, BuildOptions, Built
     from .running import Running
     from .values import Check, ExecOptions, LogLine, Section
 
@@ -265,6 +266,19 @@ class Engine:
         from . import images
 
         return images.pull(self._house, reference, platform, progress)
+
+    def build(self, options: BuildOptions, progress: Callable[[BuildEvent], None] | None = None) -> Built:
+        """Build an image from a Dockerfile. A step that fails is `StepFailed`."""
+        from .build import solver
+
+        return solver.build(self._house, options, progress)
+
+    def builder_prune(self, *, all: bool = False, filters: Filters | None = None) -> Json:
+        """Forget what builds remember: {"CachesDeleted": [ids], "SpaceReclaimed": bytes}. Without `all`, what an image
+        shares stays. Filters: until, id, type."""
+        from .build import pruning
+
+        return pruning.prune(self._house, all=all, filters=filters or {})
 
     def load(self, source: str, progress: Progress | None = None) -> list[ImageRecord]:
         """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE` or `docker-archive:FILE`."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -182,6 +182,12 @@ class ImageStore:
 
         unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits)
         return Puller(self.blobs, unpacker, progress)
+
+    def extract(self, archive: BinaryIO, directory: str, what: str) -> None:
+        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is."""
+        from wherry.image.unpack import Unpacker
+
+        Unpacker(self.root, helper=self._helper, limits=self._limits).extract(archive, directory, what)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         try:

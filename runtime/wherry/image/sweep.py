@@ -98,8 +98,9 @@ def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
 
 
 def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    blobs: set[str] = set()
-    diff_ids: set[str] = set()
+    from wherry.image.buildcache import BuildCache
+
+    blobs, diff_ids = BuildCache(store.root).used()
     for digest in {entry.digest for entry in store.blobs.entries()}:
         more_blobs, more_ids = _references(store, digest)
         blobs |= more_blobs

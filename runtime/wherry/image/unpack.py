@@ -26,7 +26,7 @@ _QUEUE = 8
 _FIRST_FREE = 16  # descriptors below are rearranged for the helper
 _REPORT_MAX = 8192
 _ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP, _ZSTD, _BZIP2, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX"
 
 
 class LayerLimits(NamedTuple):
@@ -69,6 +69,8 @@ def inflate(file: BinaryIO) -> Iterator[bytes]:
         yield from _gunzip(file)
     elif head == _ZSTD:
         yield from _unzstd(file)
+    elif head.startswith((_BZIP2, _XZ)):
+        yield from _slowly(file, head)
     else:
         while chunk := file.read(_CHUNK):
             yield chunk
@@ -110,6 +112,17 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
     )
     while chunk := reader.read(_CHUNK):
         yield chunk
+
+
+def _slowly(file: BinaryIO, head: bytes) -> Iterator[bytes]:
+    """What archives of ADD and build contexts may be packed with too."""
+    import bz2
+    import lzma
+
+    opener = bz2.BZ2File if head.startswith(_BZIP2) else lzma.LZMAFile
+    with opener(file) as opened:
+        while chunk := opened.read(_CHUNK):
+            yield chunk
 
 
 class _Child:
@@ -220,6 +233,19 @@ class Unpacker:
                 return False
             self._unpack(blob, diff_id, target, report, stop)
         return True
+
+    def extract(self, file: BinaryIO, directory: str, what: str) -> None:
+        """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer."""
+        most = self._limits.bytes_for(os.fstat(file.fileno()).st_size)
+        child = self._start(directory, most)
+        try:
+            _pump(file, child, "sha256", _Watch(lambda _done: None, threading.Event()), most)
+            words = child.report()
+        finally:
+            child.close()
+        if words[0].split()[:1] != ["ok"]:
+            raise WherryError(Kind.INVALID, f"cannot unpack {what}: {': '.join(words[1:3]) or 'no report'}",
+                              hint="the archive is damaged or hostile")  # fmt: skip
 
     def _unpack(
         self, blob: str, diff_id: str, target: str, report: Callable[[int, int], None], stop: threading.Event
@@ -352,6 +378,10 @@ def _broken_streams() -> tuple[type[BaseException], ...]:
     import zlib
 
     kinds: list[type[BaseException]] = [zlib.error, EOFError]
+    with contextlib.suppress(ImportError):
+        import lzma
+
+        kinds.append(lzma.LZMAError)
     with contextlib.suppress(ImportError):
         import zstandard
 

@@ -1,0 +1,223 @@
+"""`build`: the command line of docker's, what is read of the caller's files, and how it looks while it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from wherry.cli import human, parse
+from wherry.cli.app import App, is_terminal, verb
+from wherry.cli.commands.prune import ALL, FILTER, FORCE, sure
+from wherry.cli.options import Flag, Surroundings, Values, absolute, labels, many, one, switch, text
+from wherry.cli.table import filters
+from wherry.errors import Kind, WherryError
+
+if TYPE_CHECKING:
+    from wherry.cli.buildview import Silent
+    from wherry.engine.build.values import BuildOptions, Secret, StepFailed
+
+PROGRESS = ("auto", "plain", "quiet", "rawjson", "tty")
+EXAMPLES = """
+wherry build -t app .                             the Dockerfile of this directory
+wherry build -t app -f build/Dockerfile --build-arg VERSION=2 .
+wherry build --target test --progress plain .
+wherry build --secret id=token,src=token.txt .    a file that only RUN --mount=type=secret sees
+tar c . | wherry build -t app -                   the context on standard input
+SOURCE_DATE_EPOCH=0 wherry build -t app .         the same image every time
+"""
+
+
+def tag(flag: str, value: str) -> str:
+    """A name of the image to be: checked before anything is built."""
+    if "@" in value:
+        raise parse.bad(flag, value, "it has a digest", "NAME[:TAG]")
+    return value
+
+
+def secret(flag: str, value: str) -> dict[str, str]:
+    """id=NAME[,src=FILE|,env=VARIABLE]."""
+    given = {}
+    for field in value.split(","):
+        key, equals, rest = field.partition("=")
+        key = {"source": "src"}.get(key, key)
+        if not equals or key not in ("id", "src", "env", "type"):
+            raise parse.bad(flag, value, f"unexpected field {field!r}", "id=NAME[,src=FILE] or id=NAME,env=VARIABLE")
+        given[key] = rest
+    if not given.get("id"):
+        raise parse.bad(flag, value, "it has no id", "id=NAME[,src=FILE] or id=NAME,env=VARIABLE")
+    return given
+
+
+FLAGS: tuple[Flag, ...] = (
+    many("--build-arg", text, "NAME[=VALUE]", "the value of an ARG; without =, the environment's"),
+    many("--cache-from", text, "SOURCE", "taken and not used: what was built here before is found by itself"),
+    one("-f --file", text, "FILE", "the Dockerfile (default PATH/Dockerfile; - is standard input)"),
+    one("--iidfile", text, "FILE", "write the image's id to a file"),
+    many("--label", parse.key_value, "KEY=VALUE", "set a label of the image"),
+    one("--network", parse.choice("default", "none", "host"), "MODE", "network of RUN: default, none or host"),
+    switch("--no-cache", "do every step again"),
+    one("-o --output", text, "DIR", "write the root file system to a directory; no image is made"),
+    one("--platform", parse.platform, "OS/ARCH", "the platform to build for"),
+    one("--progress", parse.choice(*PROGRESS), "TYPE", "auto, plain, tty, quiet or rawjson"),
+    switch("--pull", "ask the registry for newer base images"),
+    switch("-q --quiet", "print the image's id only"),
+    many("--secret", secret, "id=NAME,src=FILE", "a secret for RUN --mount=type=secret (or id=NAME,env=VARIABLE)"),
+    many("-t --tag", tag, "NAME[:TAG]", "a name of the image; repeatable"),
+    one("--target", text, "STAGE", "the stage to build"),
+)
+
+
+@verb("build", "PATH", *FLAGS, aliases="wherry image build, wherry build", examples=EXAMPLES)
+def build(app: App, values: Values) -> int:
+    """Build an image from a Dockerfile. PATH is the context: a directory, a tar file, or - (a tar or a Dockerfile)."""
+    from wherry.engine.build.values import StepFailed
+
+    for source in values["cache_from"]:
+        app.warn(f"--cache-from {source} is not used: steps are found by their contents in this wherry's own cache")
+    options = options_of(app, values)
+    quiet = values["quiet"] or values["progress"] == "quiet"
+    before = signal.signal(signal.SIGTERM, _interrupted)  # as ctrl-c: the steps' containers go too
+    view = _view(app, values["progress"] or "auto", quiet)
+    try:
+        with view:
+            built = app.engine.build(options, view)
+    except StepFailed as error:
+        _show(app, error)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if values["iidfile"] and built.id:
+        _write(absolute(values["iidfile"], app.cwd), built.id)
+    if quiet and built.id:
+        app.out(built.id)
+    return 0
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _view(app: App, kind: str, quiet: bool) -> Silent:
+    from wherry.cli import buildview
+
+    if quiet:
+        return buildview.Silent()
+    if kind == "rawjson":
+        return buildview.Raw(app.stdio.stderr)
+    if kind == "tty" or (kind == "auto" and is_terminal(app.stdio.stderr)):
+        return buildview.Live(app.stdio.stderr)
+    return buildview.Plain(app.stdio.stderr)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        raise WherryError(Kind.INVALID, f"cannot write {path}: {error.strerror}") from error
+
+
+# ---- options
+
+
+def options_of(app: App, values: Values) -> BuildOptions:
+    """The typed wish that the command line stands for."""
+    from wherry.engine.build.values import BuildOptions
+
+    path = _context(app, values["path"])
+    file = values["file"] or ""
+    args = dict(_arguments(app, values["build_arg"]))
+    stdin = getattr(app.stdio.stdin, "buffer", None)
+    return BuildOptions(
+        path, file if file in ("", "-") else _dockerfile(app, file, path), stdin, tuple(values["tag"]), args,
+        values["target"] or "", values["no_cache"], values["pull"], values["platform"] or "",
+        tuple(_secrets(app, values["secret"])), labels(values, Surroundings(app.env, app.cwd, app.read_file)),
+        values["network"] or "default", _epoch(args.get("SOURCE_DATE_EPOCH", app.env.get("SOURCE_DATE_EPOCH", ""))),
+        absolute(_output(values["output"]), app.cwd) if values["output"] else "",
+    )  # fmt: skip
+
+
+def _context(app: App, path: str) -> str:
+    if path.startswith(("http://", "https://", "git@", "git://", "github.com/", "ssh://")):
+        raise WherryError(Kind.UNSUPPORTED, f"a build context from the network is not supported: {path}",
+                          hint="fetch it first: curl URL | wherry build -, or git clone")  # fmt: skip
+    return path if path == "-" else absolute(path, app.cwd)
+
+
+def _dockerfile(app: App, file: str, context: str) -> str:
+    """As docker: of the current directory; of the context where it is only there."""
+    here = absolute(file, app.cwd)
+    there = os.path.join(context, file)
+    return there if not os.path.exists(here) and context != "-" and os.path.exists(there) else here
+
+
+def _arguments(app: App, given: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for item in given:
+        name, equals, value = item.partition("=")
+        if equals or name in app.env:
+            yield name, value if equals else app.env[name]
+
+
+def _secrets(app: App, given: Sequence[dict[str, str]]) -> Iterator[Secret]:
+    from wherry.engine.build.values import Secret
+
+    for fields in given:
+        name = fields["id"]
+        variable = fields.get("env", "" if "src" in fields else name)
+        if variable and variable in app.env:
+            yield Secret(name, value=os.fsencode(app.env[variable]))
+        elif "env" in fields:
+            raise WherryError(Kind.INVALID, f"secret {name}: the environment has no {variable}")
+        else:
+            yield Secret(name, absolute(fields.get("src", name), app.cwd))
+
+
+def _epoch(value: str) -> int | None:
+    if not value:
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 11:
+        raise WherryError(Kind.INVALID, f"invalid SOURCE_DATE_EPOCH: {value}", hint="seconds since 1970, such as 0")
+    return int(value)
+
+
+def _output(value: str) -> str:
+    """DIR, or docker's type=local,dest=DIR."""
+    fields = dict(field.partition("=")[::2] for field in value.split(","))
+    if "type" not in fields and "dest" not in fields:
+        return value
+    if fields.get("type", "local") != "local" or not fields.get("dest"):
+        raise WherryError(Kind.UNSUPPORTED, f"output {value!r} is not supported",
+                          hint="-o DIR or type=local,dest=DIR; an image: build it, then wherry save")  # fmt: skip
+    return fields["dest"]
+
+
+# ---- a failure
+
+
+def _show(app: App, error: StepFailed) -> None:
+    """BuildKit's way: the end of the step's output, and the lines of the Dockerfile around it."""
+    if error.tail:
+        app.err(f"------\n > {error.title}:\n{error.tail.decode('utf-8', 'replace').rstrip()}\n------")
+    if error.lines:
+        app.err(f"{error.file}:{error.first}\n--------------------")
+        for number in range(max(error.first - 2, 1), min(error.last + 2, len(error.lines)) + 1):
+            mark = ">>>" if error.first <= number <= error.last else "   "
+            app.err(f"{number:4} | {mark} {error.lines[number - 1]}")
+        app.err("--------------------")
+
+
+# ---- the cache
+
+
+@verb("prune", "", ALL, FILTER, FORCE, aliases="wherry builder prune", examples="wherry builder prune -a -f")
+def prune(app: App, values: Values) -> None:
+    """Forget what builds remember; with -a also what images share. Filters: id, type, until."""
+    wanted = filters(values, ("id", "type", "until"))
+    what = "all build cache" if values["all"] else "all dangling build cache"
+    if sure(app, values, [what]):
+        done = app.engine.builder_prune(all=values["all"], filters=wanted)
+        for cache in done["CachesDeleted"]:
+            app.out(cache)
+        app.out(f"Total:\t{human.size(done['SpaceReclaimed'])}")
