@@ -5,6 +5,7 @@ Decides the order (documents, then blobs, then layers) and what must agree. Refu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -29,7 +30,7 @@ from wherry.image.manifest import (
     parse_manifest,
     platform_text,
 )
-from wherry.image.unpack import Unpacker
+from wherry.image.unpack import LayerStream, Unpacker
 from wherry.model import Descriptor, Platform, ProgressEvent
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Puller:
         descriptor = manifest.config
         if descriptor.size > CONFIG_MAX:
             raise WherryError(Kind.INVALID, f"config {descriptor.digest} is larger than {CONFIG_MAX} bytes")
-        self._fetch(source, descriptor, lambda _done: None)
+        self._fetch(source, descriptor)
         what = f"{source.what}: config {descriptor.digest}"
         config = parse_config(parse_document(self._blobs.read(descriptor.digest, CONFIG_MAX), CONFIG_MAX, what), what)
         if len(config.diff_ids) != len(manifest.layers):
@@ -160,22 +161,53 @@ class Puller:
         self._say(key, "Pulling fs layer" if source else "Waiting")
         news = False
         if source is not None:
-            news = self._fetch(source, layer, _throttled(lambda done: self._say(key, "Downloading", done, layer.size)))
+            news = self._fetch_layer(source, layer, diff_id, key)
             self._say(key, "Download complete", layer.size, layer.size)
         report = _throttled_pair(lambda done, total: self._say(key, "Extracting", done, total))
         news |= self._unpacker.unpack(self._blobs.path(layer.digest), diff_id, report, self._stop)
         self._say(key, "Pull complete" if news else "Already exists", layer.size, layer.size)
 
-    def _fetch(self, source: Source, descriptor: Descriptor, report: Callable[[int], None]) -> bool:
-        with self._blobs.partial(descriptor) as partial:
+    def _fetch_layer(self, source: Source, layer: Descriptor, diff_id: str, key: str) -> bool:
+        """Fetch a layer and unpack it while it comes. Where that fails it is unpacked from the verified blob."""
+        report = _throttled(lambda done: self._say(key, "Downloading", done, layer.size))
+        with self._blobs.partial(layer) as partial:
             if partial is None:
                 return False
-            source.fetch(partial, report, self._stop)
+            with self._unpacker.stream(diff_id, layer.size, self._stop, wait=False) as stream:
+                if stream is not None:
+                    partial.attach(_Unpacking(stream, lambda: self._say(key, "Extracting", layer.size, layer.size)))
+                source.fetch(partial, report, self._stop)
         return True
+
+    def _fetch(self, source: Source, descriptor: Descriptor) -> None:
+        with self._blobs.partial(descriptor) as partial:
+            if partial is not None:
+                source.fetch(partial, lambda _done: None, self._stop)
 
     def _say(self, key: str, status: str, done: int = 0, total: int = 0) -> None:
         with self._lock:
             self._progress(ProgressEvent(key, status, done, total))
+
+
+class _Unpacking:
+    """The tap between a blob that comes and its layer. Its failures are kept to itself: nothing was verified yet."""
+
+    def __init__(self, stream: LayerStream, settling: Callable[[], None]) -> None:
+        self._stream: LayerStream | None = stream
+        self._settling = settling
+
+    def write(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.write(data)
+
+    def spoil(self) -> None:
+        self._stream = None
+
+    def settle(self) -> None:
+        if self._stream is not None:
+            self._settling()
+            with contextlib.suppress(WherryError, OSError):
+                self._stream.finish()
 
 
 def _first_failure(futures: Sequence[Future[None]]) -> None:
