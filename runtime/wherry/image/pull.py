@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from wherry.errors import Kind, WherryError
@@ -31,6 +31,7 @@ from wherry.image.manifest import (
     platform_text,
 )
 from wherry.image.unpack import LayerStream, Unpacker
+from wherry.kernel import files, shim
 from wherry.model import Descriptor, Platform, ProgressEvent
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Puller", "Source"]
 
 _PARALLEL = 4
+_FLUSH = 0.3  # seconds
 _TICK = 0.1  # seconds between two progress events of one layer
 
 
@@ -99,7 +101,7 @@ class Puller:
 
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(_PARALLEL, "layer") as pool:
+        with _written_back(self._blobs.place), ThreadPoolExecutor(_PARALLEL, "layer") as pool:
             futures = [pool.submit(self._layer, source, layer, diff_id) for diff_id, layer in wanted.items()]
             try:
                 _first_failure(futures)
@@ -208,6 +210,25 @@ class _Unpacking:
             self._settling()
             with contextlib.suppress(WherryError, OSError):
                 self._stream.finish()
+
+
+@contextlib.contextmanager
+def _written_back(place: str) -> Iterator[None]:
+    """Let the device work while the CPUs do: what is left for the sync of each layer is then little."""
+    done = threading.Event()
+
+    def work() -> None:
+        with files.directory(place) as fd, contextlib.suppress(OSError):
+            while not done.wait(_FLUSH):
+                shim.syncfs(fd)
+
+    thread = threading.Thread(target=work, name="write back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _first_failure(futures: Sequence[Future[None]]) -> None:
