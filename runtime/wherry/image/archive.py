@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
 from wherry.image.blobs import REF_NAME, Partial
+from wherry.image.inflate import inflate
 from wherry.image.manifest import (
     CONFIG_MAX,
     MANIFEST_MAX,
@@ -34,7 +35,6 @@ from wherry.image.manifest import (
 from wherry.image.members import clean_name, index_tar
 from wherry.image.pull import Document, copy_stream
 from wherry.image.reference import DIGEST, Reference
-from wherry.image.unpack import inflate
 from wherry.model import Descriptor, Json
 
 __all__ = ["open_sources"]

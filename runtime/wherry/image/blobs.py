@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wherry.digest import hexdigest
 from wherry.errors import Kind, WherryError
@@ -28,7 +28,7 @@ from wherry.model import Descriptor, Json
 if TYPE_CHECKING:
     import hashlib
 
-__all__ = ["REF_NAME", "Blobs", "Partial"]
+__all__ = ["REF_NAME", "Blobs", "Partial", "Tap"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _CHUNK = 1 << 20
@@ -38,6 +38,17 @@ def _hasher(descriptor: Descriptor) -> hashlib._Hash:
     import hashlib
 
     return hashlib.new(descriptor.digest.partition(":")[0])
+
+
+class Tap(Protocol):
+    """Who wants the bytes of a blob while they come, before they are verified."""
+
+    def write(self, data: bytes) -> None: ...
+    def spoil(self) -> None:
+        """What came was wrong: forget it."""
+
+    def settle(self) -> None:
+        """All of it came and is verified; it becomes durable next. Not to fail."""
 
 
 class Partial:
@@ -50,6 +61,15 @@ class Partial:
         self.descriptor = descriptor
         self.offset = 0
         self._hash = _hasher(descriptor)
+        self._tap: Tap | None = None
+
+    def attach(self, tap: Tap) -> None:
+        """Give `tap` what is there, and from now on what comes."""
+        at = 0
+        while at < self.offset and (data := os.pread(self._fd, min(_CHUNK, self.offset - at), at)):
+            tap.write(data)
+            at += len(data)
+        self._tap = tap
 
     def resume(self) -> None:
         """Take in what an earlier attempt left."""
@@ -61,6 +81,9 @@ class Partial:
 
     def restart(self) -> None:
         """Forget all bytes."""
+        if self._tap is not None:
+            self._tap.spoil()
+            self._tap = None
         os.ftruncate(self._fd, 0)
         self.offset = 0
         self._hash = _hasher(self.descriptor)
@@ -74,6 +97,8 @@ class Partial:
             )
         view = memoryview(data)
         self._hash.update(view)
+        if self._tap is not None:
+            self._tap.write(bytes(data))
         while view:
             written = os.pwrite(self._fd, view, self.offset)
             self.offset += written
@@ -95,6 +120,8 @@ class Partial:
             self.restart()
             raise WherryError(Kind.INVALID, f"blob {expected.digest} has the digest {actual}",
                               hint="the source is damaged or lies; nothing of it was used")  # fmt: skip
+        if self._tap is not None:
+            self._tap.settle()  # before the sync: one of the whole file system has most of ours done
         os.fsync(self._fd)
         os.fchmod(self._fd, 0o600)
         os.rename(self._path, self._target)
