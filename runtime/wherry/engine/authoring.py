@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
@@ -20,12 +20,15 @@ from .house import House
 from .status import look
 
 if TYPE_CHECKING:
+    from wherry.image.inflate import Readable
+
     from .db import Container
 
 __all__ = ["commit", "export", "history", "import_tar"]
 
 _OF_IMAGE = ("Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell", "StopSignal",
              "User", "Volumes", "WorkingDir")  # fmt: skip
+_OF_PLATFORM = ("architecture", "os", "variant", "os.version", "os.features")
 
 
 def _now() -> str:
@@ -93,13 +96,14 @@ def _config(row: Container) -> Json:
     """docker's config of a container, without what is this container's alone."""
     from .inspection import config_of
 
-    return {key: value for key, value in config_of(row).items() if key in _OF_IMAGE}
+    found = config_of(row, codec.decode_options(row.config["options"]))
+    return {key: value for key, value in found.items() if key in _OF_IMAGE}
 
 
 def _document(base: Json, config: Json, author: str) -> Json:
     """The image's config document: the base's, as far as it is true of what is on top of it."""
-    kept = {key: base[key] for key in ("architecture", "os", "variant", "os.version", "os.features") if key in base}
-    given = {"author": author} if author else {}
+    kept: Json = {key: base[key] for key in _OF_PLATFORM if key in base}
+    given: Json = {"author": author} if author else {}
     history = base.get("history")
     past = [item for item in history if isinstance(item, dict)] if isinstance(history, list) else []
     on_build = {"OnBuild": base["config"]["OnBuild"]} if (base.get("config") or {}).get("OnBuild") else {}
@@ -130,14 +134,15 @@ def export(house: House, ref: str, out: Callable[[bytes], object]) -> None:
 
 
 def import_tar(
-    house: House, stream: BinaryIO, name: str, *, message: str, changes: Sequence[str], platform: str, origin: str
+    house: House, stream: Readable, name: str, *, message: str, changes: Sequence[str], platform: str, origin: str
 ) -> ImageRecord:
     """The verb: an image of one layer, which is this tar, packed or not."""
     from wherry.image import author as making
     from wherry.image import instructions
+    from wherry.image.manifest import host_platform
     from wherry.image.streams import tar_of
 
-    wanted = images.platform(platform) or images.host()
+    wanted = images.platform(platform) or host_platform()
     config = instructions.apply({}, changes)
     house.prepare()
     with house.images.blobs.lease():
@@ -165,7 +170,7 @@ def import_tar(
 def history(house: House, ref: str) -> list[Json]:
     """docker's rows, newest first. A layer's size is that of its files."""
     record = house.images.get(ref)
-    sizes = iter(house.images.layer_sizes(record))
+    sizes: Iterator[int] = iter(house.images.layer_sizes(record))
     rows = [_row(item, next(sizes, 0) if not item.get("empty_layer") else 0) for item in record.config.history]
     rows += [_row({}, size) for size in sizes]  # layers that the history does not tell of
     if rows:

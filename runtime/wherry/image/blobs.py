@@ -249,6 +249,11 @@ class Blobs:
                 raise WherryError(Kind.NOT_FOUND, f"image {descriptor.digest} has just been removed")
             self.change(edit)
 
+    def untag(self, names: Iterable[str]) -> None:
+        """Take names away; their images stay."""
+        gone = list(names)
+        self.change(lambda entries: _without(entries, gone))
+
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
         """Around work that uses the store: what `use`, `has` and `partial` are asked for and what is made meanwhile is

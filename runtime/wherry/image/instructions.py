@@ -19,7 +19,8 @@ __all__ = ["apply"]
 _SHELL = ["/bin/sh", "-c"]
 _SIGNAL = r"(SIG)?[A-Za-z]+[12]?([+-]\d{1,2})?|\d{1,2}"
 _PORT = r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?"
-_TIMES = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "start-interval": "StartInterval"}
+_TIMES = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod",
+          "start-interval": "StartInterval"}  # fmt: skip
 _UNITS = {"h": 3600_000_000_000, "m": 60_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 
 
@@ -31,7 +32,8 @@ def apply(config: Json, changes: Sequence[str]) -> Json:
     for line, word in zip(lines, words, strict=True):
         rest = line[len(word) :].strip()
         if word not in _ACTIONS:
-            raise WherryError(Kind.INVALID, f'"{line[:200]}" is not a valid change', hint=f"one of {', '.join(_ACTIONS)}")
+            hint = f"one of {', '.join(_ACTIONS)}"
+            raise WherryError(Kind.INVALID, f'"{line[:200]}" is not a valid change', hint=hint)
         if not rest:
             raise WherryError(Kind.INVALID, f"{word} requires an argument")
         _ACTIONS[word](made, rest)
@@ -159,7 +161,7 @@ def _healthcheck(config: Json, text: str) -> None:
         config["Healthcheck"] = {"Test": ["NONE"]}
         return
     if kind.upper() != "CMD" or not rest.strip():
-        raise WherryError(Kind.INVALID, f'HEALTHCHECK: unknown type "{kind[:80]}"', hint="NONE, or [OPTIONS] CMD command")
+        raise WherryError(Kind.INVALID, f'HEALTHCHECK: unknown type "{kind[:80]}"', hint="NONE or CMD")
     listed = _json_list(rest.strip())
     config["Healthcheck"] = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", rest.strip()], **made}
 

@@ -1,74 +1,106 @@
-"""Byte streams that cannot be rewound (pipes): their beginning is looked at, then read once, packed or not.
+"""A tar that comes through a pipe, packed or not: read once, from its beginning to its end.
 
-Decides how much may come out of a packed stream. Refuses to know what is in it.
+Decides how much may come out of a packed stream. Refuses to know what its members mean.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from wherry.errors import Kind, WherryError
-from wherry.image.unpack import broken_streams, inflate
+from wherry.image.inflate import Readable, broken_streams, inflate
+from wherry.image.members import is_header
 
-__all__ = ["Replay", "plain_chunks", "tar_of"]
+__all__ = ["Stream", "is_one_way", "pieces", "tar_of"]
 
-_TOTAL, _RATIO, _FREE = 256 << 30, 100, 4 << 30
+_TOTAL, _RATIO, _FREE = 256 << 30, 100, 4 << 30  # the ratio counts only beyond what is free
 
 
-class Replay:
-    """A stream that gives its first bytes again: `inflate` looks at them and goes back."""
+class _Counted:
+    """Packed bytes, counted."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._again = b""
-        self.consumed = 0
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self.total = 0
 
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; all that is left without."""
-        if self._again:
-            data, self._again = (self._again, b"") if size < 0 else (self._again[:size], self._again[size:])
-            return data
-        data = self._stream.read(size) or b""
-        self.consumed += len(data)
-        self._last = data
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size) or b""
+        self.total += len(data)
         return data
 
-    def seek(self, at: int) -> int:
-        """Back to the beginning, as long as only one piece was read."""
-        if at or self.consumed != len(self._last):
-            raise OSError(29, os.strerror(29))
-        self._again = self._last
-        return 0
 
-    def tell(self) -> int:
-        """How much was taken from the stream."""
-        return self.consumed
+class Stream:
+    """The inflated bytes, forwards only. `at` counts them."""
+
+    def __init__(self, file: Readable, what: str) -> None:
+        self._packed = _Counted(file)
+        self._chunks = inflate(self._packed)
+        self._left = memoryview(b"")
+        self._total = 0
+        self.what = what
+        self.at = 0
+
+    def some(self, most: int) -> memoryview:
+        """Up to `most` bytes; none at the end only."""
+        if not self._left:
+            self._left = memoryview(self._more())
+        part, self._left = self._left[:most], self._left[most:]
+        self.at += len(part)
+        return part
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes, fewer at the end only."""
+        parts = []
+        while size and (part := self.some(size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def skip(self, size: int) -> None:
+        """Read over `size` bytes."""
+        while size and (part := self.some(size)):
+            size -= len(part)
+
+    def _more(self) -> bytes:
+        try:
+            chunk = next(self._chunks, b"")
+        except broken_streams() as error:
+            raise WherryError(Kind.INVALID, f"{self.what} is damaged: {error}") from error
+        self._total += len(chunk)
+        most = min(_TOTAL, max(_FREE, self._packed.total * _RATIO))
+        if self._total > most:
+            raise WherryError(Kind.INVALID, f"{self.what} inflates to more than {most} bytes",
+                              hint="this looks like a decompression bomb")  # fmt: skip
+        return chunk
 
 
-def plain_chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
-    """What a stream holds, inflated where it is gzip or zstd, within bounds."""
-    replay = Replay(stream)
-    total = 0
+def tar_of(file: Readable, out: Callable[[bytes], object], what: str) -> None:
+    """Hand over a tar as it is inside its compression; what begins with no header is none."""
+    stream = Stream(file, what)
+    head = stream.read(512)
+    if not is_header(head):
+        raise WherryError(Kind.INVALID, f"{what} is not a tar archive" if head else f"{what} is empty",
+                          hint="a tar was expected, plain or packed by gzip or zstd")  # fmt: skip
+    out(head)
+    while part := stream.some(1 << 20):
+        out(bytes(part))
+
+
+def is_one_way(file: BinaryIO) -> bool:
+    """Whether it must be read from its beginning to its end: no regular file, or one that begins as gzip or zstd do."""
     try:
-        for chunk in inflate(cast(BinaryIO, replay)):
-            total += len(chunk)
-            if total > min(_TOTAL, max(_FREE, replay.consumed * _RATIO)):
-                raise WherryError(Kind.INVALID, f"{what} inflates to {total} bytes and more",
-                                  hint="this looks like a decompression bomb")  # fmt: skip
-            yield chunk
-    except broken_streams() as error:
-        raise WherryError(Kind.INVALID, f"{what} is damaged: {error}") from error
+        return os.pread(file.fileno(), 4, 0).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+    except OSError:
+        return True
 
 
-def tar_of(stream: BinaryIO, out: Callable[[bytes], object], what: str) -> None:
-    """Hand over a tar; what is empty or begins with no header is none."""
-    first = True
-    for chunk in plain_chunks(stream, what):
-        if first and chunk[257:262] != b"ustar" and not chunk[:512].strip(b"\0").isascii():
-            raise WherryError(Kind.INVALID, f"{what} is not a tar archive")
-        first = False
-        out(chunk)
-    if first:
-        raise WherryError(Kind.INVALID, f"{what} is empty: a tar archive was expected")
+def pieces(stream: Stream, size: int) -> Iterator[bytes]:
+    """The next `size` bytes; INVALID where it ends before."""
+    while size:
+        part = stream.some(min(size, 1 << 20))
+        if not part:
+            raise WherryError(Kind.INVALID, f"{stream.what} is truncated")
+        size -= len(part)
+        yield bytes(part)
