@@ -93,7 +93,8 @@ def _tag(name: str) -> str:
 
 
 def _repo_tags(image: Saved) -> list[str]:
-    return [Reference.parse(name).familiar() for name in image.names if "@" not in name]
+    """Whole names: podman takes a short one for localhost's."""
+    return [name for name in image.names if "@" not in name]
 
 
 def _docker(images: Sequence[Saved]) -> Iterator[_Piece]:
