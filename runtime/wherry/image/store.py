@@ -33,9 +33,13 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
+    from wherry.image.check import Finding, Report
     from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.unpack import LayerLimits
+    from wherry.image.usage import Usage
+
+    Findings = list[Finding]
 
 Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
@@ -211,11 +215,23 @@ class ImageStore:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
         return self._sweep(keep)
 
-    def disk_usage(self) -> Json:
-        """Bytes: of blobs, of unpacked layers, and of the layers that no image uses."""
-        from wherry.image.sweep import usage
+    def disk_usage(self) -> Usage:
+        """What blobs and layers take on disk, as `du` counts, and whose they are."""
+        from wherry.image.usage import usage
 
         return usage(self)
+
+    def check(self, *, quick: bool = False) -> Report:
+        """Whether everything here is whole."""
+        from wherry.image.check import check
+
+        return check(self, quick=quick)
+
+    def repair(self, report: Report) -> Findings:
+        """Take away what `check` found damaged; the findings that are mended by it."""
+        from wherry.image.check import repair
+
+        return repair(self, report)
 
     # ---- inside
 
