@@ -82,8 +82,14 @@ def _references(store: ImageStore, entry: Descriptor) -> tuple[set[str], set[str
 
 def _of_snapshots(root: str) -> set[str]:
     snapshots = Snapshotter(root)
-    keys = snapshots.keys()
-    return {diff_id for key in keys for diff_id in snapshots.diff_ids(key)}
+    found: set[str] = set()
+    for key in snapshots.keys():  # noqa: SIM118 - no mapping
+        try:
+            found.update(snapshots.diff_ids(key))
+        except (FileNotFoundError, WherryError):
+            if key in snapshots.keys():  # noqa: SIM118 - else it was removed meanwhile
+                raise
+    return found
 
 
 def names_in(path: str) -> list[str]:
