@@ -225,3 +225,5 @@ static int sh_memfd(const char *name, int executable) {
 }
 
 static int sh_seal(int fd) { return fcntl(fd, F_ADD_SEALS, ALL_SEALS); }
+
+static int sh_syncfs(int fd) { return syncfs(fd); }

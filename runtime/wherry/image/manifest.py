@@ -17,6 +17,8 @@ from wherry.model import Descriptor, ImageConfig, Json, Platform
 
 __all__ = [
     "CONFIG_MAX",
+    "DOCKER_CONFIG",
+    "DOCKER_MANIFEST",
     "INDEX_TYPES",
     "LAYER_TYPES",
     "MANIFEST_MAX",
@@ -32,6 +34,7 @@ __all__ = [
     "created_time",
     "descriptor_from",
     "descriptor_json",
+    "docker_layer_type",
     "host_platform",
     "oci_layer_type",
     "parse_config",
@@ -55,6 +58,7 @@ OCI_TAR_GZIP = OCI_TAR + "+gzip"
 OCI_TAR_ZSTD = OCI_TAR + "+zstd"
 _OLD_TAR = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER = "application/vnd.docker."
+DOCKER_CONFIG = _DOCKER + "container.image.v1+json"
 DOCKER_MANIFEST = _DOCKER + "distribution.manifest.v2+json"
 DOCKER_INDEX = _DOCKER + "distribution.manifest.list.v2+json"
 DOCKER_SCHEMA1 = (_DOCKER + "distribution.manifest.v1+json", _DOCKER + "distribution.manifest.v1+prettyjws")
@@ -211,6 +215,11 @@ def parse_manifest(document: Json, media_type: str, what: str) -> Manifest:
 def oci_layer_type(media_type: str) -> str:
     """OCI's name of a layer's media type."""
     return _OCI_LAYER.get(media_type, media_type)
+
+
+def docker_layer_type(media_type: str) -> str:
+    """docker's name of a layer's media type."""
+    return next((docker for docker, oci in _OCI_LAYER.items() if oci == media_type), media_type)
 
 
 def parse_index(document: Json, what: str) -> tuple[Descriptor, ...]:

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
+from wherry.image.leases import Leases
 from wherry.image.reference import DIGEST
 from wherry.kernel.files import remove_tree
 from wherry.model import Mount
 
-__all__ = ["Snapshotter", "check_place", "layer_path", "mount_points"]
+__all__ = ["Snapshotter", "check_place", "layer_path", "mount_points", "tree_usage"]
 
 _KEY = r"[a-z0-9-]{1,64}"
 _MAX_LAYERS = 499  # OVL_MAX_STACK, fs/overlayfs/super.c, less the one of mount points
@@ -61,6 +62,7 @@ class Snapshotter:
         self.root = check_place(root)
         self._base = os.path.join(self.root, "snapshots")
         self._userxattr = userxattr
+        self._leases = Leases(self.root)
 
     def make(self, key: str, diff_ids: Sequence[str]) -> None:
         """Make the upper and work directories of `key` over `diff_ids` (lowest first); `mounts` tells of its root."""
@@ -106,12 +108,10 @@ class Snapshotter:
         self._check_key(key)
         if not os.path.isdir(self._path(key)):
             return
-        disk.make_private(os.path.join(self.root, "images"))
-        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
-            doomed = disk.fresh_name(".tmp-")
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self._path(key), os.path.join(self._base, doomed))
-            self._sweep_one(doomed)
+        doomed = disk.fresh_name(".tmp-")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._path(key), os.path.join(self._base, doomed))
+        self._sweep_one(doomed)
 
     def keys(self) -> list[str]:
         """The keys of all snapshots."""
@@ -140,6 +140,21 @@ class Snapshotter:
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
         return self._visible(lower)
 
+    def problems(self, key: str) -> list[str]:
+        """What is wrong with the files of a snapshot, if anything is. One that is removed meanwhile is right."""
+        found = self._problems(key)
+        return found if os.path.isdir(self._path(key)) else []
+
+    def _problems(self, key: str) -> list[str]:
+        try:
+            facts = disk.load_json(os.path.join(self._existing(key), "lower.json"))
+            below, writable = [layer_path(self.root, diff_id) for diff_id in facts["lower"]], facts["writable"]
+        except (OSError, WherryError, KeyError, TypeError) as error:
+            return [f"its lower.json cannot be read: {error}"]
+        found = [f"layer {os.path.basename(path)} below it is missing" for path in below if not os.path.isdir(path)]
+        parts = ("upper", "work") if writable else ("empty",)
+        return found + [f"it has no {part}" for part in parts if not os.path.isdir(os.path.join(self._path(key), part))]
+
     def diff(self, key: str) -> Iterator[tuple[str, str]]:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
         from wherry.image.changes import changes
@@ -148,10 +163,17 @@ class Snapshotter:
 
     def sweep(self) -> None:
         """Remove what crashed removals and preparations left."""
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self._base):
-                if name.startswith(".tmp-"):
-                    self._sweep_one(name)
+        with self._leases.guard(shared=False):  # nobody makes one at this moment
+            left = self.leftovers()
+        for name in left:
+            self._sweep_one(name)
+
+    def leftovers(self) -> list[str]:
+        """What is being made or removed, or was when somebody was killed."""
+        try:
+            return sorted(name for name in os.listdir(self._base) if name.startswith(".tmp-"))
+        except FileNotFoundError:
+            return []
 
     def _check_key(self, key: str) -> None:
         if not re.fullmatch(_KEY, key):
@@ -171,9 +193,8 @@ class Snapshotter:
         if len(diff_ids) > _MAX_LAYERS:
             raise WherryError(Kind.UNSUPPORTED, f"{len(diff_ids)} layers: overlay takes at most {_MAX_LAYERS}")
         disk.make_private(self._base)
-        disk.make_private(os.path.join(self.root, "images"))
-        # Shared with pulls, against the sweep of layers: lower.json must be there before a sweep looks again.
-        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
+        # Against the sweep of layers: lower.json must be there before a sweep looks again.
+        with self._leases.guard(shared=True):
             self._check_layers(key, diff_ids)
             self._publish(key, diff_ids, writable)
 
@@ -205,9 +226,13 @@ class Snapshotter:
     def _mount_points(self) -> str:
         """As docker's init layer: without them each start would copy /etc up and make three files in it."""
         path = mount_points(self.root)
-        if os.path.isdir(path):
-            return path
-        disk.make_private(self._base)
+        if not os.path.isdir(path):
+            disk.make_private(self._base)
+            with self._leases.guard(shared=True):
+                self._make_mount_points(path)
+        return path
+
+    def _make_mount_points(self, path: str) -> None:
         temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))  # there a sweep finds it
         for name in ("", *_MOUNT_DIRECTORIES):
             os.mkdir(os.path.join(temporary, name), 0o755)
@@ -222,7 +247,6 @@ class Snapshotter:
             remove_tree(temporary)
             if not os.path.isdir(path):  # else somebody else was faster
                 raise
-        return path
 
     def _copy_root(self, source: str, target: str) -> None:
         # The root directory of an overlay shows the mode and owner of its uppermost layer: the image's, not ours.
@@ -304,7 +328,7 @@ def _walk(walker: disk.Walker, count: _Count) -> None:
     pending = [count.directory(walker.fd)]
     while pending:
         if pending[-1]:
-            if walker.down(pending[-1].pop()):
+            if walker.down(pending[-1].pop(), quiet=True):
                 pending.append(count.directory(walker.fd))
         else:
             pending.pop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
@@ -33,12 +33,18 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
+    from wherry.image.check import Finding, Report
+    from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.unpack import LayerLimits
+    from wherry.image.usage import Usage
+
+    Findings = list[Finding]
 
 Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
 Names = Sequence[str]
+Sizes = list[int]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -92,18 +98,28 @@ class ImageStore:
         """Like load, but of a source that holds several images takes all when no tag is given (docker load)."""
         from wherry.image.archive import open_sources
 
-        records = []
-        with open_sources(source, self.blobs.ingest, only_one=only_one) as found:
-            for one in found:
-                records.append(self._take(one, one.names, platform, progress))
-        return records
+        with self._storing(source), open_sources(source, self.blobs, only_one=only_one) as found:
+            return [self._take(one, one.names, platform, progress) for one in found]
+
+    def load_found(self, path: str, file: Readable | None = None, progress: Progress = _silent) -> Records:
+        """Take every image of a directory or archive of any kind: what lies at `path`, or what `file` gives, packed or
+        not, when it is read from its beginning to its end."""
+        from wherry.image.archive import open_found
+
+        with self._storing(path), open_found(path, file, self.blobs) as found:
+            return [self._take(one, one.names, None, progress) for one in found]
 
     def ensure_unpacked(self, record: ImageRecord, progress: Progress = _silent) -> None:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
             with self.blobs.lease():
+                self.use(record)
                 self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+
+    def use(self, record: ImageRecord) -> None:
+        """Under a lease of `blobs`: what is there of the image stays until the end of that, also without its names."""
+        self.blobs.use(record.manifest, record.id, *(x.digest for x in record.layers), *record.config.diff_ids)
 
     # ---- looking
 
@@ -131,10 +147,41 @@ class ImageStore:
         return sorted(records, key=lambda record: -record.created)
 
     def config_json(self, record: ImageRecord) -> Json:
-        """The image's whole config document, as it was pulled."""
+        """The image's whole config document, as it was pulled or made."""
         return parse_document(self.blobs.read(record.id, CONFIG_MAX), CONFIG_MAX, f"config {record.id}")
 
+    def layer_sizes(self, record: ImageRecord) -> Sizes:
+        """Bytes of each unpacked layer, lowest first."""
+        return [_layer_bytes(layer_path(self.root, diff_id)) for diff_id in record.config.diff_ids]
+
+    def save(self, images: Sequence[tuple[ImageRecord, Names]], target: str | int, form: str = "docker") -> None:
+        """Write images, each under some of its names, to a path or (an archive) a descriptor; formats: save.FORMATS."""
+        from wherry.image.save import Saved, save
+
+        with self.blobs.lease():
+            for record, _ in images:
+                self.use(record)
+            saved = []
+            for record, names in images:
+                descriptor = self._descriptor(record.manifest)
+                saved.append(Saved(record, descriptor, self.manifest(descriptor).config, tuple(names)))
+            save(self.blobs, saved, form, target)
+
     # ---- names and lifetime
+
+    def untag(self, record: ImageRecord, names: Names = ()) -> None:
+        """Take these names (all without any) from an image, which stays."""
+        doomed = [str(Reference.parse(name).stored()) for name in names] or list(record.names)
+        missing = [name for name in doomed if name not in record.names]
+        if missing:
+            raise WherryError(Kind.NOT_FOUND, f"{missing[0]} is not a name of image {record.id[7:19]}",
+                              hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
+        self.blobs.untag(doomed)
+
+    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
+        """Give a stored image these names."""
+        self.blobs.name(self._descriptor(record.manifest), [str(Reference.parse(name)) for name in names])
+        return self.get_manifest(record.manifest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""
@@ -161,18 +208,30 @@ class ImageStore:
         self.blobs.change(lambda entries: _dropped(entries, record.manifest, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep, wait=False)
+            self._sweep(keep)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
-        return self._sweep(keep, wait=True)
+        return self._sweep(keep)
 
-    def disk_usage(self) -> Json:
-        """Bytes: of blobs, of unpacked layers, and of the layers that no image uses."""
-        from wherry.image.sweep import usage
+    def disk_usage(self) -> Usage:
+        """What blobs and layers take on disk, as `du` counts, and whose they are."""
+        from wherry.image.usage import usage
 
         return usage(self)
+
+    def check(self, *, quick: bool = False) -> Report:
+        """Whether everything here is whole."""
+        from wherry.image.check import check
+
+        return check(self, quick=quick)
+
+    def repair(self, report: Report) -> Findings:
+        """Take away what `check` found damaged; the findings that are mended by it."""
+        from wherry.image.check import repair
+
+        return repair(self, report)
 
     # ---- inside
 
@@ -190,20 +249,25 @@ class ImageStore:
         Unpacker(self.root, helper=self._helper, limits=self._limits).extract(archive, directory, what)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
+        with self._storing(source.what):
+            wanted = platform or host_platform()
+            descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
+            self.blobs.name(descriptor, names)
+            return self._record(descriptor, self._names_of(descriptor.digest))
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
         try:
             self.blobs.ensure()
             with self.blobs.lease():
-                wanted = platform or host_platform()
-                descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
-                self.blobs.name(descriptor, names)
-                return self._record(descriptor, self._names_of(descriptor.digest))
+                yield
         except OSError as error:
-            raise disk.os_failure(f"cannot store image {source.what}", error) from error
+            raise disk.os_failure(f"cannot store image {what}", error) from error
 
-    def _sweep(self, keep: Iterable[str], *, wait: bool) -> int:
+    def _sweep(self, keep: Iterable[str]) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep), wait=wait)
+        return sweep(self, frozenset(keep))
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}

@@ -1,149 +1,158 @@
 """What nobody uses any more: blobs, layers, and what crashes left.
 
-Decides by index.json, by the snapshots on disk and by what the caller keeps. Works only while no pull and no new
-snapshot is under way (the lease of blobs.py).
+Decides by index.json, by the snapshots on disk, by what the caller keeps and by what living work uses (leases.py), so
+that it can run beside pulls. What goes is taken out of its place while nobody can begin to use it, and removed after.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
 from wherry.image import disk
+from wherry.image.leases import InUse
 from wherry.image.manifest import CONFIG_MAX, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
 from wherry.kernel.files import remove_tree
-from wherry.model import Json
+from wherry.model import Descriptor
 
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["sweep", "usage"]
+__all__ = ["layer_bytes", "names_in", "remove_doomed", "sweep", "take_out"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
+_ALGORITHMS = ("sha256", "sha512")
 _PARTIAL_AGE = 24 * 3600.0  # a broken pull may go on where it ended for a day
-_TEMPORARY_AGE = 3600.0
-_PATIENCE = 5.0
+_PATIENCE = 5.0  # seconds: the guard is held for moments only
 
 
-@contextlib.contextmanager
-def _alone(store: ImageStore, wait: bool) -> Iterator[bool]:
-    """Hold the lease alone; False where others hold it (after some patience, with `wait`)."""
-    disk.make_private(store.blobs.place)
-    fd = os.open(
-        os.path.join(store.blobs.place, ".lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
-    deadline = time.monotonic() + (_PATIENCE if wait else 0)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.05)
-        yield True
-    finally:
-        os.close(fd)
-
-
-def sweep(store: ImageStore, keep: frozenset[str], *, wait: bool) -> int:
-    """Remove what is unused; the bytes freed. Does nothing while a pull runs: the next sweep will."""
-    with _alone(store, wait) as alone:
+def sweep(store: ImageStore, keep: frozenset[str]) -> int:
+    """Remove what is unused; the bytes freed."""
+    with store.blobs.leases.alone(_PATIENCE) as alone:
         if not alone:
             return 0
-        _drop_broken(store)
+        in_use = store.blobs.leases.in_use()
         blobs, diff_ids = _used(store)
-        Snapshotter(store.root).sweep()
-        diff_ids |= keep | _of_snapshots(store.root)
-        freed = _sweep_blobs(store, blobs)
-        freed += _sweep_layers(store, {diff_id.partition(":")[2] for diff_id in diff_ids})
-        _sweep_temporary(store)
-    return freed
+        freed, doomed = _doom_blobs(store, in_use, blobs)
+        more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
+        doomed += layers + _leftovers(store, in_use)
+        snapshots = Snapshotter(store.root).leftovers()
+    remove_doomed(doomed)
+    for name in snapshots:
+        _remove(os.path.join(store.root, "snapshots"), name)
+    return freed + more
 
 
-def _drop_broken(store: ImageStore) -> None:
-    """Forget images whose manifest or config is missing or damaged: nothing can be started from them."""
-    broken = {entry.digest for entry in store.blobs.entries() if not _readable(store, entry.digest)}
+Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nobody looks for
+
+
+def _used(store: ImageStore) -> tuple[set[str], set[str]]:
+    """The blobs and diff ids of all images and of what builds remember. An image whose manifest or config is missing or
+    damaged is forgotten: nothing can be started from it."""
+    from wherry.image.buildcache import BuildCache
+
+    blobs, diff_ids = BuildCache(store.root).used()
+    broken: set[str] = set()
+    for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
+        try:
+            more_blobs, more_ids = _references(store, entry)
+        except WherryError:
+            broken.add(entry.digest)
+        else:
+            blobs |= more_blobs
+            diff_ids |= more_ids
     if broken:
         store.blobs.change(lambda entries: [entry for entry in entries if entry.digest not in broken])
+    return blobs, diff_ids
 
 
-def _readable(store: ImageStore, digest: str) -> bool:
-    try:
-        _references(store, digest)
-    except WherryError:
-        return False
-    return True
-
-
-def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
-    descriptor = next(entry for entry in store.blobs.entries() if entry.digest == digest)
-    manifest = store.manifest(descriptor)
+def _references(store: ImageStore, entry: Descriptor) -> tuple[set[str], set[str]]:
+    manifest = store.manifest(entry)
     what = f"config {manifest.config.digest}"
     try:
         data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
     except FileNotFoundError:
         raise disk.os_failure(what, FileNotFoundError(2, "missing")) from None
     config = parse_config(parse_document(data, CONFIG_MAX, what), what)
-    return {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}, set(config.diff_ids)
-
-
-def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    from wherry.image.buildcache import BuildCache
-
-    blobs, diff_ids = BuildCache(store.root).used()
-    for digest in {entry.digest for entry in store.blobs.entries()}:
-        more_blobs, more_ids = _references(store, digest)
-        blobs |= more_blobs
-        diff_ids |= more_ids
-    return blobs, diff_ids
+    return {entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}, set(config.diff_ids)
 
 
 def _of_snapshots(root: str) -> set[str]:
     snapshots = Snapshotter(root)
-    keys = snapshots.keys()
-    return {diff_id for key in keys for diff_id in snapshots.diff_ids(key)}
+    found: set[str] = set()
+    for key in snapshots.keys():  # noqa: SIM118 - no mapping
+        try:
+            found.update(snapshots.diff_ids(key))
+        except (FileNotFoundError, WherryError):
+            if key in snapshots.keys():  # noqa: SIM118 - else it was removed meanwhile
+                raise
+    return found
 
 
-def _names(path: str) -> list[str]:
+def names_in(path: str) -> list[str]:
+    """What a directory holds; nothing where it is not."""
     try:
         return os.listdir(path)
     except FileNotFoundError:
         return []
 
 
-def _sweep_blobs(store: ImageStore, used: set[str]) -> int:
-    freed = 0
-    for algorithm in ("sha256", "sha512"):
+def take_out(place: str, name: str, into: str) -> tuple[str, str]:
+    """A temporary name for what goes: a crash in the middle leaves no half thing under its own."""
+    doomed = disk.fresh_name(".tmp-doomed-")
+    os.rename(os.path.join(place, name), os.path.join(into, doomed))
+    return into, doomed
+
+
+def _doom_blobs(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, Doomed]:
+    freed, doomed = 0, []
+    for algorithm in _ALGORITHMS:
         place = os.path.join(store.blobs.place, "blobs", algorithm)
-        for name in _names(place):
-            if f"{algorithm}:{name}" not in used:
-                freed += os.stat(os.path.join(place, name)).st_size
-                os.unlink(os.path.join(place, name))
-    return freed
+        for name in names_in(place):
+            status = os.stat(os.path.join(place, name), follow_symlinks=False)
+            if f"{algorithm}:{name}" not in used and not in_use.keeps(f"{algorithm}:{name}", status):
+                freed += status.st_size
+                doomed.append(take_out(place, name, store.blobs.ingest))
+    return freed, doomed
 
 
-def _sweep_layers(store: ImageStore, used: set[str]) -> int:
+def _doom_layers(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, Doomed]:
     place = os.path.join(store.root, "layers")
-    freed = 0
-    for name in _names(place):
-        if re.fullmatch(_HEX, name) and name not in used:
-            freed += layer_bytes(os.path.join(place, name))
-            doomed = disk.fresh_name(".tmp-")  # a crash in the middle leaves no half layer under its name
-            os.rename(os.path.join(place, name), os.path.join(place, doomed))
-            _remove(place, doomed)
-        elif name.startswith(".tmp-"):
-            _remove_unheld(place, name)
-    return freed
+    names = {diff_id.partition(":")[2] for diff_id in used}
+    claimed = InUse(frozenset(digest.partition(":")[2] for digest in in_use.digests), in_use.since)
+    freed, doomed = 0, []
+    for name in names_in(place):
+        path = os.path.join(place, name)
+        if re.fullmatch(_HEX, name) and name not in names and not claimed.keeps(name, os.lstat(path)):
+            freed += layer_bytes(path)
+            doomed.append(take_out(place, name, place))
+    return freed, doomed
+
+
+def _leftovers(store: ImageStore, in_use: InUse) -> Doomed:
+    """What the dead left half made. Names of partial blobs are reused: they are locked, as living temporaries."""
+    ingest, layers = store.blobs.ingest, os.path.join(store.root, "layers")
+    found: Doomed = [(layers, name) for name in names_in(layers) if name.startswith(".tmp-")]
+    for name in names_in(ingest):
+        if name.startswith((".tmp-", "layer-")) or _older(os.path.join(ingest, name), _PARTIAL_AGE):
+            found.append((ingest, name))
+    with store.blobs.locked():
+        for name in names_in(store.blobs.place):
+            if ".tmp-" in name:  # of an index.json that was never finished: who writes one holds the lock
+                os.unlink(os.path.join(store.blobs.place, name))
+    return [(place, name) for place, name in found if _is_old(os.path.join(place, name), in_use)]
+
+
+def _is_old(path: str, in_use: InUse) -> bool:
+    """Made before any living work began: that has no lock on it yet, perhaps."""
+    try:
+        return not in_use.keeps("", os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def layer_bytes(path: str) -> int:
@@ -152,6 +161,12 @@ def layer_bytes(path: str) -> int:
         return int(disk.load_json(os.path.join(path, "size.json"))["bytes"])
     except (OSError, WherryError, KeyError, TypeError, ValueError):
         return 0
+
+
+def remove_doomed(doomed: Doomed) -> None:
+    """Remove what was taken out of its place, and temporaries that nobody holds."""
+    for place, name in doomed:
+        _remove_unheld(place, name)
 
 
 def _remove(place: str, name: str) -> None:
@@ -171,35 +186,8 @@ def _remove_unheld(place: str, name: str) -> None:
             os.close(held)
 
 
-def _sweep_temporary(store: ImageStore) -> None:
-    for name in _names(store.blobs.ingest):
-        path = os.path.join(store.blobs.ingest, name)
-        if name.startswith((".tmp-", "layer-")) or _older(path, _PARTIAL_AGE):
-            _remove_unheld(store.blobs.ingest, name)
-    for name in _names(store.blobs.place):
-        path = os.path.join(store.blobs.place, name)
-        if ".tmp-" in name and _older(path, _TEMPORARY_AGE):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-
 def _older(path: str, age: float) -> bool:
     try:
         return time.time() - os.stat(path, follow_symlinks=False).st_mtime > age
     except FileNotFoundError:
         return False
-
-
-def usage(store: ImageStore) -> Json:
-    """Bytes of blobs, of unpacked layers, and of those layers that no image uses."""
-    used: set[str] = set()
-    for record in store.list():
-        used.update(diff_id.partition(":")[2] for diff_id in record.config.diff_ids)
-    place = os.path.join(store.root, "layers")
-    sizes = {name: layer_bytes(os.path.join(place, name)) for name in _names(place) if re.fullmatch(_HEX, name)}
-    blobs = os.path.join(store.blobs.place, "blobs", "sha256")
-    return {
-        "blobs": sum(os.stat(os.path.join(blobs, name)).st_size for name in _names(blobs)),
-        "layers": sum(sizes.values()),
-        "reclaimable": sum(size for name, size in sizes.items() if name not in used),
-    }

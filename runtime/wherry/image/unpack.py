@@ -4,6 +4,8 @@ Decides how much may come out of a layer and that it is published only when its 
 helper's; what images are is the store's.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -12,21 +14,21 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
+from wherry.image.inflate import broken_streams, inflate
 from wherry.image.snapshot import layer_path
 from wherry.kernel.files import remove_tree
 
-__all__ = ["LayerLimits", "Unpacker", "inflate"]
+__all__ = ["LayerLimits", "LayerStream", "Unpacker"]
 
 _CHUNK = 256 << 10
-_QUEUE = 8
+_QUEUE = 8  # chunks between two threads of a stream
 _FIRST_FREE = 16  # descriptors below are rearranged for the helper
 _REPORT_MAX = 8192
-_ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
-_GZIP, _ZSTD, _BZIP2, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX"
+_CLAIM_SECONDS = 3600.0
 
 
 class LayerLimits(NamedTuple):
@@ -40,89 +42,6 @@ class LayerLimits(NamedTuple):
     def bytes_for(self, packed: int) -> int:
         """How much a blob of `packed` bytes may inflate to."""
         return min(self.total, max(self.free, packed * self.ratio))
-
-
-class _Inflater(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
-
-
-def _gzip_inflater() -> _Inflater:
-    try:
-        from isal import isal_zlib  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        import zlib
-
-        return zlib.decompressobj(wbits=31)
-    inflater: _Inflater = isal_zlib.decompressobj(wbits=31)
-    return inflater
-
-
-def inflate(file: BinaryIO) -> Iterator[bytes]:
-    """The tar stream of a layer, whatever its compression: the first bytes tell (the diff id is verified anyway)."""
-    head = file.read(4)
-    file.seek(0)
-    if head.startswith(_GZIP):
-        yield from _gunzip(file)
-    elif head == _ZSTD:
-        yield from _unzstd(file)
-    elif head.startswith((_BZIP2, _XZ)):
-        yield from _slowly(file, head)
-    else:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    inflater = _gzip_inflater()
-    fed = False  # a member has begun
-    data = file.read(_CHUNK)
-    while data:
-        if not fed and data.count(0) == len(data):  # zeros after the last member pad to a block, as gzip(1) tolerates
-            data = file.read(_CHUNK)
-            continue
-        fed = True
-        chunk = inflater.decompress(data, _CHUNK)
-        if chunk:
-            yield chunk
-        if inflater.eof:
-            data, inflater, fed = inflater.unused_data or file.read(_CHUNK), _gzip_inflater(), False
-        else:
-            data = getattr(inflater, "unconsumed_tail", b"") or file.read(_CHUNK)
-    if fed:
-        yield from _gunzip_rest(inflater)
-
-
-def _gunzip_rest(inflater: _Inflater) -> Iterator[bytes]:
-    while not inflater.eof:
-        chunk = inflater.decompress(b"", _CHUNK)
-        if not chunk:
-            raise EOFError("the gzip stream is truncated")
-        yield chunk
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    import zstandard
-
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-        file, read_size=_CHUNK, read_across_frames=True
-    )
-    while chunk := reader.read(_CHUNK):
-        yield chunk
-
-
-def _slowly(file: BinaryIO, head: bytes) -> Iterator[bytes]:
-    """What archives of ADD and build contexts may be packed with too."""
-    import bz2
-    import lzma
-
-    opener = bz2.BZ2File if head.startswith(_BZIP2) else lzma.LZMAFile
-    with opener(file) as opened:
-        while chunk := opened.read(_CHUNK):
-            yield chunk
 
 
 class _Child:
@@ -183,14 +102,17 @@ class _Child:
             text += part
         return text.decode("utf-8", "backslashreplace").split("\n", 2)
 
+    def kill(self) -> None:
+        """Nobody wants its work any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
+
     def close(self) -> None:
         """Reap it; one that still runs is killed first."""
-        running = self.input >= 0
+        if self.input >= 0:
+            self.kill()
         self.end_input()
         os.close(self.output)
-        if running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
         os.waitpid(self.pid, 0)
 
 
@@ -222,49 +144,85 @@ class Unpacker:
 
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
+        packed = 0 if self.has(diff_id) else os.stat(blob).st_size
+        with self.stream(diff_id, packed, stop) as stream:
+            if stream is None:
+                return False
+            with open(blob, "rb") as file:
+                while not stream.ended and (chunk := file.read(_CHUNK)):
+                    stream.write(chunk)
+                    report(file.tell(), packed)
+            stream.finish()
+        return True
+
+    @contextlib.contextmanager
+    def stream(
+        self, diff_id: str, packed: int, stop: threading.Event, *, wait: bool = True
+    ) -> Iterator[LayerStream | None]:
+        """A stream that makes the layer of `packed` bytes, or None when the layer is there.
+
+        Without `wait` also None while another makes it. What is not finished when this ends leaves nothing.
+        """
         target = layer_path(self._root, diff_id)
         if os.path.isdir(target):
-            return False
+            yield None
+            return
         disk.make_private(os.path.join(self._root, "layers"))
         lock = os.path.join(self._root, "ingest", f"layer-{diff_id.partition(':')[2]}.lock")
         disk.make_private(os.path.dirname(lock))
-        with disk.claim(lock, unlink=True):
-            if os.path.isdir(target):
-                return False
-            self._unpack(blob, diff_id, target, report, stop)
-        return True
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+            except WherryError:
+                if wait:
+                    raise
+                yield None
+                return
+            yield None if os.path.isdir(target) else held.enter_context(self._making(diff_id, target, packed, stop))
 
     def extract(self, file: BinaryIO, directory: str, what: str) -> None:
         """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer."""
         most = self._limits.bytes_for(os.fstat(file.fileno()).st_size)
-        child = self._start(directory, most)
-        try:
-            _pump(file, child, "sha256", _Watch(lambda _done: None, threading.Event()), most)
-            words = child.report()
-        finally:
-            child.close()
-        if words[0].split()[:1] != ["ok"]:
-            raise WherryError(Kind.INVALID, f"cannot unpack {what}: {': '.join(words[1:3]) or 'no report'}",
-                              hint="the archive is damaged or hostile")  # fmt: skip
 
-    def _unpack(
-        self, blob: str, diff_id: str, target: str, report: Callable[[int, int], None], stop: threading.Event
-    ) -> None:
+        def judge(words: list[str], _digest: str | None) -> None:
+            if words[0].split()[:1] != ["ok"]:
+                why = ": ".join(word for word in words[1:3] if word) or "no report"
+                raise WherryError(Kind.INVALID, f"cannot unpack {what}: {why}", hint="it is damaged or hostile")
+
+        stream = LayerStream(self._start(directory, most), "sha256", most, threading.Event(), judge)
+        try:
+            while not stream.ended and (chunk := file.read(_CHUNK)):
+                stream.write(chunk)
+            stream.finish()
+        finally:
+            stream.close()
+
+    @contextlib.contextmanager
+    def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)  # tells gc that someone works here
-        try:
-            os.mkdir(os.path.join(temporary, "fs"), 0o755)
-            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
-            entries, size = self._fill(os.path.join(temporary, "fs"), blob, diff_id, report, stop)
+
+        def publish(words: list[str], digest: str | None) -> None:
+            entries, size = self._judge(words, diff_id, digest)
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
             disk.fsync_dir(parent)
-        except BaseException:
-            self._discard(temporary)
-            raise
+
+        try:
+            os.mkdir(os.path.join(temporary, "fs"), 0o755)
+            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
+            most = self._limits.bytes_for(packed)
+            child = self._start(os.path.join(temporary, "fs"), most)
+            stream = LayerStream(child, diff_id.partition(":")[0], most, stop, publish)
+            try:
+                yield stream
+            finally:
+                stream.close()
         finally:
+            if os.path.isdir(temporary):  # not published
+                self._discard(temporary)
             os.close(held)
 
     @staticmethod
@@ -274,21 +232,6 @@ class Unpacker:
             remove_tree(os.path.basename(temporary), fd)
         finally:
             os.close(fd)
-
-    def _fill(
-        self, directory: str, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event
-    ) -> tuple[int, int]:
-        with open(blob, "rb") as file:
-            packed = os.fstat(file.fileno()).st_size
-            most = self._limits.bytes_for(packed)
-            child = self._start(directory, most)
-            watch = _Watch(lambda done: report(done, packed), stop)
-            try:
-                digest = _pump(file, child, diff_id.partition(":")[0], watch, most)
-                words = child.report()
-            finally:
-                child.close()
-        return self._judge(words, diff_id, digest)
 
     def _start(self, directory: str, most: int) -> _Child:
         helper = self._helper()
@@ -336,75 +279,125 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
 
 
-class _Watch(NamedTuple):
-    """Who wants to know how far it is, and who may stop it."""
-
-    report: Callable[[int], None]
-    stop: threading.Event
-
-
 class _Cancelled(WherryError):
     def __init__(self) -> None:
         super().__init__(Kind.CONFLICT, "cancelled")
 
 
-def _pump(file: BinaryIO, child: _Child, algorithm: str, watch: _Watch, most: int) -> str | None:
-    """Inflate here, hash and write in a second thread. The diff id in hex, None where the helper ended early."""
-    chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
-    hashed = hashlib.new(algorithm)
-    alive = threading.Event()
-    alive.set()
+class _Packed:
+    """Packed bytes on their way from the thread that gets them to the one that inflates."""
 
-    def drain() -> None:
-        while (chunk := chunks.get()) is not None:
-            if alive.is_set():
-                hashed.update(chunk)
-                if not child.feed(chunk):
-                    alive.clear()
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes] = queue.Queue(_QUEUE)
+        self._left = memoryview(b"")
+        self._ended = False
 
-    worker = threading.Thread(target=drain, name="unpack", daemon=True)
-    worker.start()
-    try:
-        _inflate_into(file, chunks, watch, alive, most)
-    except _broken_streams() as error:
-        raise WherryError(Kind.INVALID, f"a layer's compressed data is damaged: {error}") from error
-    finally:
-        chunks.put(None)
-        worker.join()
-    return hashed.hexdigest() if alive.is_set() else None
+    def put(self, data: bytes) -> None:
+        self._queue.put(data)
+
+    def read(self, size: int, /) -> bytes:
+        if not self._left and not self._ended:
+            data = self._queue.get()
+            self._left, self._ended = memoryview(data), not data
+        part, self._left = self._left[:size], self._left[size:]
+        return bytes(part)
+
+    def drain(self) -> None:
+        """Take what still comes, so that nobody waits for room."""
+        while not self._ended:
+            self._ended = not self._queue.get()
 
 
-def _broken_streams() -> tuple[type[BaseException], ...]:
-    import zlib
+class LayerStream:
+    """Packed bytes in, a layer out: one thread inflates, one hashes and writes to the helper, while more bytes come.
 
-    kinds: list[type[BaseException]] = [zlib.error, EOFError]
-    with contextlib.suppress(ImportError):
-        import lzma
+    A failure shows in `finish` only; `ended` tells that more bytes would be for nothing.
+    """
 
-        kinds.append(lzma.LZMAError)
-    with contextlib.suppress(ImportError):
-        import zstandard
+    def __init__(
+        self,
+        child: _Child,
+        algorithm: str,
+        most: int,
+        stop: threading.Event,
+        publish: Callable[[list[str], str | None], None],
+    ) -> None:
+        self._child, self._most, self._stop, self._publish = child, most, stop, publish
+        self._packed = _Packed()
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
+        self._hash = hashlib.new(algorithm)
+        self._broken_pipe = False  # the helper has ended: its report says why
+        self._error: BaseException | None = None
+        self._open = True
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._inflate, self._unpack)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-        kinds.append(zstandard.ZstdError)
-    with contextlib.suppress(ImportError):
-        from isal import isal_zlib
+    @property
+    def ended(self) -> bool:
+        return self._broken_pipe or self._error is not None
 
-        kinds.append(isal_zlib.error)
-    return tuple(kinds)
+    def write(self, data: bytes) -> None:
+        """The next packed bytes; waits where the kernel is slower."""
+        if data and not self.ended:
+            self._packed.put(data)
 
+    def finish(self) -> None:
+        """All bytes are there: compare the diff id and publish the layer, synced; else say why not."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+        words = self._child.report()
+        self._publish(words, None if self._broken_pipe else self._hash.hexdigest())
 
-def _inflate_into(
-    file: BinaryIO, chunks: queue.Queue[bytes | None], watch: _Watch, alive: threading.Event, most: int
-) -> None:
-    total = 0
-    for chunk in inflate(file):
-        if watch.stop.is_set():
+    def close(self) -> None:
+        """End the threads and the helper, whatever they do."""
+        if self._open:
+            self._error = self._error or _Cancelled()
+            self._child.kill()
+            self._join()
+        self._child.close()
+
+    def _join(self) -> None:
+        if self._open:
+            self._open = False
+            self._packed.put(b"")
+            for thread in self._threads:
+                thread.join()
+
+    def _inflate(self) -> None:
+        try:
+            total = 0
+            for chunk in inflate(self._packed):
+                total += len(chunk)
+                self._check(total)
+                if self.ended:
+                    break
+                self._chunks.put(chunk)
+        except broken_streams() as error:
+            self._error = WherryError(Kind.INVALID, f"a layer's compressed data is damaged: {error}")
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._chunks.put(None)
+            self._packed.drain()
+
+    def _check(self, total: int) -> None:
+        if self._stop.is_set():
             raise _Cancelled
-        if not alive.is_set():
-            return
-        total += len(chunk)
-        if total > most:
-            raise WherryError(Kind.INVALID, f"a layer inflates to more than {most} bytes",
+        if total > self._most:
+            raise WherryError(Kind.INVALID, f"a layer inflates to more than {self._most} bytes",
                               hint="this looks like a decompression bomb")  # fmt: skip
-        chunks.put(chunk)
-        watch.report(file.tell())
+
+    def _unpack(self) -> None:
+        try:
+            while (chunk := self._chunks.get()) is not None:
+                if not self.ended:
+                    self._hash.update(chunk)
+                    self._broken_pipe = not self._child.feed(chunk)
+        except BaseException as error:
+            self._error = error
+            while self._chunks.get() is not None:
+                pass
