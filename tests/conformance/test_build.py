@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers.images import TOP
 from helpers.wherry import Wherry
 from image_support import need, needs_root, tree
@@ -23,7 +24,11 @@ STUBS = ("dev/", "etc/hosts", "etc/resolv.conf", "etc/hostname", "run", "proc", 
 
 # Where docker and buildah differ we are with docker: EXPOSE of a range is spread, SHELL goes for CMD too.
 FILES = {
-    "run": "FROM localhost/base\nRUN echo hi > /x && mkdir -m 700 /d && ln -s x /l\nRUN [\"/bin/sh\", \"-c\", \"id > /id\"]\n",
+    "run": """
+FROM localhost/base
+RUN echo hi > /x && mkdir -m 700 /d && ln -s x /l
+RUN ["/bin/sh", "-c", "id > /id"]
+""",
     "config": """
 FROM localhost/base
 ENV A=1 B="two words" C=it\\ escapes
@@ -94,7 +99,7 @@ COPY --from=0 /out/f /again
 COPY --from=two /o /o2
 RUN test -e /out/f && echo yes > /yes
 """,
-    "scratch": "FROM scratch\nCOPY a.txt /\nENV A=b\nCMD [\"/a\"]\n",
+    "scratch": 'FROM scratch\nCOPY a.txt /\nENV A=b\nCMD ["/a"]\n',
     "continued": """
 # a comment
 FROM localhost/base
@@ -112,8 +117,8 @@ COPY a.txt /t/f
 RUN rm -r /t/sub && echo new > /t/new && rm /bin/cat
 """,
     "onbuild child": "FROM localhost/base AS b\nONBUILD ENV FROM_PARENT=1\nFROM localhost/base\nRUN true\n",
-    "cmd reset": "FROM localhost/base\nENTRYPOINT [\"a\"]\n",
-    "cmd kept": "FROM localhost/base\nCMD [\"b\"]\nENTRYPOINT [\"a\"]\n",
+    "cmd reset": 'FROM localhost/base\nENTRYPOINT ["a"]\n',
+    "cmd kept": 'FROM localhost/base\nCMD ["b"]\nENTRYPOINT ["a"]\n',
 }
 
 
@@ -133,7 +138,16 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "dir/dangling").symlink_to("nothing")
     (place / ".dockerignore").write_text("*.md\n!keep.md\n**/*.log\n# comment\n")
     for option, name in (("", "arch.tar"), ("z", "arch.tar.gz"), ("J", "arch.tar.xz")):
-        command = ["tar", f"c{option}f", place / name, "--owner=33", "--group=7", "-C", place / "dir", *sorted(os.listdir(place / "dir"))]
+        command = [
+            "tar",
+            f"c{option}f",
+            place / name,
+            "--owner=33",
+            "--group=7",
+            "-C",
+            place / "dir",
+            *sorted(os.listdir(place / "dir")),
+        ]
         subprocess.run(command, check=True)
     return place
 
@@ -177,11 +191,15 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_same_as_buildah(name: str, wherry: Wherry, busybox: str, buildah: Buildah, context: Path, tmp_path: Path) -> None:
+def test_same_as_buildah(  # noqa: PLR0917 - fixtures
+    name: str, wherry: Wherry, busybox: str, buildah: Buildah, context: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "Dockerfile"
     file.write_text(FILES[name])
     args = ["--build-arg", "GIVEN=yes"]
-    buildah("bud", "--isolation", "chroot", "--format", "docker", *args, "-q", "-f", file, "-t", "localhost/out", context)
+    buildah(
+        "bud", "--isolation", "chroot", "--format", "docker", *args, "-q", "-f", file, "-t", "localhost/out", context
+    )
     theirs = json.loads(buildah("inspect", "--type", "image", "localhost/out"))["Docker"]["config"]
     buildah("push", "-q", "localhost/out", f"oci:{tmp_path}/theirs:out")
     wherry("pull", "-q", busybox)
@@ -191,7 +209,10 @@ def test_same_as_buildah(name: str, wherry: Wherry, busybox: str, buildah: Build
     layout = json.loads((tmp_path / "ours/index.json").read_text())
     tag = layout["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"]
     assert plain(config_of(tmp_path / "ours")) == plain(theirs)
-    ours_tree, theirs_tree = unpacked(tmp_path / "ours", tag, tmp_path / "a"), unpacked(tmp_path / "theirs", "out", tmp_path / "b")
+    ours_tree, theirs_tree = (
+        unpacked(tmp_path / "ours", tag, tmp_path / "a"),
+        unpacked(tmp_path / "theirs", "out", tmp_path / "b"),
+    )
     different = {
         path: (ours_tree.get(path), theirs_tree.get(path))
         for path in sorted({*ours_tree, *theirs_tree})

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers.wherry import Wherry, until
 
 pytestmark = pytest.mark.seconds(120)
@@ -83,7 +84,7 @@ def test_steps_of_all_kinds(wherry: Wherry, build: Build, context: Path) -> None
         "COPY --from=first --chown=www-data --chmod=640 /greeting .\n"
         "COPY <<EOF <<'RAW' /docs/\nhello $WHO\nEOF\nhello $WHO\nRAW\n"
         "RUN <<EOF\nset -e\npwd > /pwd\nEOF\n"
-        "RUN <<EOF\n#!/bin/busybox awk -f\nBEGIN { print \"awk\" > \"/awk\" }\nEOF\n"
+        "RUN <<EOF\n#!/usr/bin/awk -f\nBEGIN { print \"awk\" > \"/awk\" }\nEOF\n"
         "RUN cat <<ONE > /one && cat <<-TWO > /two\n1\nONE\n\t2\n\tTWO\n"
         "USER www-data\nRUN id -u > /tmp/id\n",
         "--build-arg", "WHO=you",
@@ -91,8 +92,21 @@ def test_steps_of_all_kinds(wherry: Wherry, build: Build, context: Path) -> None
     assert "#3 [first 2/3] RUN echo hello $WHO > /greeting && echo seen\n" in done.stderr
     assert " seen\n" in done.stderr
     found = sh(wherry, "cd /; cat greeting exec made/here/b/a docs/EOF docs/RAW pwd awk one two tmp/id")
-    assert found.split("\n") == ["hello you", "exec", "a", "hello you", "hello $WHO", "/made/here", "awk", "1", "2", "33"]
-    assert sh(wherry, "stat -c '%a %U %G' /made/here/greeting; ls /dev/pipes 2>&1") .startswith("640 www-data www-data")
+    assert found.split("\n") == [
+        "hello you",
+        "exec",
+        "a",
+        "hello you",
+        "hello $WHO",
+        "/made/here",
+        "awk",
+        "1",
+        "2",
+        "33",
+    ]
+    assert sh(wherry, "stat -c '%a %U %G' /made/here/greeting; ls /dev/pipes 2>&1 || true").startswith(
+        "640 www-data www-data"
+    )
     assert set(steps(done).values()) == {"DONE", "CACHED"}
 
 
@@ -232,14 +246,18 @@ def test_secrets_are_seen_and_never_kept(wherry: Wherry, build: Build, tmp_path:
     secret = "s3cret-" + os.urandom(8).hex()
     (tmp_path / "secret").write_text(secret)
     text = ("FROM busybox\nRUN --mount=type=secret,id=token,uid=33 test \"$(wc -c < /run/secrets/token)\" = 23 && "
-            "stat -c '%a %u' /run/secrets/token > /rights\nRUN --mount=type=secret,id=var,target=/v,mode=0444 wc -c < /v >> /rights\n"
-            "RUN --mount=type=secret,id=absent test ! -e /run/secrets/absent\nRUN test ! -e /run/secrets && test ! -e /v\n")  # fmt: skip
+            "stat -c '%a %u' /run/secrets/token > /rights\n"
+            "RUN --mount=type=secret,id=var,target=/v,mode=0444 wc -c < /v >> /rights\n"
+            "RUN --mount=type=secret,id=absent test ! -e /run/secrets/absent\n"
+            "RUN test ! -e /run/secrets && test ! -e /v\n")  # fmt: skip
     words = ["--secret", f"id=token,src={tmp_path}/secret", "--secret", "id=var,env=TOKEN"]
     done = build(text, *words, env={"TOKEN": secret})
     assert sh(wherry, "cat /rights").split() == ["400", "33", "23"]
     assert secret not in done.stderr + json.dumps(wherry.inspect("app")) + wherry.out("history", "--no-trunc", "app")
     for place in (wherry.root, wherry.state):
-        found = subprocess.run(["grep", "-r", "-l", "-a", secret, str(place)], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["grep", "-r", "-l", "-a", secret, str(place)], capture_output=True, text=True, check=False
+        )
         assert found.stdout == ""
     for blob in (wherry.root / "images/blobs/sha256").iterdir():
         packed = subprocess.run(["zgrep", "-a", "-c", secret, str(blob)], capture_output=True, text=True, check=False)
@@ -250,7 +268,8 @@ def test_secrets_are_seen_and_never_kept(wherry: Wherry, build: Build, tmp_path:
 
 
 def test_cache_mounts_persist_and_are_no_layer(wherry: Wherry, build: Build) -> None:
-    text = "FROM busybox\nRUN --mount=type=cache,target=/root/.cache/x,mode=0700 echo >> /root/.cache/x/n; wc -l < /root/.cache/x/n > /n\n"
+    mount = "--mount=type=cache,target=/root/.cache/x,mode=0700"
+    text = f"FROM busybox\nRUN {mount} echo >> /root/.cache/x/n; wc -l < /root/.cache/x/n > /n\n"
     for count in ("1", "2", "3"):
         build(text, "--no-cache")
         assert sh(wherry, "cat /n; ls -A /root") == count
@@ -260,7 +279,9 @@ def test_cache_mounts_persist_and_are_no_layer(wherry: Wherry, build: Build) -> 
 
 
 def test_locked_cache_mounts_exclude_each_other(build: Build) -> None:
-    step = "RUN --mount=type=cache,target=/c,sharing=locked test ! -e /c/busy && touch /c/busy && sleep 0.5 && rm /c/busy"
+    step = (
+        "RUN --mount=type=cache,target=/c,sharing=locked test ! -e /c/busy && touch /c/busy && sleep 0.5 && rm /c/busy"
+    )
     build(f"FROM busybox AS a\n{step} && true a\nFROM busybox AS b\n{step} && true b\n"
           "FROM scratch\nCOPY --from=a /bin/true /a\nCOPY --from=b /bin/true /b\n")  # fmt: skip
 
@@ -273,7 +294,8 @@ def test_bind_and_tmpfs_mounts(wherry: Wherry, build: Build, context: Path) -> N
     text = ("FROM busybox AS other\nRUN mkdir /out && echo stage > /out/f\n"
             "FROM busybox\nRUN --mount=target=/ctx --mount=type=bind,source=sub/f,target=/one/f "
             "--mount=type=bind,from=other,source=/out,target=/stage --mount=type=tmpfs,target=/t,size=1m "
-            "cat /ctx/sub/f /one/f /stage/f > /all && ls -A /ctx > /list && ! touch /ctx/x && touch /t/x && grep -c ' /t tmpfs' /proc/mounts >> /list\n"
+            "cat /ctx/sub/f /one/f /stage/f > /all && ls -A /ctx > /list && ! touch /ctx/x && touch /t/x && "
+            "grep -c ' /t tmpfs' /proc/mounts >> /list\n"
             "RUN --mount=type=bind,target=/w,rw touch /w/x\n")  # fmt: skip
     build(text)
     assert sh(wherry, "cat /all; cat /list; ls -d /ctx /one /stage /t /w 2>/dev/null || true").split() == [
@@ -374,9 +396,10 @@ def test_add_from_the_network(wherry: Wherry, build: Build, context: Path) -> No
     data, archive = b"some bytes", packed(context)
     good, bad = hashlib.sha256(data).hexdigest(), hashlib.sha256(b"other").hexdigest()
     with served({"/d/file.bin": data, "/x.tar": archive}) as url:
-        build(f"FROM busybox\nADD {url}/d/file.bin /got/\nADD --checksum=sha256:{good} --chmod=644 {url}/d/file.bin /as\n"
-              f"ADD {url}/x.tar /kept/\n")  # fmt: skip
-        assert sh(wherry, "cat /got/file.bin /as; stat -c '%a %Y' /got/file.bin; stat -c %a /as; ls /kept").split("\n") == [
+        build(f"FROM busybox\nADD {url}/d/file.bin /got/\n"
+              f"ADD --checksum=sha256:{good} --chmod=644 {url}/d/file.bin /as\nADD {url}/x.tar /kept/\n")  # fmt: skip
+        script = "cat /got/file.bin /as; stat -c '%a %Y' /got/file.bin; stat -c %a /as; ls /kept"
+        assert sh(wherry, script).split("\n") == [
             "some bytessome bytes600 1420070400", "644", "x.tar",
         ]  # fmt: skip
         failed = build(f"FROM busybox\nADD --checksum=sha256:{bad} {url}/d/file.bin /x\n", check=False)
@@ -391,7 +414,15 @@ def test_add_unpacks_what_is_an_archive(wherry: Wherry, build: Build, context: P
     (context / "t.tar.gz").write_bytes(packed(inner, "w:gz"))
     (context / "plain.gz").write_bytes(__import__("gzip").compress(b"no tar"))
     build("FROM busybox\nADD t.tar.gz plain.gz /a/\nCOPY t.tar.gz /c/\nADD --unpack=false t.tar.gz /n/\n")
-    assert sh(wherry, "cat /a/d/f; ls /a /c /n").split() == ["x/a:", "d", "plain.gz", "/c:", "t.tar.gz", "/n:", "t.tar.gz"]
+    assert sh(wherry, "cat /a/d/f; ls /a /c /n").split() == [
+        "x/a:",
+        "d",
+        "plain.gz",
+        "/c:",
+        "t.tar.gz",
+        "/n:",
+        "t.tar.gz",
+    ]
 
 
 # ---- what is hostile
@@ -408,7 +439,9 @@ def test_a_context_cannot_reach_the_host(wherry: Wherry, build: Build, context: 
         failed = build(f"FROM busybox\nCOPY {source} /x\n", check=False)
         assert failed.returncode == 1, source
         assert "not found" in failed.stderr or "or a magic one" in failed.stderr, source
-    build("FROM busybox\nCOPY passwd /x\nCOPY . /all/\n")  # a link resolves in the context; below a directory it stays one
+    build(
+        "FROM busybox\nCOPY passwd /x\nCOPY . /all/\n"
+    )  # a link resolves in the context; below a directory it stays one
     assert sh(wherry, "cat /x; readlink /all/abs") == f"the context's{tmp_path}/outside"
     (context / "Dockerfile").unlink()
     (context / "Dockerfile").symlink_to(tmp_path / "outside")
@@ -430,11 +463,16 @@ def test_an_image_cannot_lead_a_copy_out(wherry: Wherry, build: Build, context: 
     (context / "f").write_text("copied")
     target = tmp_path / "target"
     target.mkdir()
-    text = (f"FROM busybox\nRUN ln -s {target} /abs && ln -s ../../../../../..{target} /up && ln -s /proc/self/root /magic && "
-            f"ln -s {target}/new /dangling\nCOPY f /abs/\nCOPY f /up/g\nCOPY f /dangling/h\nWORKDIR /abs/work\n")  # fmt: skip
+    text = (f"FROM busybox\nRUN ln -s {target} /abs && ln -s ../../../../../..{target} /up && "
+    command = "echo out; echo err >&2; exit 7"
+    message = f'ERROR: process "/bin/sh -c {command}" did not complete successfully: exit code: 7'
+    assert message in failed.stderr
     build(text)
     assert list(target.iterdir()) == []
-    assert sh(wherry, f"cat {target}/f {target}/g {target}/new/h; test -d {target}/work && echo yes") == "copiedcopiedcopiedyes"
+    assert (
+        sh(wherry, f"cat {target}/f {target}/g {target}/new/h; test -d {target}/work && echo yes")
+        == "copiedcopiedcopiedyes"
+    )
     failed = build("FROM busybox\nRUN ln -s /proc/self/root /magic\nCOPY f /magic/root/x\n", check=False)
     assert failed.returncode in (0, 1)
     assert not Path("/root/x").exists()
@@ -465,9 +503,12 @@ def test_hostile_archives(build: Build, context: Path, tmp_path: Path) -> None:
 def test_a_failing_step(wherry: Wherry, build: Build) -> None:
     failed = build("FROM busybox\nRUN true\nRUN echo out; echo err >&2; exit 7\nRUN echo never\n", check=False)
     assert failed.returncode == 1
-    assert "ERROR: process \"/bin/sh -c echo out; echo err >&2; exit 7\" did not complete successfully: exit code: 7" in failed.stderr
+    assert (
+        'ERROR: process "/bin/sh -c echo out; echo err >&2; exit 7" did not complete successfully: exit code: 7'
+        in failed.stderr
+    )
     assert "   3 | >>> RUN echo out; echo err >&2; exit 7" in failed.stderr
-    assert "never" not in [title for title in steps(failed)]
+    assert "never" not in list(steps(failed))
     assert wherry.out("images", "-q", "app") == ""
     assert steps(build("FROM busybox\nRUN true\n"))["RUN true"] == "CACHED"
     assert "no such file or directory" in build('FROM busybox\nRUN ["/none"]\n', check=False).stderr
@@ -505,7 +546,9 @@ def _sleeping(wherry: Wherry, context: Path) -> subprocess.Popen[bytes]:
         "FROM busybox AS a\nRUN --mount=type=secret,id=s echo ready > /r; sleep 60\n"
         "FROM busybox AS b\nRUN sleep 61\nFROM a\nCOPY --from=b / /b\n"
     )
-    process = wherry.popen("build", "--network", "none", "--secret", "id=s,env=HOME", context, stderr=subprocess.DEVNULL)
+    process = wherry.popen(
+        "build", "--network", "none", "--secret", "id=s,env=HOME", context, stderr=subprocess.DEVNULL
+    )
     until(lambda: len(list(wherry.root.glob("snapshots/*"))) == 2 and len(list(wherry.state.glob("c/*"))) == 2)
     time.sleep(0.2)
     return process
@@ -536,7 +579,9 @@ def test_a_killed_build_is_swept(wherry: Wherry, build: Build, context: Path) ->
 
 def test_a_failure_ends_the_other_stages(build: Build) -> None:
     began = time.monotonic()
-    failed = build("FROM busybox AS a\nRUN sleep 60\nFROM busybox AS b\nRUN exit 3\nFROM a\nCOPY --from=b / /b\n", check=False)
+    failed = build(
+        "FROM busybox AS a\nRUN sleep 60\nFROM busybox AS b\nRUN exit 3\nFROM a\nCOPY --from=b / /b\n", check=False
+    )
     assert time.monotonic() - began < 30
     assert "exit code: 3" in failed.stderr
     assert "CANCELED" in failed.stderr

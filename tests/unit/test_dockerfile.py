@@ -34,7 +34,11 @@ def refused(text: str) -> str:
 def test_comments_and_continuations() -> None:
     text = "# c\n\n  FROM a\nRUN one \\\n  # between\n\n  two \\  \n three\n#end\nCMD x"
     file = dockerfile.parse(text)
-    assert [(at.word, at.text) for at in file.instructions] == [("FROM", "a"), ("RUN", "one   two  three"), ("CMD", "x")]
+    assert [(at.word, at.text) for at in file.instructions] == [
+        ("FROM", "a"),
+        ("RUN", "one   two  three"),
+        ("CMD", "x"),
+    ]
     assert [(at.line, at.end) for at in file.instructions] == [(3, 3), (4, 8), (10, 10)]
 
 
@@ -68,7 +72,9 @@ def test_heredocs() -> None:
     assert copy.line, copy.end == (5, 9)
 
 
-@pytest.mark.parametrize("text", ["RUN x <<<here", "RUN echo $((1<<2))", 'RUN ["a", "<<EOF"]', "RUN 'a <<EOF b'", "CMD <<E"])
+@pytest.mark.parametrize(
+    "text", ["RUN x <<<here", "RUN echo $((1<<2))", 'RUN ["a", "<<EOF"]', "RUN 'a <<EOF b'", "CMD <<E"]
+)
 def test_what_is_no_heredoc(text: str) -> None:
     assert dockerfile.parse(text).instructions[0].heredocs == ()
 
@@ -145,14 +151,15 @@ def test_shell_and_exec_form() -> None:
 
 def test_pairs() -> None:
     assert says('ENV a=1 b="x y" c=x\\ y\nENV d the rest "q"\nARG x y=1') == [
-        Env((("a", "1"), ("b", '"x y"'), ("c", "x\\ y"))), Env((("d", 'the rest "q"'),)), Arg((("x", None), ("y", "1"))),
+        Env((("a", "1"), ("b", '"x y"'), ("c", "x\\ y"))), Env((("d", 'the rest "q"'),)),
+        Arg((("x", None), ("y", "1"))),
     ]  # fmt: skip
 
 
 def test_from_copy_healthcheck() -> None:
     stage, copy, check = says(
         "FROM --platform=linux/arm64 a:1 As Base\nCOPY --from=base --chown=1:2 --chmod=755 --link a b /c/\n"
-        "HEALTHCHECK --interval=1m30s --retries=2 CMD [\"x\"]"
+        'HEALTHCHECK --interval=1m30s --retries=2 CMD ["x"]'
     )
     assert stage == From("a:1", "base", "linux/arm64")
     assert copy == Copy(("a", "b"), "/c/", origin="base", chown="1:2", chmod="755", link=True)
@@ -180,9 +187,11 @@ VALUES = {"a": "foo.tar.gz", "empty": "", "path": "/usr/local/bin"}
         ("$a", "foo.tar.gz"), ("${a}x", "foo.tar.gzx"), ("$ax", ""), ("$", "$"), ("a$", "a$"), ("$$", ""),
         ("${none:-d}", "d"), ("${empty:-d}", "d"), ("${empty-d}", ""), ("${none-$a}", "foo.tar.gz"), ("${a:+y}", "y"),
         ("${empty:+y}", ""), ("${empty+y}", "y"), ("${none+y}", ""), ("${none:-${empty:-deep}}", "deep"),
-        ("${a%.*}", "foo.tar"), ("${a%%.*}", "foo"), ("${a#*.}", "tar.gz"), ("${a##*.}", "gz"), ("${a%x}", "foo.tar.gz"),
+        ("${a%.*}", "foo.tar"), ("${a%%.*}", "foo"), ("${a#*.}", "tar.gz"), ("${a##*.}", "gz"),
+        ("${a%x}", "foo.tar.gz"),
         ("${path#/usr}", "/local/bin"), ("${path##*/}", "bin"), ("${path%/*}", "/usr/local"), ("${path%%/*}", ""),
-        ("${a/o/0}", "f0o.tar.gz"), ("${a//o/0}", "f00.tar.gz"), ("${a/tar}", "foo..gz"), ("${a/?oo/bar}", "bar.tar.gz"),
+        ("${a/o/0}", "f0o.tar.gz"), ("${a//o/0}", "f00.tar.gz"), ("${a/tar}", "foo..gz"),
+        ("${a/?oo/bar}", "bar.tar.gz"),
         ("'$a'", "$a"), ('"$a b"', "foo.tar.gz b"), ('"\\$a \\" \\n"', '$a " \\n'), ("\\$a", "$a"),
         ("a\\ b", "a b"), ("\\\\", "\\"), ("${a:?no}", "foo.tar.gz"),
     ],
@@ -198,7 +207,7 @@ def test_what_cannot_be_expanded(text: str) -> None:
 
 
 def test_heredocs_keep_their_quotes() -> None:
-    assert expand_text("it's \"$empty\" \\$a \\n ${path}", VALUES) == "it's \"\" $a \\n /usr/local/bin"
+    assert expand_text('it\'s "$empty" \\$a \\n ${path}', VALUES) == 'it\'s "" $a \\n /usr/local/bin'
 
 
 @given(st.text(max_size=80), st.dictionaries(st.text("ab", min_size=1), st.text(max_size=9)))

@@ -51,11 +51,13 @@ def secret(flag: str, value: str) -> dict[str, str]:
 
 
 FLAGS: tuple[Flag, ...] = (
+    many("--add-host", parse.add_host, "HOST:IP", "add a line to the hosts file of RUN"),
     many("--build-arg", text, "NAME[=VALUE]", "the value of an ARG; without =, the environment's"),
     many("--cache-from", text, "SOURCE", "taken and not used: what was built here before is found by itself"),
     one("-f --file", text, "FILE", "the Dockerfile (default PATH/Dockerfile; - is standard input)"),
     one("--iidfile", text, "FILE", "write the image's id to a file"),
     many("--label", parse.key_value, "KEY=VALUE", "set a label of the image"),
+    switch("--load", "accepted for buildx's sake: an image is always stored here"),
     one("--network", parse.choice("default", "none", "host"), "MODE", "network of RUN: default, none or host"),
     switch("--no-cache", "do every step again"),
     one("-o --output", text, "DIR", "write the root file system to a directory; no image is made"),
@@ -64,8 +66,10 @@ FLAGS: tuple[Flag, ...] = (
     switch("--pull", "ask the registry for newer base images"),
     switch("-q --quiet", "print the image's id only"),
     many("--secret", secret, "id=NAME,src=FILE", "a secret for RUN --mount=type=secret (or id=NAME,env=VARIABLE)"),
+    one("--shm-size", parse.size, "SIZE", "size of /dev/shm of RUN"),
     many("-t --tag", tag, "NAME[:TAG]", "a name of the image; repeatable"),
     one("--target", text, "STAGE", "the stage to build"),
+    many("--ulimit", parse.ulimit, "NAME=SOFT[:HARD]", "set a resource limit of RUN"),
 )
 
 
@@ -129,14 +133,25 @@ def options_of(app: App, values: Values) -> BuildOptions:
     path = _context(app, values["path"])
     file = values["file"] or ""
     args = dict(_arguments(app, values["build_arg"]))
-    stdin = getattr(app.stdio.stdin, "buffer", None)
     return BuildOptions(
-        path, file if file in ("", "-") else _dockerfile(app, file, path), stdin, tuple(values["tag"]), args,
-        values["target"] or "", values["no_cache"], values["pull"], values["platform"] or "",
-        tuple(_secrets(app, values["secret"])), labels(values, Surroundings(app.env, app.cwd, app.read_file)),
-        values["network"] or "default", _epoch(args.get("SOURCE_DATE_EPOCH", app.env.get("SOURCE_DATE_EPOCH", ""))),
-        absolute(_output(values["output"]), app.cwd) if values["output"] else "",
-    )  # fmt: skip
+        context=path,
+        file=file if file in ("", "-") else _dockerfile(app, file, path),
+        stdin=getattr(app.stdio.stdin, "buffer", None),
+        tags=tuple(values["tag"]),
+        args=args,
+        target=values["target"] or "",
+        no_cache=values["no_cache"],
+        pull=values["pull"],
+        platform=values["platform"] or "",
+        secrets=tuple(_secrets(app, values["secret"])),
+        labels=labels(values, Surroundings(app.env, app.cwd, app.read_file)),
+        network=values["network"] or "default",
+        add_host=tuple(values["add_host"]),
+        shm_size=values["shm_size"],
+        ulimits=tuple(values["ulimit"]),
+        epoch=_epoch(args.get("SOURCE_DATE_EPOCH", app.env.get("SOURCE_DATE_EPOCH", ""))),
+        output=absolute(_output(values["output"]), app.cwd) if values["output"] else "",
+    )
 
 
 def _context(app: App, path: str) -> str:
