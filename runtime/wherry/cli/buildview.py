@@ -146,7 +146,7 @@ class Live(Silent):
 
         from rich.text import Text
 
-        lines = Text()
+        lines = Text(no_wrap=True, overflow="ellipsis")
         for step in list(self._steps.values()):
             took = step.took if step.state else time.monotonic() - step.began
             word = {"cached": "CACHED ", "failed": "ERROR ", "canceled": "CANCELED "}.get(step.state, "")
