@@ -71,7 +71,7 @@ class Source(Protocol):
 
 
 class Puller:
-    """Takes images from sources into a store's blobs and layers."""
+    """Takes images from sources into a store's blobs and layers. To be used in a `with`."""
 
     def __init__(self, blobs: Blobs, unpacker: Unpacker, progress: Callable[[ProgressEvent], None]) -> None:
         self._blobs = blobs
@@ -79,6 +79,12 @@ class Puller:
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
+
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unpacker.close()
 
     def take(self, source: Source, platform: Platform, *, strict: bool) -> Descriptor:
         """Everything of the image for `platform`; the descriptor of its manifest."""

@@ -102,8 +102,8 @@ class ImageStore:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
-            with self.blobs.lease():
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+            with self.blobs.lease(), self._puller(progress) as puller:
+                puller.unpack_all(record.layers, record.config.diff_ids)
 
     # ---- looking
 
@@ -183,7 +183,8 @@ class ImageStore:
             self.blobs.ensure()
             with self.blobs.lease():
                 wanted = platform or host_platform()
-                descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
+                with self._puller(progress) as puller:
+                    descriptor = puller.take(source, wanted, strict=platform is not None)
                 self.blobs.name(descriptor, names)
                 return self._record(descriptor, self._names_of(descriptor.digest))
         except OSError as error:
