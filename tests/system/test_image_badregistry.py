@@ -18,8 +18,8 @@ import pytest
 
 from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
 from wherry.errors import Kind, WherryError
-from wherry.image import registry as registry_module
 from wherry.image.auth import Credentials
+from wherry.image.hosts import Reach
 from wherry.image.reference import Reference
 from wherry.image.registry import RegistrySource
 from wherry.image.store import ImageStore
@@ -132,12 +132,7 @@ def server(image):
 @pytest.fixture
 def store(tmp_path, helper, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nothing"))
-    init = registry_module.Transport.__init__
-    monkeypatch.setattr(
-        registry_module.Transport,
-        "__init__",
-        lambda self, *, insecure=(), patience=None: init(self, insecure=insecure, patience=patience or QUICK),
-    )
+    monkeypatch.setattr(ImageStore, "reach", Reach(patience=QUICK))
     return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
@@ -422,8 +417,8 @@ def test_identity_tokens_are_exchanged(server, image):
         handler.reply(200, b'{"access_token":"abc"}')
 
     server.rules += [ask(f'Bearer realm="http://{server.address}/token",service="s"'), on("/token", token)]
-    source = RegistrySource(Reference.parse(f"{server.address}/a/b:1"), patience=QUICK,
-                            credentials=lambda _name: Credentials("<token>", "refresh", identity=True))  # fmt: skip
+    reach = Reach(patience=QUICK, credentials=lambda _name: Credentials("<token>", "refresh", identity=True))
+    source = RegistrySource(Reference.parse(f"{server.address}/a/b:1"), reach)
     assert source.top().data == image.manifest
     source.close()
     assert parse_qs(forms[0].decode()) == {

@@ -53,6 +53,8 @@ IMAGE = {
     "ls": Entry("commands.image:images", "List images"),
     "prune": Entry("commands.prune:image", "Remove unused images"),
     "pull": Entry("commands.image:pull", "Fetch an image from a registry, a layout or an archive"),
+    "push": Entry("commands.registry:push", "Send an image to a registry"),
+    "referrers": Entry("commands.registry:referrers", "List what refers to an image in its registry"),
     "rm": Entry("commands.image:rmi", "Remove images"),
     "tag": Entry("commands.image:tag", "Give an image one more name"),
 }
@@ -105,8 +107,10 @@ def _moved(table: dict[str, Entry], names: str, section: str) -> dict[str, Entry
 TOP = {
     **_moved(CONTAINER, "run exec", COMMON),
     "ps": Entry("commands.ps:ps", "List containers", COMMON),
-    **_moved(IMAGE, "pull", COMMON),
+    **_moved(IMAGE, "pull push", COMMON),
     "images": Entry("commands.image:images", "List images", COMMON),
+    "login": Entry("commands.registry:login", "Log in to a registry", COMMON),
+    "logout": Entry("commands.registry:logout", "Log out of a registry", COMMON),
     "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
     **_moved(SYSTEM, "info", COMMON),
     "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
 from wherry.image import disk
-from wherry.image.manifest import CONFIG_MAX, parse_config, parse_document
+from wherry.image.indexes import chosen, documents
+from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
 from wherry.kernel.files import remove_tree
 from wherry.model import Json
@@ -86,7 +87,8 @@ def _readable(store: ImageStore, digest: str) -> bool:
 
 
 def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
-    descriptor = next(entry for entry in store.blobs.entries() if entry.digest == digest)
+    top = next(entry for entry in store.blobs.entries() if entry.digest == digest)
+    descriptor = chosen(store.blobs, top, host_platform())
     manifest = store.manifest(descriptor)
     what = f"config {manifest.config.digest}"
     try:
@@ -94,7 +96,9 @@ def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
     except FileNotFoundError:
         raise disk.os_failure(what, FileNotFoundError(2, "missing")) from None
     config = parse_config(parse_document(data, CONFIG_MAX, what), what)
-    return {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}, set(config.diff_ids)
+    found = list(documents(store.blobs, top))
+    blobs = {blob.digest for document in found for blob in document.blobs}
+    return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
 
 
 def _used(store: ImageStore) -> tuple[set[str], set[str]]:
