@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
-from wherry.model import ImageConfig, ImageRecord, Json, Platform, ProgressEvent
+from wherry.model import ImageConfig, ImageRecord, Json, Place, Platform, ProgressEvent
 
 from . import cleanup, events, filters
 from .house import House
@@ -18,7 +18,7 @@ from .house import House
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["find", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "tag"]
+__all__ = ["find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "tag"]
 
 Progress = Callable[[ProgressEvent], None]
 Filters = Mapping[str, Sequence[str]]
@@ -86,6 +86,18 @@ def load(house: House, source: str, progress: Progress | None) -> list[ImageReco
     for record in records:
         events.emit(house, "image", "load", record.id, {"name": (record.names or (record.id,))[0]})
     return records
+
+
+def has_name(place: Place, name: str) -> bool:
+    """Whether the store knows an image by this very name, current or not; asks nobody and makes nothing."""
+    from wherry.image.blobs import REF_NAME, Blobs
+    from wherry.image.reference import Reference, is_source
+
+    try:
+        wanted = str(Reference.parse(name).stored())
+        return not is_source(name) and any(e.annotations.get(REF_NAME) == wanted for e in Blobs(place.root).entries())
+    except (WherryError, OSError):
+        return False
 
 
 def _familiar(name: str) -> str:

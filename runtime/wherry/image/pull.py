@@ -127,9 +127,15 @@ class Puller:
             if media_type not in INDEX_TYPES:
                 return document, parse_manifest(body, media_type, source.what)
             chosen = choose(parse_index(body, source.what), platform, source.what)
-            document = source.document(chosen)
+            document = self._stored(chosen) or source.document(chosen)
             self._check(document, chosen)
         raise WherryError(Kind.INVALID, f"{source.what}: indexes are nested deeper than {DEPTH_MAX}")
+
+    def _stored(self, descriptor: Descriptor) -> Document | None:
+        with contextlib.suppress(WherryError, OSError):  # absent, or damaged: then it comes anew
+            data = self._blobs.read(descriptor.digest, MANIFEST_MAX)
+            return Document(data, [descriptor.media_type], descriptor.digest)
+        return None
 
     @staticmethod
     def _check(document: Document, expected: Descriptor) -> None:

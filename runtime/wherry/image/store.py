@@ -244,7 +244,8 @@ class ImageStore:
                 descriptor = take_all(self.blobs, source, progress)
                 self.blobs.name(descriptor, names)
                 record = self._record(descriptor, self._names_of(descriptor.digest))
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+                with self._puller(progress) as puller:
+                    puller.unpack_all(record.layers, record.config.diff_ids)
                 return record
         except OSError as error:
             raise disk.os_failure(f"cannot store image {source.what}", error) from error
