@@ -242,6 +242,7 @@ class ImageStore:
             self.blobs.ensure()
             with self.blobs.lease():
                 descriptor = take_all(self.blobs, source, progress)
+                self._record(descriptor, ())  # an artifact gets no name
                 self.blobs.name(descriptor, names)
                 record = self._record(descriptor, self._names_of(descriptor.digest))
                 with self._puller(progress) as puller:
