@@ -102,6 +102,7 @@ class Puller:
     def get_layers(self, source: Source | None, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
         """Fetch and unpack layers, some at a time; the first failure stops the others."""
         wanted = dict(zip(diff_ids, layers, strict=True))
+        self._blobs.use(*diff_ids)
         if all(self._unpacker.has(diff_id) and self._blobs.has(layer) for diff_id, layer in wanted.items()):
             return  # nothing to tell and no threads to start
 
