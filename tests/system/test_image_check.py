@@ -58,7 +58,7 @@ def shortened_blob(root: Path, image) -> str:
 
 def missing_config(root: Path, image) -> str:
     (root / "images/blobs/sha256" / image.id[7:]).unlink()
-    return "its config"
+    return "config.v1+json) is missing"
 
 
 def missing_manifest(root: Path, image) -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
 from wherry.image import disk
+from wherry.image.indexes import chosen, documents
 from wherry.image.leases import InUse
-from wherry.image.manifest import CONFIG_MAX, parse_config, parse_document
+from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
 from wherry.kernel.files import remove_tree
 from wherry.model import Descriptor
@@ -22,7 +23,7 @@ from wherry.model import Descriptor
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["layer_bytes", "names_in", "remove_doomed", "sweep", "take_out"]
+__all__ = ["layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _ALGORITHMS = ("sha256", "sha512")
@@ -58,7 +59,7 @@ def _used(store: ImageStore) -> tuple[set[str], set[str]]:
     broken: set[str] = set()
     for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
         try:
-            more_blobs, more_ids = _references(store, entry)
+            more_blobs, more_ids = references(store, entry)
         except WherryError:
             broken.add(entry.digest)
         else:
@@ -69,15 +70,18 @@ def _used(store: ImageStore) -> tuple[set[str], set[str]]:
     return blobs, diff_ids
 
 
-def _references(store: ImageStore, entry: Descriptor) -> tuple[set[str], set[str]]:
-    manifest = store.manifest(entry)
+def references(store: ImageStore, top: Descriptor) -> tuple[set[str], set[str]]:
+    """What an image of the index needs: its documents and blobs, and the diff ids of this machine's."""
+    manifest = store.manifest(chosen(store.blobs, top, host_platform()))
     what = f"config {manifest.config.digest}"
     try:
         data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
     except FileNotFoundError:
         raise disk.os_failure(what, FileNotFoundError(2, "missing")) from None
     config = parse_config(parse_document(data, CONFIG_MAX, what), what)
-    return {entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}, set(config.diff_ids)
+    found = list(documents(store.blobs, top))
+    blobs = {blob.digest for document in found for blob in document.blobs}
+    return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
 
 
 def _of_snapshots(root: str) -> set[str]:
