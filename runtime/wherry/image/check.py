@@ -79,6 +79,8 @@ class _Look:
 
     def _layout(self) -> Iterator[Finding]:
         path = os.path.join(self._store.blobs.place, "oci-layout")
+        if not os.path.exists(path) and not os.path.exists(os.path.join(self._store.blobs.place, "index.json")):
+            return  # nothing was ever stored
         try:
             version = str(disk.load_json(path, 4096)["imageLayoutVersion"])
         except (OSError, WherryError, KeyError, TypeError) as error:

@@ -221,11 +221,12 @@ class ImageStore:
                               hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
         self.blobs.untag(doomed)
 
-    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
-        """Give a stored image these names."""
-        descriptor = self._descriptor(record.target or record.manifest)
-        self.blobs.name(descriptor, [str(Reference.parse(name)) for name in names])
-        return self.get_manifest(descriptor.digest)
+    def adopt(self, manifest: Descriptor, names: Names, progress: Progress = _silent) -> ImageRecord:
+        """An image whose blobs were all made here: it is unpacked, and has its names (canonical) after that."""
+        with self._storing(manifest.digest):
+            self.ensure_unpacked(self._record(manifest, ()), progress)
+            self.blobs.name(manifest, names)
+            return self.get_manifest(manifest.digest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""

@@ -167,9 +167,15 @@ def layer_bytes(path: str) -> int:
 
 
 def remove_doomed(doomed: Doomed) -> None:
-    """Remove what was taken out of its place, and temporaries that nobody holds."""
+    """Remove what was taken out of its place, and temporaries that nobody holds; what fails is told after the rest."""
+    failed: WherryError | None = None
     for place, name in doomed:
-        _remove_unheld(place, name)
+        try:
+            _remove_unheld(place, name)
+        except WherryError as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _remove(place: str, name: str) -> None:
