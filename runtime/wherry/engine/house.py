@@ -84,7 +84,7 @@ class House:
         """The image store."""
         from wherry.image.store import ImageStore
 
-        return ImageStore(self.place.root)
+        return ImageStore(self.place.root, snapshot_format=self.settings.snapshot_format)
 
     @cached_property
     def snapshots(self) -> Snapshotter:

@@ -24,7 +24,7 @@ from wherry.model import Json
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["sweep", "usage"]
+__all__ = ["sweep", "unmount_layers", "usage"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _PARTIAL_AGE = 24 * 3600.0  # a broken pull may go on where it ended for a day
@@ -153,7 +153,23 @@ def layer_bytes(path: str) -> int:
         return 0
 
 
+def unmount_layers(root: str) -> None:
+    """Every layer loses its mount; who has files of it open keeps them."""
+    place = os.path.join(root, "layers")
+    for name in _names(place):
+        _unmount(os.path.join(place, name, "fs"))
+
+
+def _unmount(path: str) -> None:
+    from wherry.kernel import mount
+
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        while mount.mounted(path):
+            mount.unmount(path)
+
+
 def _remove(place: str, name: str) -> None:
+    _unmount(os.path.join(place, name, "fs"))
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         remove_tree(name, fd)

@@ -6,6 +6,7 @@ helper's; what images are is the store's.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import queue
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
 from wherry.errors import Kind, WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.snapshot import layer_path
 from wherry.kernel.files import remove_tree
 
@@ -197,8 +198,10 @@ class Unpacker:
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
+        snapshot_format: str = formats.DIRECTORY.name,
     ) -> None:
         self._root = root
+        self._wanted = snapshot_format
         self._userxattr = userxattr
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
@@ -221,9 +224,42 @@ class Unpacker:
             self._unpack(blob, diff_id, target, report, stop)
         return True
 
+    @functools.cached_property
+    def _format(self) -> formats.Format:
+        return formats.choose(self._wanted, self._probe)
+
+    def _probe(self) -> str:
+        """A layer of nothing, and whether the kernel takes it: the file system below ROOT, our rights, all at once."""
+        if self._userxattr:
+            return "it is for overlays of a user namespace"
+        place = os.path.join(self._root, "ingest")
+        disk.make_private(place)
+        temporary = os.path.join(place, disk.fresh_name(".tmp-"))
+        os.mkdir(temporary, 0o700)
+        held = disk.try_lock(temporary)
+        try:
+            child = self._start(temporary, 0, formats.EROFS)
+            try:
+                words = child.report()
+            finally:
+                child.close()
+            return formats.refusal(temporary) if words[0].startswith("ok ") else " ".join(words[1:2]) or "no report"
+        finally:
+            self._discard(temporary)
+            os.close(held)
+
     def _unpack(
         self, blob: str, diff_id: str, target: str, report: Callable[[int, int], None], stop: threading.Event
     ) -> None:
+        try:
+            self._unpack_as(self._format, blob, diff_id, target, report, stop)
+        except formats.DoesNotFitError:
+            self._unpack_as(formats.DIRECTORY, blob, diff_id, target, report, stop)
+
+    def _unpack_as(  # noqa: PLR0917  # as above, in one format
+        self, how: formats.Format, blob: str, diff_id: str, target: str, report: Callable[[int, int], None],
+        stop: threading.Event,
+    ) -> None:  # fmt: skip
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
@@ -231,7 +267,7 @@ class Unpacker:
         try:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
             os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
-            entries, size = self._fill(os.path.join(temporary, "fs"), blob, diff_id, report, stop)
+            entries, size = self._fill(temporary, how, blob, diff_id, report, stop)
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
             disk.fsync_dir(parent)
@@ -249,13 +285,14 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _fill(
-        self, directory: str, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event
-    ) -> tuple[int, int]:
+    def _fill(  # noqa: PLR0917  # as above
+        self, directory: str, how: formats.Format, blob: str, diff_id: str, report: Callable[[int, int], None],
+        stop: threading.Event,
+    ) -> tuple[int, int]:  # fmt: skip
         with open(blob, "rb") as file:
             packed = os.fstat(file.fileno()).st_size
             most = self._limits.bytes_for(packed)
-            child = self._start(directory, most)
+            child = self._start(os.path.join(directory, how.place), most, how)
             watch = _Watch(lambda done: report(done, packed), stop)
             try:
                 digest = _pump(file, child, diff_id.partition(":")[0], watch, most)
@@ -264,12 +301,12 @@ class Unpacker:
                 child.close()
         return self._judge(words, diff_id, digest)
 
-    def _start(self, directory: str, most: int) -> _Child:
+    def _start(self, directory: str, most: int, how: formats.Format) -> _Child:
         helper = self._helper()
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                arguments = [f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
+                arguments = [f"--format={how.name}", f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
                 return _Child(helper, fd, arguments + (["--userxattr"] if self._userxattr else []))
             finally:
                 os.close(fd)
@@ -304,6 +341,8 @@ _UNPACK_KINDS = {
 
 
 def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> WherryError:
+    if number == errno.EOVERFLOW:
+        return formats.DoesNotFitError(Kind.UNSUPPORTED, f"layer {diff_id}: {what}")
     kind, hint = _UNPACK_KINDS.get(number, (Kind.INVALID, "the image is damaged or hostile"))
     where = f" (entry {entry}, {path!r})" if path else ""
     words = "" if number == errno.EPROTO else f": {os.strerror(number)}"
