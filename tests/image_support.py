@@ -61,6 +61,21 @@ def _build(scratch: Path) -> Path:
     return scratch / "helper"
 
 
+FORMATS = ("directory", "erofs")
+
+
+def need_format(name: str, scratch: Path, helper: Callable[[], int]) -> None:
+    """Skip where layers cannot have this format, and say why."""
+    from wherry.errors import Kind, WherryError
+    from wherry.image.unpack import Unpacker
+
+    try:
+        _ = Unpacker(str(scratch / "probe"), helper=helper, snapshot_format=name).format
+    except WherryError as error:
+        assert error.kind is Kind.PRECONDITION
+        pytest.skip(error.message)
+
+
 # ---- tars
 
 Entry = tuple[tarfile.TarInfo, bytes]

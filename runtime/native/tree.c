@@ -61,6 +61,16 @@ struct inode *wh_tree_inode(struct unpack *u, uint32_t mode)
     return made;
 }
 
+struct inode *wh_tree_implied(struct unpack *u, const struct inode *dir, uint32_t mode)
+{
+    struct inode *made = wh_tree_inode(u, mode);
+    if (made && dir->mode & S_ISGID) {
+        made->gid = dir->gid;
+        made->mode |= S_ISDIR(mode) ? S_ISGID : 0;
+    }
+    return made;
+}
+
 struct inode *wh_tree_begin(struct unpack *u, uint64_t seed, struct stamp now)
 {
     t.seed = seed;
@@ -159,7 +169,7 @@ static struct inode *on_the_way(struct unpack *u, struct inode *at, const char *
         wh_fail(u, hidden ? ENOTDIR : ENOENT, "the target of a hard link is not in this layer");
         return NULL;
     }
-    if (!(name->inode = wh_tree_inode(u, S_IFDIR | 0755)))
+    if (!(name->inode = wh_tree_implied(u, at, S_IFDIR | 0755)))
         return NULL;
     name->inode->parent = at;
     return hidden && wh_tree_opaque(u, name->inode) < 0 ? NULL : name->inode;

@@ -27,6 +27,8 @@ struct name { struct name *next, *chain; struct inode *dir, *inode; uint32_t has
 struct inode *wh_tree_begin(struct unpack *u, uint64_t seed, struct stamp now); /* the root; NULL: failed, as below */
 void *wh_tree_room(struct unpack *u, size_t size);                              /* zeros */
 struct inode *wh_tree_inode(struct unpack *u, uint32_t mode);
+/* One that no entry describes: root's, and its group as the kernel gives it below a directory with the set-group-id bit. */
+struct inode *wh_tree_implied(struct unpack *u, const struct inode *dir, uint32_t mode);
 /* The name in its directory, made without an inode if there is none. */
 struct name *wh_tree_name(struct unpack *u, struct inode *dir, const char *text, size_t length);
 /* The directory at `path`, through symlinks as in a root directory of its own; with `make`, missing ones are made. */

@@ -48,6 +48,19 @@ static int put(struct unpack *u, struct inode *inode, uint8_t index, const char 
     return 0;
 }
 
+/* posix_acl_from_xattr(): what is malformed wherever it is put. */
+static bool parses(const struct acl *acl, size_t size)
+{
+    if (size < sizeof *acl || (size - sizeof *acl) % sizeof *acl->entry)
+        return false;
+    for (const struct ace *e = acl->entry; e < acl->entry + (size - sizeof *acl) / sizeof *e; e++) {
+        bool one = e->tag == ONE_USER || e->tag == ONE_GROUP;
+        if (one ? e->id == UINT32_MAX : e->tag != USER_OBJ && e->tag != GROUP_OBJ && e->tag != MASK && e->tag != OTHER)
+            return false;
+    }
+    return true;
+}
+
 /* posix_acl_valid(), and the mode that the list means (posix_acl_equiv_mode()): 1 no more than a mode, 0 more, -1 invalid. */
 static int read_acl(const struct acl *acl, size_t count, uint32_t *mode)
 {
@@ -63,7 +76,7 @@ static int read_acl(const struct acl *acl, size_t count, uint32_t *mode)
         } else if (e->tag == GROUP_OBJ && state == ONE_USER) {
             state = ONE_GROUP;
             bits |= (uint32_t)e->perm << 3;
-        } else if ((e->tag == ONE_USER || e->tag == ONE_GROUP) && state == e->tag && e->id != UINT32_MAX) {
+        } else if ((e->tag == ONE_USER || e->tag == ONE_GROUP) && state == e->tag) {
             extended = true;
         } else if (e->tag == MASK && state == ONE_GROUP) {
             state = OTHER;
@@ -85,15 +98,15 @@ static int put_acl(struct unpack *u, struct inode *inode, uint8_t index, const c
     _Alignas(struct acl) char room[UINT16_MAX + 1];
     const struct acl *acl = (const struct acl *)room;
     uint32_t mode = inode->mode;
+    if (size > sizeof room)
+        return wh_fail(u, EOVERFLOW, "an access control list is too large for this format");
+    memcpy(room, value, size);
+    if (size >= sizeof *acl && acl->version != ACL_VERSION)
+        return 0;
+    if (size && !parses(acl, size))
+        return wh_fail(u, EINVAL, "an access control list is malformed");
     if (S_ISLNK(inode->mode))
         return 0;
-    if (size && (size < sizeof *acl || size > sizeof room))
-        return wh_fail(u, EINVAL, "an access control list is malformed");
-    memcpy(room, value, size);
-    if (size && acl->version != ACL_VERSION)
-        return 0;
-    if (size && (size - sizeof *acl) % sizeof *acl->entry)
-        return wh_fail(u, EINVAL, "an access control list is malformed");
     if (size <= sizeof *acl) {
         forget(inode, index, "", 0);
         return 0;
@@ -132,10 +145,10 @@ int wh_tree_set_attr(struct unpack *u, struct inode *inode, const char *name, co
             continue;
         if (index == ACL_ACCESS || index == ACL_DEFAULT)
             return put_acl(u, inode, index, value, size);
-        if (!name[length])
-            return wh_fail(u, EINVAL, "an extended attribute without a name");
         if (index == USER && !S_ISREG(inode->mode) && !S_ISDIR(inode->mode))
             return 0; /* xattr_permission() */
+        if (!name[length])
+            return wh_fail(u, EINVAL, "an extended attribute without a name");
         if (!strcmp(name, "security.capability") && !is_capability(value, size))
             return wh_fail(u, EINVAL, "cannot set file capabilities");
         return put(u, inode, index, name + length, value, size);

@@ -19,9 +19,11 @@
 #include "exec.h"
 #include "unpack.h"
 
-enum { LATE_LIMIT = 512 << 20 /* memory for the times of directories */ };
+enum { LATE_LIMIT = 512 << 20 /* memory for what directories get late */ };
+#define DEFAULT_ACL "system.posix_acl_default"
 
-struct late { struct stamp mtime; uint32_t length; char path[]; };
+/* Of a directory: its time, and the list that what is made in it would inherit. Set when nothing is made in it any more. */
+struct late { struct stamp mtime; uint32_t length, acl_size; char path[]; /* and behind its NUL the list */ };
 
 static struct {
     int parent; /* descriptor of u->parent_path; -1 */
@@ -237,6 +239,8 @@ static int set_xattrs(struct unpack *u, int fd, int parent, const char *base)
         return wh_fail(u, errno, "cannot enter a directory");
     for (unsigned i = 0; i < u->pax.xattrs; i++) {
         const struct xattr *x = &u->pax.xattr[i];
+        if (u->entry.type == '5' && !strcmp(x->name, DEFAULT_ACL))
+            continue;
         int result = fd >= 0 ? fsetxattr(fd, x->name, x->value, x->size, 0) : lsetxattr(base, x->name, x->value, x->size, 0);
         bool vital = !strcmp(x->name, "security.capability");
         /* user.* is refused on all but files and directories, trusted.* in user namespaces, others by file systems without them. */
@@ -344,22 +348,28 @@ static int grow_late(struct unpack *u)
     size_t room = d.late_room ? 2 * d.late_room : 256 << 10;
     void *grown = d.late ? (void *)syscall(SYS_mremap, d.late, d.late_room, room, MREMAP_MAYMOVE, 0) : wh_map_memory(room);
     if (room > LATE_LIMIT || !grown || grown == MAP_FAILED)
-        return wh_fail(u, ENOMEM, "no memory for the times of directories");
+        return wh_fail(u, ENOMEM, "no memory for what directories get late");
     d.late = grown;
     d.late_room = room;
     return 0;
 }
 
-/* The time of a directory is set when nothing is put into it any more. */
-static int remember_time(struct unpack *u, const struct entry *e)
+static int remember(struct unpack *u, const struct entry *e)
 {
-    size_t length = strlen(e->path) + 1, whole = (sizeof(struct late) + length + 7) & ~(size_t)7;
+    const struct xattr *acl = NULL;
+    for (unsigned i = 0; i < u->pax.xattrs; i++)
+        if (!strcmp(u->pax.xattr[i].name, DEFAULT_ACL))
+            acl = &u->pax.xattr[i];
+    size_t length = strlen(e->path) + 1, whole = (sizeof(struct late) + length + (acl ? acl->size : 0) + 7) & ~(size_t)7;
     if (d.late_used + whole > d.late_room && grow_late(u) < 0)
         return -1;
     struct late *late = (struct late *)(d.late + d.late_used);
     late->mtime = e->mtime;
     late->length = (uint32_t)whole;
     memcpy(late->path, e->path, length);
+    late->acl_size = acl ? (uint32_t)acl->size : 0;
+    if (acl)
+        memcpy(late->path + length, acl->value, acl->size);
     d.late_used += whole;
     return 0;
 }
@@ -395,7 +405,7 @@ static int put_dir(struct unpack *u)
     if (!result)
         result = set_xattrs(u, fd, parent, e->base);
     close(fd);
-    return result ? result : remember_time(u, e);
+    return result ? result : remember(u, e);
 }
 
 /* Owner, mode, xattrs and time of what has no descriptor: symlinks, devices, fifos. */
@@ -497,7 +507,7 @@ static int put_whiteout(struct unpack *u, const char *name)
 
 static int put_opaque(struct unpack *u) { return make_opaque(u, d.parent); }
 
-static int set_late_times(struct unpack *u)
+static int set_late(struct unpack *u)
 {
     struct late *late;
     for (size_t at = 0; at < d.late_used; at += late->length) {
@@ -506,10 +516,14 @@ static int set_late_times(struct unpack *u)
         if (fd < 0)
             continue; /* a later entry replaced it */
         struct timespec time = {late->mtime.sec, late->mtime.nsec}, times[2] = {time, time};
-        int result = futimens(fd, times);
+        int result = late->acl_size ? fsetxattr(fd, DEFAULT_ACL, late->path + strlen(late->path) + 1, late->acl_size, 0) : 0;
+        if (result < 0 && errno != EOPNOTSUPP && errno != EPERM)
+            wh_fail(u, errno, "cannot set an extended attribute");
+        if (futimens(fd, times) < 0)
+            wh_fail(u, errno, "cannot set the time of a directory");
         close(fd);
-        if (result < 0)
-            return wh_fail(u, errno, "cannot set the time of a directory");
+        if (u->err)
+            return -1;
     }
     return 0;
 }
@@ -522,7 +536,7 @@ static int begin(struct unpack *u)
 
 static int end(struct unpack *u)
 {
-    if (set_late_times(u) < 0)
+    if (set_late(u) < 0)
         return -1;
     return u->sync && syncfs(u->root) < 0 ? wh_fail(u, errno, "cannot write to disk") : 0;
 }

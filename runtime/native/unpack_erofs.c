@@ -233,7 +233,7 @@ static int put_whiteout(struct unpack *u, const char *text)
         return -1;
     if (name->inode) /* what is here already hides what is below */
         return S_ISDIR(name->inode->mode) ? wh_tree_opaque(u, name->inode) : 0;
-    name->inode = wh_tree_inode(u, S_IFCHR);
+    name->inode = wh_tree_implied(u, e.parent, S_IFCHR);
     return name->inode ? 0 : -1;
 }
 

@@ -225,7 +225,8 @@ class Unpacker:
         return True
 
     @functools.cached_property
-    def _format(self) -> formats.Format:
+    def format(self) -> formats.Format:
+        """What layers are unpacked as here, from now on."""
         return formats.choose(self._wanted, self._probe)
 
     def _probe(self) -> str:
@@ -252,7 +253,7 @@ class Unpacker:
         self, blob: str, diff_id: str, target: str, report: Callable[[int, int], None], stop: threading.Event
     ) -> None:
         try:
-            self._unpack_as(self._format, blob, diff_id, target, report, stop)
+            self._unpack_as(self.format, blob, diff_id, target, report, stop)
         except formats.DoesNotFitError:
             self._unpack_as(formats.DIRECTORY, blob, diff_id, target, report, stop)
 
