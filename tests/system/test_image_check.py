@@ -159,7 +159,7 @@ def rooms(wherry: Wherry) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def du(*paths: Path) -> int:
-    command = ["du", "-s", "-B1", "-c", *(path for path in paths if path.exists())]
+    command = ["du", "-s", "-x", "-B1", "-c", *(path for path in paths if path.exists())]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return int(done.stdout.splitlines()[-1].split()[0])
 

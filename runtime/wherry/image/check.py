@@ -139,8 +139,8 @@ def layer_problem(path: str) -> str:
         counted = False
     if not counted:
         return "is not whole: its size.json cannot be read"
-    if not any(os.path.lexists(os.path.join(path, name)) for name in ("fs", "layer.erofs")):
-        return "is not whole: it has no files"
+    if not os.path.isdir(os.path.join(path, "fs")):
+        return "is not whole: it has no directory fs"
     return ""
 
 
