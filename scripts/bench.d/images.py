@@ -24,11 +24,13 @@ REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 IMAGE = f"{REGISTRY}/big:test"
 SIZE = 12 << 30  # of the sparse file; what is written is less
 #: in their order; those of one name twice are two states
-STEPS = ("pull", "present", "save", "push", "rmi", "again", "rmi_again", "load", "rmi_load")
+STEPS = ("pull", "present", "first_read", "warm_read", "save", "push", "rmi", "again", "rmi_again", "watched",
+         "rmi_watched", "load", "rmi_load")  # fmt: skip
 WHAT = {
     "pull": "`pull`, fresh file system", "present": "`pull` when the image is there", "save": "`save` to a file",
     "push": "`push` to another repository", "rmi": "`rmi`", "again": "`pull` right after the image was removed",
-    "load": "`load` of what was saved",
+    "load": "`load` of what was saved", "first_read": "first read of all files, caches dropped",
+    "warm_read": "the same again", "watched": "memory of a `pull`: all its processes, RSS every 10 ms",
 }  # fmt: skip
 #: (step, whose, the most of the fastest peer's, of whom if not of the fastest)
 BARS = (
@@ -41,7 +43,8 @@ WHERRY = {
     "cli": f"{TOP}/.venv/bin/wherry --root {{fs}}/root --state {{run}}/wherry-images --config {{fs}}/wherry.toml",
     "pull": f"{{cli}} pull -q {IMAGE}", "save": f"{{cli}} save -o {{fs}}/saved {IMAGE}",
     "tag": f"{{cli}} tag {IMAGE} {{target}}", "push": "{cli} push -q {target}", "untag": "{cli} rmi {target}",
-    "rmi": f"{{cli}} rmi {IMAGE}", "load": "{cli} load -q -i {fs}/saved",
+    "rmi": f"{{cli}} rmi {IMAGE}", "load": "{cli} load -q -i {fs}/saved", "watched": f"{{cli}} pull -q {IMAGE}",
+    "warm_read": "sh -c 'find {fs}/root/layers/*/fs -type f -print0 | xargs -0 cat | wc -c'",
 }  # fmt: skip
 CTR = {
     "cli": "ctr --address {run}/images-containerd.sock",
@@ -74,7 +77,10 @@ PEERS: dict[str, dict[str, str]] = {
     "ctr": CTR, "docker": DOCKER, "podman": PODMAN,
 }  # fmt: skip
 HEAD = "| | runs | median s | min to max | CPU s | peak MiB |"
-SAME = {"present": "pull", "again": "pull", "rmi_again": "rmi", "rmi_load": "rmi"}
+SAME = {
+    "first_read": "warm_read", "rmi_watched": "rmi", "present": "pull", "again": "pull", "rmi_again": "rmi",
+    "rmi_load": "rmi",
+}  # fmt: skip
 
 
 def busy_seconds() -> float:
@@ -82,6 +88,18 @@ def busy_seconds() -> float:
     first = Path("/proc/stat").read_text().partition("\n")[0]
     user, nice, system, _idle, _wait, irq, soft, *_ = map(int, first.split()[1:])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """MiB of a process and all below it; what they share counts once for each."""
+    with contextlib.suppress(OSError, IndexError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for task in os.listdir(f"/proc/{pid}/task"):
+            if task != str(pid):
+                below += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 + sum(resident(int(child)) for child in below)
+    return 0.0
 
 
 class Peer:
@@ -106,15 +124,22 @@ class Peer:
 
     def do(self, step: str) -> dict[str, float]:
         """Run a step: seconds of wall, of the machine's CPUs, and MiB at its peak."""
+        peak, command = 0.0, SAME.get(step, step)
+        if step == "first_read":
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("3")
         before, start = busy_seconds(), time.perf_counter()
         with open(Path(str(self._words["fs"])) / "output", "wb") as output:
-            process = subprocess.Popen(self.command(step), env=self._env, stdout=output, stderr=output)
+            process = subprocess.Popen(self.command(command), env=self._env, stdout=output, stderr=output)
+            while step == "watched" and not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                peak = max(peak, resident(process.pid))
+                time.sleep(0.01)
             _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         if status:
             words = (Path(str(self._words["fs"])) / "output").read_text(errors="replace")[-1000:]
             raise SystemExit(f"{self.name}: {step} failed: {words}")
-        return {"wall": wall, "cpu": busy_seconds() - before, "rss": usage.ru_maxrss / 1024}
+        return {"wall": wall, "cpu": busy_seconds() - before, "rss": peak or usage.ru_maxrss / 1024}
 
     @contextlib.contextmanager
     def daemon(self) -> Iterator[None]:
@@ -173,7 +198,7 @@ def one_round(scratch: Path, name: str, number: int, steps: list[str]) -> dict[s
                     continue
                 if step == "push":
                     peer.do("tag")
-                found[step] = peer.do(SAME.get(step, step))
+                found[step] = peer.do(step)
                 if step == "push":
                     peer.do("untag")
     return found

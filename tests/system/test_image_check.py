@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.badregistry import Handler, on, serving
 from helpers.wherry import Wherry, until
-from image_support import Image, entry, folder, helper_factory, needs_root, tar
+from image_support import Image, entry, folder, helper_factory, needs_root, sha, tar
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_layer
@@ -58,7 +59,7 @@ def shortened_blob(root: Path, image) -> str:
 
 def missing_config(root: Path, image) -> str:
     (root / "images/blobs/sha256" / image.id[7:]).unlink()
-    return "its config"
+    return "config.v1+json) is missing"
 
 
 def missing_manifest(root: Path, image) -> str:
@@ -159,7 +160,7 @@ def rooms(wherry: Wherry) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def du(*paths: Path) -> int:
-    command = ["du", "-s", "-B1", "-c", *(path for path in paths if path.exists())]
+    command = ["du", "-s", "-x", "-B1", "-c", *(path for path in paths if path.exists())]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return int(done.stdout.splitlines()[-1].split()[0])
 
@@ -213,6 +214,36 @@ def test_a_sweep_beside_a_lease_takes_what_it_does_not_use(store, tmp_path):
     assert not os.path.exists(store.blobs.path(made.descriptor.digest))
     assert store.get("x/kept:1").id == kept.id
     assert store.check().findings == ()
+
+
+def test_a_sweep_beside_a_pull_that_waits_for_its_registry(store, tmp_path):
+    """A layer is there already, another does not come: garbage goes, the pull is not disturbed."""
+    garbage = orphan(store, tmp_path, "garbage")
+    layers = [tar(entry(f"layer{n}", os.urandom(50_000))) for n in range(3)]
+    image = Image(*layers)
+    released = threading.Event()
+    pulled: list[object] = []
+
+    def late(handler: Handler) -> None:
+        released.wait(60)
+        handler.serve()
+
+    time.sleep(0.05)
+    with serving(image) as server:
+        server.rules = [on(image.layers[2]["digest"], late)]
+        thread = threading.Thread(target=lambda: pulled.append(store.pull(f"{server.address}/a/b:1")))
+        thread.start()
+        first = [Path(store.root, "layers", sha(layer)[7:]) for layer in layers[:2]]
+        until(lambda: all(path.is_dir() for path in first), 30)
+        assert store.gc() >= 3000
+        assert there(store, *garbage) == (False, False)
+        assert all(path.is_dir() for path in first)
+        assert store.check().findings == ()
+        released.set()
+        thread.join(60)
+    assert [record.config.diff_ids for record in pulled] == [tuple(sha(layer) for layer in layers)]
+    assert store.check().findings == ()
+    assert len(server.requests(image.layers[0]["digest"])) == 1  # nothing was fetched twice
 
 
 def test_a_dead_process_keeps_nothing(store, tmp_path):

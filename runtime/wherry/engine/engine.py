@@ -263,10 +263,22 @@ class Engine:
 
     # ---- images ----
 
-    def pull(self, reference: str, platform: str = "", progress: Progress | None = None) -> ImageRecord:
-        """Fetch and unpack an image of a registry, or of `oci:DIR[:tag]`, `oci-archive:`, `docker-archive:`."""
-        from . import images
+    def pull(
+        self,
+        reference: str,
+        platform: str = "",
+        progress: Progress | None = None,
+        *,
+        all_platforms: bool = False,
+    ) -> ImageRecord:
+        """Fetch and unpack an image of a registry, or of `oci:DIR[:tag]`, `oci-archive:`, `docker-archive:`.
 
+        `all_platforms`: keep a registry's index with the images of all platforms, so that it can be pushed.
+        """
+        from . import images, registries
+
+        if all_platforms:
+            return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
 
     def build(self, options: BuildOptions, progress: Callable[[BuildEvent], None] | None = None) -> Built:
@@ -281,6 +293,42 @@ class Engine:
         from .build import pruning
 
         return pruning.prune(self._house, all=all, filters=filters or {})
+
+    def push(self, name: str, progress: Progress | None = None, *, all_tags: bool = False) -> Iterator[Json]:
+        """Send an image (all tags of a repository) to the registry of its name: Name, Tag, Digest, Size of each."""
+        from . import registries
+
+        return registries.push(self._house, name, progress, all_tags=all_tags)
+
+    def login(self, server: str, user: str, secret: str) -> str:
+        """Try and keep credentials; "": a helper keeps them, else the file where they are now unencrypted."""
+        from . import registries
+
+        return registries.login(self._house, server, user, secret)
+
+    def login_again(self, server: str) -> bool | None:
+        """Whether the credentials that are kept are still good; None where there are none."""
+        from . import registries
+
+        return registries.login_again(self._house, server)
+
+    def logout(self, server: str) -> tuple[str, bool]:
+        """Forget credentials: the registry's name, and whether there were any."""
+        from . import registries
+
+        return registries.logout(server)
+
+    def logins(self) -> list[str]:
+        """The registries that credentials are kept for."""
+        from . import registries
+
+        return registries.logins()
+
+    def referrers(self, name: str, artifact_type: str = "") -> list[Json]:
+        """What refers to an image in its registry (signatures, SBOMs): descriptors, as the registry lists them."""
+        from . import registries
+
+        return registries.referrers(self._house, name, artifact_type)
 
     def load(
         self, source: str, progress: Progress | None = None, stream: Readable | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
-from wherry.model import ImageConfig, ImageRecord, Json, Platform, ProgressEvent
+from wherry.model import ImageConfig, ImageRecord, Json, Place, Platform, ProgressEvent
 
 from . import cleanup, events, filters
 from .house import House
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .db import Container
 
 __all__ = [
-    "find", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "save", "sweep",
-    "tag", "tags", "untag"
+    "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "save", "sweep", "tag",
+    "tags", "untag",
 ]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
@@ -99,6 +99,18 @@ def load(
     for record in records:
         events.emit(house, "image", "load", record.id, {"name": (record.names or (record.id,))[0]})
     return records
+
+
+def has_name(place: Place, name: str) -> bool:
+    """Whether the store knows an image by this very name, current or not; asks nobody and makes nothing."""
+    from wherry.image.blobs import REF_NAME, Blobs
+    from wherry.image.reference import Reference, is_source
+
+    try:
+        wanted = str(Reference.parse(name).stored())
+        return not is_source(name) and any(e.annotations.get(REF_NAME) == wanted for e in Blobs(place.root).entries())
+    except (WherryError, OSError):
+        return False
 
 
 def save(house: House, refs: Sequence[str], target: str | int, form: str) -> None:

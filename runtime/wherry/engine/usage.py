@@ -84,17 +84,13 @@ def _room(house: House, folders: tuple[str, ...]) -> _Room:
 
 def _images(house: House, usage: Usage) -> _Room:
     used = {row.image for row in house.db.containers()}
-    return _Room(usage.total, usage.total - usage.of([image for image in usage.images if image.id in used]))
+    return _Room(usage.total, usage.total - usage.of(used))
 
 
 def _image_rows(house: House, usage: Usage) -> list[Json]:
     """docker's rows, with what `du` says of each and of what it shares."""
-    known = {image.id: image for image in usage.images}
-    return [
-        {**row, "Size": usage.of([known[row["Id"]]]), "SharedSize": usage.shared(known[row["Id"]])}
-        for row in images.listing(house, all=True, filters={})
-        if row["Id"] in known
-    ]
+    rows = images.listing(house, all=True, filters={})
+    return [{**row, "Size": usage.of([row["Id"]]), "SharedSize": usage.shared(row["Id"])} for row in rows]
 
 
 def _of_the_dead(house: House, rows: list[Json]) -> int:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from wherry.errors import WherryError
 from wherry.image import disk
 from wherry.image.blobs import REF_NAME
-from wherry.image.manifest import CONFIG_MAX, INDEX_TYPES, parse_config, parse_document
+from wherry.image.indexes import chosen, documents
+from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.reference import DIGEST
 from wherry.image.snapshot import Snapshotter
 from wherry.image.sweep import names_in, remove_doomed, take_out
@@ -78,6 +79,8 @@ class _Look:
 
     def _layout(self) -> Iterator[Finding]:
         path = os.path.join(self._store.blobs.place, "oci-layout")
+        if not os.path.exists(path) and not os.path.exists(os.path.join(self._store.blobs.place, "index.json")):
+            return  # nothing was ever stored
         try:
             version = str(disk.load_json(path, 4096)["imageLayoutVersion"])
         except (OSError, WherryError, KeyError, TypeError) as error:
@@ -136,31 +139,27 @@ def layer_problem(path: str) -> str:
         counted = False
     if not counted:
         return "is not whole: its size.json cannot be read"
-    if not any(os.path.lexists(os.path.join(path, name)) for name in ("fs", "layer.erofs")):
-        return "is not whole: it has no files"
+    if not os.path.isdir(os.path.join(path, "fs")):
+        return "is not whole: it has no directory fs"
     return ""
 
 
 def _problems(store: ImageStore, entry: Descriptor) -> Iterator[str]:
-    """Why an image of the index is not whole."""
+    """Why an image of the index, or one of an index that it names, is not whole."""
     try:
         if not store.blobs.has(entry):
             yield "its manifest is missing"
             return
-        if entry.media_type in INDEX_TYPES:
-            store.blobs.read(entry.digest, CONFIG_MAX)
-            return
-        manifest = store.manifest(entry)
-        for what, descriptor in (("config", manifest.config), *(("layer", layer) for layer in manifest.layers)):
-            if not store.blobs.has(descriptor):
-                yield f"its {what} {descriptor.digest} is missing"
-        what = f"config {manifest.config.digest}"
-        data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
-        config = parse_config(parse_document(data, CONFIG_MAX, what), what)
-        if len(config.diff_ids) != len(manifest.layers):
-            yield f"its config names {len(config.diff_ids)} layers, its manifest {len(manifest.layers)}"
-    except FileNotFoundError:
-        return  # told above
+        needed = [blob for document in documents(store.blobs, entry) for blob in document.blobs]
+        missing = [blob for blob in needed if not store.blobs.has(blob)]
+        yield from (f"its blob {blob.digest} ({blob.media_type}) is missing" for blob in missing)
+        if not missing:
+            manifest = store.manifest(chosen(store.blobs, entry, host_platform()))
+            what = f"config {manifest.config.digest}"
+            data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
+            config = parse_config(parse_document(data, CONFIG_MAX, what), what)
+            if len(config.diff_ids) != len(manifest.layers):
+                yield f"its config names {len(config.diff_ids)} layers, its manifest {len(manifest.layers)}"
     except (WherryError, OSError) as error:
         yield str(error)
 
@@ -229,6 +228,6 @@ def _needed(store: ImageStore, entry: Descriptor) -> set[str]:
     """The blobs that an image cannot do without."""
     needed = {entry.digest}
     with contextlib.suppress(WherryError, OSError):
-        manifest = store.manifest(entry)
-        needed |= {manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+        for document in documents(store.blobs, entry):
+            needed |= {document.descriptor.digest, *(blob.digest for blob in document.blobs)}
     return needed

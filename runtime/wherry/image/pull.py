@@ -71,7 +71,7 @@ class Source(Protocol):
 
 
 class Puller:
-    """Takes images from sources into a store's blobs and layers."""
+    """Takes images from sources into a store's blobs and layers. To be used in a `with`."""
 
     def __init__(self, blobs: Blobs, unpacker: Unpacker, progress: Callable[[ProgressEvent], None]) -> None:
         self._blobs = blobs
@@ -79,6 +79,12 @@ class Puller:
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
+
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unpacker.close()
 
     def take(self, source: Source, platform: Platform, *, strict: bool) -> Descriptor:
         """Everything of the image for `platform`; the descriptor of its manifest."""
@@ -122,9 +128,15 @@ class Puller:
             if media_type not in INDEX_TYPES:
                 return document, parse_manifest(body, media_type, source.what)
             chosen = choose(parse_index(body, source.what), platform, source.what)
-            document = source.document(chosen)
+            document = self._stored(chosen) or source.document(chosen)
             self._check(document, chosen)
         raise WherryError(Kind.INVALID, f"{source.what}: indexes are nested deeper than {DEPTH_MAX}")
+
+    def _stored(self, descriptor: Descriptor) -> Document | None:
+        with contextlib.suppress(WherryError, OSError):  # absent, or damaged: then it comes anew
+            data = self._blobs.read(descriptor.digest, MANIFEST_MAX)
+            return Document(data, [descriptor.media_type], descriptor.digest)
+        return None
 
     @staticmethod
     def _check(document: Document, expected: Descriptor) -> None:

@@ -17,6 +17,7 @@ from wherry.image import disk
 from wherry.image.blobs import REF_NAME, Blobs
 from wherry.image.manifest import (
     CONFIG_MAX,
+    INDEX_TYPES,
     MANIFEST_MAX,
     Manifest,
     agreed_type,
@@ -34,8 +35,10 @@ __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
     from wherry.image.check import Finding, Report
+    from wherry.image.hosts import Reach
     from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
+    from wherry.image.push import Pushed
     from wherry.image.unpack import LayerLimits
     from wherry.image.usage import Usage
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
+Rows = list[Json]
 Names = Sequence[str]
 Sizes = list[int]
 Progress = Callable[[ProgressEvent], None]
@@ -57,7 +61,9 @@ class ImageStore:
     """Images below `root`. Safe for many threads and processes at once.
 
     `insecure`: registries (host[:port]) that may be spoken to by plain http, beside loopback ones.
+    `hosts`: the directory of what is set for registries (hosts.d).
     `helper`: gives a descriptor of the static helper (role `unpack`); by default the installed one.
+    `snapshot_format`: of layers that are unpacked from now on, see formats.py.
     `userxattr`: whiteouts and opaque marks as user.overlay.*, for overlays mounted inside a user namespace.
     """
 
@@ -66,27 +72,66 @@ class ImageStore:
         root: str,
         *,
         insecure: Collection[str] = (),
+        hosts: str = "",
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
+        snapshot_format: str = "directory",
     ) -> None:
         self.root = check_place(root)
         self.blobs = Blobs(self.root)
         self._insecure = frozenset(insecure)
+        self._hosts = hosts
         self._userxattr = userxattr
         self._helper = helper
         self._limits = limits
+        self._format = snapshot_format
 
     # ---- getting images
 
-    def pull(self, name: str, platform: Platform | None = None, progress: Progress = _silent) -> ImageRecord:
-        """Fetch `name` from its registry and unpack it. `platform` None: this machine's."""
+    @property
+    def reach(self) -> Reach:
+        """How registries are reached."""
+        from wherry.image.hosts import Reach
+
+        return Reach(self._hosts, self._insecure)
+
+    def pull(
+        self,
+        name: str,
+        platform: Platform | None = None,
+        progress: Progress = _silent,
+        *,
+        all_platforms: bool = False,
+    ) -> ImageRecord:
+        """Fetch `name` from its registry and unpack it. `platform` None: this machine's.
+
+        `all_platforms`: keep the index and the images of all its platforms; this machine's is unpacked.
+        """
         from wherry.image.registry import RegistrySource
 
         reference = Reference.parse(name)
-        source = RegistrySource(reference, insecure=self._insecure)
+        source = RegistrySource(reference, self.reach)
         with contextlib.closing(source):
+            if all_platforms:
+                return self._take_all(source, [reference.stored()], progress)
             return self._take(source, [reference.stored()], platform, progress)
+
+    def push(self, name: str, progress: Progress = _silent, *, all_tags: bool = False) -> Iterator[Pushed]:
+        """Send an image, or all tags of a repository, to the registry of its name; what came there, one by one."""
+        from wherry.image.push import push
+
+        return push(self.blobs, self.reach, name, progress, all_tags=all_tags)
+
+    def referrers(self, name: str, artifact_type: str = "") -> Rows:
+        """What refers to an image in its registry, as descriptors."""
+        from wherry.image.referrers import referrers
+
+        reference, digest = Reference.parse(name), ""
+        with contextlib.suppress(WherryError):
+            record = self.get(name)
+            digest = record.target or record.manifest
+        return referrers(reference, digest, self.reach, artifact_type)
 
     def load(self, source: str, progress: Progress = _silent, platform: Platform | None = None) -> ImageRecord:
         """Take the image of `oci:DIR[:tag]`, `oci-archive:FILE[:tag]` or `docker-archive:FILE[:tag]` into the store."""
@@ -113,13 +158,14 @@ class ImageStore:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
-            with self.blobs.lease():
+            with self.blobs.lease(), self._puller(progress) as puller:
                 self.use(record)
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+                puller.unpack_all(record.layers, record.config.diff_ids)
 
     def use(self, record: ImageRecord) -> None:
         """Under a lease of `blobs`: what is there of the image stays until the end of that, also without its names."""
-        self.blobs.use(record.manifest, record.id, *(x.digest for x in record.layers), *record.config.diff_ids)
+        documents = (record.target, record.manifest) if record.target else (record.manifest,)
+        self.blobs.use(*documents, record.id, *(x.digest for x in record.layers), *record.config.diff_ids)
 
     # ---- looking
 
@@ -134,7 +180,7 @@ class ImageStore:
         return self._by_id(name_or_id, images)
 
     def get_manifest(self, digest: str) -> ImageRecord:
-        """The image of a manifest's digest."""
+        """The image of the digest of its manifest, or index."""
         descriptor, names = self._grouped()[digest]
         return self._record(descriptor, names)
 
@@ -163,7 +209,7 @@ class ImageStore:
                 self.use(record)
             saved = []
             for record, names in images:
-                descriptor = self._descriptor(record.manifest)
+                descriptor = self._meant(self._descriptor(record.target or record.manifest))
                 saved.append(Saved(record, descriptor, self.manifest(descriptor).config, tuple(names)))
             save(self.blobs, saved, form, target)
 
@@ -178,10 +224,12 @@ class ImageStore:
                               hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
         self.blobs.untag(doomed)
 
-    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
-        """Give a stored image these names."""
-        self.blobs.name(self._descriptor(record.manifest), [str(Reference.parse(name)) for name in names])
-        return self.get_manifest(record.manifest)
+    def adopt(self, manifest: Descriptor, names: Names, progress: Progress = _silent) -> ImageRecord:
+        """An image whose blobs were all made here: it is unpacked, and has its names (canonical) after that."""
+        with self._storing(manifest.digest):
+            self.ensure_unpacked(self._record(manifest, ()), progress)
+            self.blobs.name(manifest, names)
+            return self.get_manifest(manifest.digest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""
@@ -189,7 +237,7 @@ class ImageStore:
         if target.digest:
             raise WherryError(Kind.INVALID, f"{new_name} has a digest: a tag cannot be given to it")
         record = self.get(name_or_id)
-        self.blobs.name(self._descriptor(record.manifest), [str(target)])
+        self.blobs.name(self._descriptor(record.target or record.manifest), [str(target)])
         return str(target)
 
     def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
@@ -198,14 +246,15 @@ class ImageStore:
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
         """
         record = self.get(name_or_id)
-        by_id = not any(self._is_named(name_or_id, record.manifest, (name,)) for name in record.names)
+        entry = record.target or record.manifest
+        by_id = not any(self._is_named(name_or_id, entry, (name,)) for name in record.names)
         if by_id and len(record.names) > 1 and not force:
             raise WherryError(Kind.CONFLICT, f"image {record.id[7:19]} has several names: {', '.join(record.names)}",
                               hint="remove them by name, or use --force")  # fmt: skip
         doomed = list(record.names) if by_id else [str(Reference.parse(name_or_id).stored())]
         done = [f"Untagged: {Reference.parse(name).familiar()}" for name in doomed]
         last = set(doomed) >= set(record.names)
-        self.blobs.change(lambda entries: _dropped(entries, record.manifest, doomed, whole=last))
+        self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
             self._sweep(keep)
@@ -214,6 +263,12 @@ class ImageStore:
     def gc(self, keep: Iterable[str] = ()) -> int:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
         return self._sweep(keep)
+
+    def unmount_layers(self) -> None:
+        """Take away the mounts of all layers, in this mount namespace, before the layers themselves are."""
+        from wherry.image.sweep import unmount_layers
+
+        unmount_layers(self.root)
 
     def disk_usage(self) -> Usage:
         """What blobs and layers take on disk, as `du` counts, and whose they are."""
@@ -239,7 +294,8 @@ class ImageStore:
         from wherry.image.pull import Puller
         from wherry.image.unpack import Unpacker
 
-        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits)
+        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
+                            snapshot_format=self._format)  # fmt: skip
         return Puller(self.blobs, unpacker, progress)
 
     def extract(self, archive: BinaryIO, directory: str, what: str) -> None:
@@ -251,7 +307,8 @@ class ImageStore:
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):
             wanted = platform or host_platform()
-            descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
+            with self._puller(progress) as puller:
+                descriptor = puller.take(source, wanted, strict=platform is not None)
             self.blobs.name(descriptor, names)
             return self._record(descriptor, self._names_of(descriptor.digest))
 
@@ -263,6 +320,18 @@ class ImageStore:
                 yield
         except OSError as error:
             raise disk.os_failure(f"cannot store image {what}", error) from error
+
+    def _take_all(self, source: Source, names: Names, progress: Progress) -> ImageRecord:
+        from wherry.image.platforms import take_all
+
+        with self._storing(source.what):
+            descriptor = take_all(self.blobs, source, progress)
+            self._record(descriptor, ())  # an artifact gets no name
+            self.blobs.name(descriptor, names)
+            record = self._record(descriptor, self._names_of(descriptor.digest))
+            with self._puller(progress) as puller:
+                puller.unpack_all(record.layers, record.config.diff_ids)
+            return record
 
     def _sweep(self, keep: Iterable[str]) -> int:
         from wherry.image.sweep import sweep
@@ -309,7 +378,8 @@ class ImageStore:
             raise WherryError(Kind.NOT_FOUND, f"no such image: {text[:300]}", hint="see `wherry images`, or pull it")
         return next(iter(found.values()))
 
-    def _record(self, descriptor: Descriptor, names: tuple[str, ...]) -> ImageRecord:
+    def _record(self, target: Descriptor, names: tuple[str, ...]) -> ImageRecord:
+        descriptor = self._meant(target)
         manifest = self.manifest(descriptor)
         what = f"config {manifest.config.digest}"
         config = parse_config(parse_document(self._stored(manifest.config.digest, CONFIG_MAX), CONFIG_MAX, what), what)
@@ -322,7 +392,16 @@ class ImageStore:
             manifest.layers,
             size,
             created_time(config.created),
+            target.digest if target.digest != descriptor.digest else "",
         )
+
+    def _meant(self, target: Descriptor) -> Descriptor:
+        """The manifest that a name leads to, for this machine where it leads to an index."""
+        if target.media_type not in INDEX_TYPES:
+            return target
+        from wherry.image.indexes import chosen
+
+        return chosen(self.blobs, target, host_platform())
 
     def manifest(self, descriptor: Descriptor) -> Manifest:
         """The stored manifest of a descriptor."""

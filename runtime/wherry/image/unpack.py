@@ -1,4 +1,4 @@
-"""A stored layer becomes a directory: inflate, hash, and feed the confined helper (native/unpack.c).
+"""Packed bytes become a layer: through the worker that inflates and hashes into the confined helper (native/unpack.c).
 
 Decides how much may come out of a layer and that it is published only when its diff id is right. The tar format is the
 helper's; what images are is the store's.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import functools
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
-from wherry.image import disk
-from wherry.image.inflate import broken_streams, inflate
+from wherry.image import disk, formats
 from wherry.image.snapshot import layer_path
+from wherry.image.worker import Worker, verdict
 from wherry.kernel.files import remove_tree
 
 __all__ = ["LayerLimits", "LayerStream", "Unpacker"]
 
 _CHUNK = 256 << 10
-_QUEUE = 8  # chunks between two threads of a stream
 _FIRST_FREE = 16  # descriptors below are rearranged for the helper
 _REPORT_MAX = 8192
 _CLAIM_SECONDS = 3600.0
@@ -44,73 +42,67 @@ class LayerLimits(NamedTuple):
         return min(self.total, max(self.free, packed * self.ratio))
 
 
+def pipe() -> tuple[int, int]:
+    """A wide one: (read, write), above the descriptors that the helper's are arranged among."""
+    import fcntl
+
+    with contextlib.ExitStack() as low:
+        ends = os.pipe2(os.O_CLOEXEC)
+        for fd in ends:
+            low.callback(os.close, fd)
+        with contextlib.suppress(OSError):  # above the user's pipe limit: slower, no more
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+        return _high(ends[0]), _high(ends[1])
+
+
+def _high(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+
+
 class _Child:
     """One helper process with its pipes; always reaped."""
 
     def __init__(self, helper: int, directory: int, arguments: list[str]) -> None:
-        fds = contextlib.ExitStack()
-        with fds:
-            stdin, self.input = self._pipe(fds)
-            self.output, stdout = self._pipe(fds)
-            program, target = self._high(fds, helper), self._high(fds, directory)
+        stdin, self.input = pipe()
+        self.output, stdout = pipe()
+        program, target = _high(helper), _high(directory)
+        self._done = False
+        try:
             self.pid = os.posix_spawn(
                 f"/proc/self/fd/{program}", ["wherry-helper", "unpack", *arguments], {},
                 file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1),
                               (os.POSIX_SPAWN_DUP2, target, 3)],
                 setsigdef=[signal.SIGPIPE], setsigmask=[],
             )  # fmt: skip
-            self.input, self.output = os.dup(self.input), os.dup(self.output)
-
-    @staticmethod
-    def _high(fds: contextlib.ExitStack, fd: int) -> int:
-        import fcntl
-
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-        fds.callback(os.close, high)
-        return high
-
-    def _pipe(self, fds: contextlib.ExitStack) -> tuple[int, int]:
-        import fcntl
-
-        read, write = os.pipe2(os.O_CLOEXEC)
-        fds.callback(os.close, read)
-        fds.callback(os.close, write)
-        with contextlib.suppress(OSError):  # above the user's pipe limit: slower, no more
-            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
-        return self._high(fds, read), self._high(fds, write)
-
-    def feed(self, data: bytes) -> bool:
-        """Write all; False when the helper has ended (its report says why)."""
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self.input, view) :]
-        except BrokenPipeError:
-            return False
-        return True
+        except BaseException:
+            self.end_input()
+            os.close(self.output)
+            raise
+        finally:
+            for fd in (stdin, stdout, program, target):
+                os.close(fd)
 
     def end_input(self) -> None:
+        """Our end of its standard input."""
         if self.input >= 0:
             os.close(self.input)
             self.input = -1
 
     def report(self) -> list[str]:
         """Wait for the end; the words of its report."""
-        self.end_input()
         text = b""
         while len(text) < _REPORT_MAX and (part := os.read(self.output, _REPORT_MAX - len(text))):
             text += part
+        self._done = True
         return text.decode("utf-8", "backslashreplace").split("\n", 2)
-
-    def kill(self) -> None:
-        """Nobody wants its work any more."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
 
     def close(self) -> None:
         """Reap it; one that still runs is killed first."""
-        if self.input >= 0:
-            self.kill()
+        if not self._done:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
         self.end_input()
         os.close(self.output)
         os.waitpid(self.pid, 0)
@@ -132,11 +124,24 @@ class Unpacker:
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
+        snapshot_format: str = formats.DIRECTORY.name,
     ) -> None:
         self._root = root
+        self._wanted = snapshot_format
         self._userxattr = userxattr
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
+        self._worker = Worker()
+
+    def close(self) -> None:
+        """End the process that inflates."""
+        self._worker.close()
+
+    def __enter__(self) -> Unpacker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def has(self, diff_id: str) -> bool:
         """Whether the layer is there; nothing is locked or made."""
@@ -144,8 +149,18 @@ class Unpacker:
 
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
-        packed = 0 if self.has(diff_id) else os.stat(blob).st_size
-        with self.stream(diff_id, packed, stop) as stream:
+        if self.has(diff_id):
+            return False
+        try:
+            return self._unpack(blob, diff_id, report, stop, self.format)
+        except formats.DoesNotFitError:
+            return self._unpack(blob, diff_id, report, stop, formats.DIRECTORY)
+
+    def _unpack(  # as above, in one format
+        self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event, how: formats.Format
+    ) -> bool:
+        packed = os.stat(blob).st_size
+        with self.stream(diff_id, packed, stop, how=how) as stream:
             if stream is None:
                 return False
             with open(blob, "rb") as file:
@@ -157,7 +172,13 @@ class Unpacker:
 
     @contextlib.contextmanager
     def stream(
-        self, diff_id: str, packed: int, stop: threading.Event, *, wait: bool = True
+        self,
+        diff_id: str,
+        packed: int,
+        stop: threading.Event,
+        *,
+        wait: bool = True,
+        how: formats.Format | None = None,
     ) -> Iterator[LayerStream | None]:
         """A stream that makes the layer of `packed` bytes, or None when the layer is there.
 
@@ -178,7 +199,34 @@ class Unpacker:
                     raise
                 yield None
                 return
-            yield None if os.path.isdir(target) else held.enter_context(self._making(diff_id, target, packed, stop))
+            making = self._making(diff_id, target, packed, stop, how or self.format)
+            yield None if os.path.isdir(target) else held.enter_context(making)
+
+    @functools.cached_property
+    def format(self) -> formats.Format:
+        """What layers are unpacked as here, from now on."""
+        return formats.choose(self._wanted, self._probe)
+
+    def _probe(self) -> str:
+        """A layer of nothing, and whether the kernel takes it: the file system below ROOT, our rights, all at once."""
+        if self._userxattr:
+            return "it is for overlays of a user namespace"
+        place = os.path.join(self._root, "ingest")
+        disk.make_private(place)
+        temporary = os.path.join(place, disk.fresh_name(".tmp-"))
+        os.mkdir(temporary, 0o700)
+        held = disk.try_lock(temporary)
+        try:
+            child = self._start(temporary, 0, formats.EROFS)
+            try:
+                child.end_input()
+                words = child.report()
+            finally:
+                child.close()
+            return formats.refusal(temporary) if words[0].startswith("ok ") else " ".join(words[1:2]) or "no report"
+        finally:
+            self._discard(temporary)
+            os.close(held)
 
     def extract(self, file: BinaryIO, directory: str, what: str) -> None:
         """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer."""
@@ -198,13 +246,15 @@ class Unpacker:
             stream.close()
 
     @contextlib.contextmanager
-    def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
+    def _making(  # as above
+        self, diff_id: str, target: str, packed: int, stop: threading.Event, how: formats.Format
+    ) -> Iterator[LayerStream]:
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)  # tells gc that someone works here
 
-        def publish(words: list[str], digest: str | None) -> None:
+        def publish(words: list[str], digest: str) -> None:
             entries, size = self._judge(words, diff_id, digest)
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
@@ -214,9 +264,10 @@ class Unpacker:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
             os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
             most = self._limits.bytes_for(packed)
-            child = self._start(os.path.join(temporary, "fs"), most)
-            stream = LayerStream(child, diff_id.partition(":")[0], most, stop, publish)
+            child = self._start(os.path.join(temporary, how.place), most, how)
+            stream = LayerStream(child, stop, publish)
             try:
+                stream.begin(self._worker, diff_id, most)
                 yield stream
             finally:
                 stream.close()
@@ -233,12 +284,12 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _start(self, directory: str, most: int) -> _Child:
+    def _start(self, directory: str, most: int, how: formats.Format) -> _Child:
         helper = self._helper()
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                arguments = [f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
+                arguments = [f"--format={how.name}", f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
                 return _Child(helper, fd, arguments + (["--userxattr"] if self._userxattr else []))
             finally:
                 os.close(fd)
@@ -246,7 +297,7 @@ class Unpacker:
             os.close(helper)
 
     @staticmethod
-    def _judge(words: list[str], diff_id: str, digest: str | None) -> tuple[int, int]:
+    def _judge(words: list[str], diff_id: str, digest: str) -> tuple[int, int]:
         first = words[0].split()
         if first[:1] == ["fail"] and len(words) == 3 and len(first) == 3:
             raise _refusal(diff_id, int(first[1]), int(first[2]), words[1], words[2])
@@ -273,6 +324,8 @@ _UNPACK_KINDS = {
 
 
 def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> WherryError:
+    if number == errno.EOVERFLOW:
+        return formats.DoesNotFitError(Kind.UNSUPPORTED, f"layer {diff_id}: {what}")
     kind, hint = _UNPACK_KINDS.get(number, (Kind.INVALID, "the image is damaged or hostile"))
     where = f" (entry {entry}, {path!r})" if path else ""
     words = "" if number == errno.EPROTO else f": {os.strerror(number)}"
@@ -284,120 +337,64 @@ class _Cancelled(WherryError):
         super().__init__(Kind.CONFLICT, "cancelled")
 
 
-class _Packed:
-    """Packed bytes on their way from the thread that gets them to the one that inflates."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[bytes] = queue.Queue(_QUEUE)
-        self._left = memoryview(b"")
-        self._ended = False
-
-    def put(self, data: bytes) -> None:
-        self._queue.put(data)
-
-    def read(self, size: int, /) -> bytes:
-        if not self._left and not self._ended:
-            data = self._queue.get()
-            self._left, self._ended = memoryview(data), not data
-        part, self._left = self._left[:size], self._left[size:]
-        return bytes(part)
-
-    def drain(self) -> None:
-        """Take what still comes, so that nobody waits for room."""
-        while not self._ended:
-            self._ended = not self._queue.get()
-
-
 class LayerStream:
-    """Packed bytes in, a layer out: one thread inflates, one hashes and writes to the helper, while more bytes come.
+    """Packed bytes in, a layer out: to the worker that inflates and hashes, from there to the helper that unpacks.
 
     A failure shows in `finish` only; `ended` tells that more bytes would be for nothing.
     """
 
-    def __init__(
-        self,
-        child: _Child,
-        algorithm: str,
-        most: int,
-        stop: threading.Event,
-        publish: Callable[[list[str], str | None], None],
-    ) -> None:
-        self._child, self._most, self._stop, self._publish = child, most, stop, publish
-        self._packed = _Packed()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
-        self._hash = hashlib.new(algorithm)
-        self._broken_pipe = False  # the helper has ended: its report says why
-        self._error: BaseException | None = None
-        self._open = True
-        self._threads = [
-            threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._inflate, self._unpack)
-        ]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, child: _Child, stop: threading.Event, publish: Callable[[list[str], str], None]) -> None:
+        self._child, self._stop, self._publish = child, stop, publish
+        self._packed = self._report = -1
+        self.ended = False
 
-    @property
-    def ended(self) -> bool:
-        return self._broken_pipe or self._error is not None
+    def begin(self, worker: Worker, diff_id: str, most: int) -> None:
+        """Have the worker wait for the first byte."""
+        packed, self._packed = pipe()
+        self._report, report = pipe()
+        try:
+            worker.begin(diff_id.partition(":")[0], most, packed, self._child.input, report)
+        finally:
+            os.close(packed)
+            os.close(report)
+            self._child.end_input()  # the worker's now
 
     def write(self, data: bytes) -> None:
-        """The next packed bytes; waits where the kernel is slower."""
-        if data and not self.ended:
-            self._packed.put(data)
+        """The next packed bytes; waits where the unpacking is slower."""
+        view = memoryview(data)
+        try:
+            while view and not self.ended:
+                if self._stop.is_set():
+                    raise _Cancelled
+                view = view[os.write(self._packed, view) :]
+        except BrokenPipeError:  # its report says why
+            self.ended = True
 
     def finish(self) -> None:
         """All bytes are there: compare the diff id and publish the layer, synced; else say why not."""
-        self._join()
-        if self._error is not None:
-            raise self._error
-        words = self._child.report()
-        self._publish(words, None if self._broken_pipe else self._hash.hexdigest())
-
-    def close(self) -> None:
-        """End the threads and the helper, whatever they do."""
-        if self._open:
-            self._error = self._error or _Cancelled()
-            self._child.kill()
-            self._join()
-        self._child.close()
-
-    def _join(self) -> None:
-        if self._open:
-            self._open = False
-            self._packed.put(b"")
-            for thread in self._threads:
-                thread.join()
-
-    def _inflate(self) -> None:
-        try:
-            total = 0
-            for chunk in inflate(self._packed):
-                total += len(chunk)
-                self._check(total)
-                if self.ended:
-                    break
-                self._chunks.put(chunk)
-        except broken_streams() as error:
-            self._error = WherryError(Kind.INVALID, f"a layer's compressed data is damaged: {error}")
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._chunks.put(None)
-            self._packed.drain()
-
-    def _check(self, total: int) -> None:
         if self._stop.is_set():
             raise _Cancelled
-        if total > self._most:
-            raise WherryError(Kind.INVALID, f"a layer inflates to more than {self._most} bytes",
-                              hint="this looks like a decompression bomb")  # fmt: skip
+        self._end_packed()
+        words = self._child.report()
+        self._publish(words, self._digest())
 
-    def _unpack(self) -> None:
+    def _digest(self) -> str:
         try:
-            while (chunk := self._chunks.get()) is not None:
-                if not self.ended:
-                    self._hash.update(chunk)
-                    self._broken_pipe = not self._child.feed(chunk)
-        except BaseException as error:
-            self._error = error
-            while self._chunks.get() is not None:
-                pass
+            return verdict(self._report)
+        except WherryError as error:
+            if error.kind is Kind.CONFLICT:  # the helper ended first: its report says why
+                return ""
+            raise
+
+    def close(self) -> None:
+        """Let go; a helper that still works is killed."""
+        self._end_packed()
+        if self._report >= 0:
+            os.close(self._report)
+            self._report = -1
+        self._child.close()
+
+    def _end_packed(self) -> None:
+        if self._packed >= 0:
+            os.close(self._packed)
+            self._packed = -1

@@ -11,8 +11,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.image.snapshot import tree_usage
-from wherry.image.sweep import names_in
-from wherry.model import ImageRecord
+from wherry.image.sweep import names_in, references
 
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
@@ -26,25 +25,31 @@ class Usage(NamedTuple):
     blobs: dict[str, int]
     layers: dict[str, int]
     total: int
-    images: tuple[ImageRecord, ...]
+    images: dict[str, set[tuple[str, str]]]  # by id: ("blob" or "layer", digits)
 
-    def of(self, records: Collection[ImageRecord]) -> int:
+    def of(self, ids: Collection[str]) -> int:
         """What these images take together; parts that they share count once."""
-        return self._sum({part for record in records for part in _parts(record)})
+        return self._sum({part for identity in ids for part in self.images.get(identity, ())})
 
-    def shared(self, record: ImageRecord) -> int:
+    def shared(self, identity: str) -> int:
         """What of an image other images use as well."""
-        counted = Counter(part for image in self.images for part in _parts(image))
-        return self._sum({part for part in _parts(record) if counted[part] > 1})
+        counted = Counter(part for parts in self.images.values() for part in parts)
+        return self._sum({part for part in self.images.get(identity, ()) if counted[part] > 1})
 
     def _sum(self, parts: Collection[tuple[str, str]]) -> int:
         return sum((self.blobs if kind == "blob" else self.layers).get(name, 0) for kind, name in parts)
 
 
-def _parts(record: ImageRecord) -> set[tuple[str, str]]:
-    blobs = (record.manifest, record.id, *(layer.digest for layer in record.layers))
-    found = {("blob", digest.partition(":")[2]) for digest in blobs}
-    return found | {("layer", diff_id.partition(":")[2]) for diff_id in record.config.diff_ids}
+def _parts(store: ImageStore) -> dict[str, set[tuple[str, str]]]:
+    """By image id: the blobs and layers that it needs, those of other platforms too."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    entries = {entry.digest: entry for entry in store.blobs.entries()}
+    for record in store.list():
+        blobs, diff_ids = references(store, entries[record.target or record.manifest])
+        parts = found.setdefault(record.id, set())
+        parts |= {("blob", digest.partition(":")[2]) for digest in blobs}
+        parts |= {("layer", diff_id.partition(":")[2]) for diff_id in diff_ids}
+    return found
 
 
 def usage(store: ImageStore) -> Usage:
@@ -57,4 +62,4 @@ def usage(store: ImageStore) -> Usage:
         by_blob |= {name: os.lstat(os.path.join(place, name)).st_blocks * 512 for name in names_in(place)}
     rest = sum(tree_usage(os.path.join(store.root, name))[0] for name in ("images", "ingest", "leases"))
     folder = os.lstat(layers).st_blocks * 512 if os.path.isdir(layers) else 0
-    return Usage(by_blob, by_layer, rest + folder + sum(by_layer.values()), tuple(store.list()))
+    return Usage(by_blob, by_layer, rest + folder + sum(by_layer.values()), _parts(store))

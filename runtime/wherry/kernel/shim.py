@@ -226,6 +226,14 @@ def syncfs(fd: int) -> None:
     _checked(_lib.sh_syncfs(fd))
 
 
+def only_compute() -> None:
+    """From here on this process reads and writes what it holds or is given (recvmsg), makes threads, and nothing else.
+
+    A seccomp filter, for good; to be called before there are threads.
+    """
+    _checked(_lib.sh_only_compute())
+
+
 def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
     """An anonymous file holding `data` that nobody can change any more, at its start."""
     fd = _checked(_lib.sh_memfd(os.fsencode(name), int(executable)))

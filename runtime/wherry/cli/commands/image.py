@@ -8,10 +8,10 @@ from wherry.cli import human, parse
 from wherry.cli.app import App, verb
 from wherry.cli.options import Values, one, switch
 from wherry.cli.table import LISTING, Column, Look, filters, show
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-FILTERS = ("before", "dangling", "label", "reference", "since")
+FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 NONE = "<none>"
 
 
@@ -66,7 +66,7 @@ wherry images --filter dangling=true -q
 wherry images --format '{{.Repository}}:{{.Tag}} {{.Size}}'""",
 )
 def images(app: App, values: Values) -> None:
-    """List images. Filters: before, dangling, label, reference, since."""
+    """List images. Filters: before, dangling, label, reference, since, until."""
     wanted = filters(values, FILTERS)
     if values["repository_tag"]:
         wanted.setdefault("reference", []).append(values["repository_tag"])
@@ -79,18 +79,24 @@ def images(app: App, values: Values) -> None:
     "pull",
     "IMAGE",
     one("--platform", parse.platform, "OS/ARCH", "the platform to fetch, where an image has several"),
+    switch("--all-platforms", "fetch the images of all platforms; this machine's is unpacked"),
     switch("-q --quiet", "print the name only"),
     aliases="wherry image pull, wherry pull",
     examples="""
 wherry pull alpine:3
+wherry pull --all-platforms alpine:3
 wherry pull --platform linux/arm64 ghcr.io/org/app
 wherry pull oci:./layout:latest""",
 )
 def pull(app: App, values: Values) -> None:
     """Fetch an image from a registry, or from oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."""
-    record = app.engine.pull(values["image"], values["platform"] or "", app.progress(values["quiet"]))
+    if values["all_platforms"] and values["platform"]:
+        raise WherryError(Kind.INVALID, "--platform and --all-platforms exclude each other")
+    record = app.engine.pull(
+        values["image"], values["platform"] or "", app.progress(values["quiet"]), all_platforms=values["all_platforms"]
+    )
     if not values["quiet"]:
-        app.out(f"Digest: {record.manifest}")
+        app.out(f"Digest: {record.target or record.manifest}")
     app.out(record.names[0] if record.names else record.id)
 
 
