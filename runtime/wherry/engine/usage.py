@@ -65,10 +65,9 @@ def df(house: House) -> Json:
 def _only_cached(house: House, usage: Usage) -> int:
     """The bytes of blobs and layers that are there for builds to find, and for no image."""
     blobs, diff_ids = BuildCache(house.place.root).used()
-    of_images = {layer.digest for image in usage.images for layer in image.layers}
-    below = {diff_id for image in usage.images for diff_id in image.config.diff_ids}
-    packed = sum(usage.blobs.get(digest.partition(":")[2], 0) for digest in blobs - of_images)
-    return packed + sum(usage.layers.get(diff_id.partition(":")[2], 0) for diff_id in diff_ids - below)
+    parts = {("blob", digest.partition(":")[2]) for digest in blobs}
+    parts |= {("layer", diff_id.partition(":")[2]) for diff_id in diff_ids}
+    return usage.sum(parts - {part for found in usage.images.values() for part in found})
 
 
 def _bytes(path: str) -> int:

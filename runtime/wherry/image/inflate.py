@@ -70,6 +70,7 @@ def broken_streams() -> tuple[type[Exception], ...]:
 
     kinds: list[type[Exception]] = [zlib.error, EOFError]
     with contextlib.suppress(ImportError):
+        import bz2  # noqa: F401 - a confined process loads nothing later
         import lzma
 
         kinds.append(lzma.LZMAError)
@@ -150,7 +151,10 @@ def _slowly(file: Readable, head: bytes) -> Iterator[bytes]:
             inflater = fresh()
         if not data and inflater.needs_input:
             raise EOFError("the packed stream is truncated")
-        chunk, data = inflater.decompress(data, _CHUNK), b""
+        try:
+            chunk, data = inflater.decompress(data, _CHUNK), b""
+        except OSError as error:  # bzip2's word for damaged data
+            raise EOFError(str(error)) from error
         if chunk:
             yield chunk
         if inflater.eof:

@@ -298,11 +298,13 @@ class ImageStore:
                             snapshot_format=self._format)  # fmt: skip
         return Puller(self.blobs, unpacker, progress)
 
-    def extract(self, archive: BinaryIO, directory: str, what: str) -> None:
-        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is."""
+    def extract(self, archive: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is.
+        False where it is none."""
         from wherry.image.unpack import Unpacker
 
-        Unpacker(self.root, helper=self._helper, limits=self._limits).extract(archive, directory, what)
+        with Unpacker(self.root, helper=self._helper, limits=self._limits) as unpacker:
+            return unpacker.extract(archive, directory, what)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):

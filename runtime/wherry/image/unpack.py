@@ -228,22 +228,26 @@ class Unpacker:
             self._discard(temporary)
             os.close(held)
 
-    def extract(self, file: BinaryIO, directory: str, what: str) -> None:
-        """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer."""
+    def extract(self, file: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer is.
+
+        False where the file does not even begin as one.
+        """
         most = self._limits.bytes_for(os.fstat(file.fileno()).st_size)
-
-        def judge(words: list[str], _digest: str | None) -> None:
-            if words[0].split()[:1] != ["ok"]:
-                why = ": ".join(word for word in words[1:3] if word) or "no report"
-                raise WherryError(Kind.INVALID, f"cannot unpack {what}: {why}", hint="it is damaged or hostile")
-
-        stream = LayerStream(self._start(directory, most), "sha256", most, threading.Event(), judge)
+        found: list[str] = []
+        stream = LayerStream(
+            self._start(directory, most, formats.DIRECTORY),
+            threading.Event(),
+            lambda words, _digest: found.extend(words),
+        )
         try:
+            stream.begin(self._worker, "sha256:", most)
             while not stream.ended and (chunk := file.read(_CHUNK)):
                 stream.write(chunk)
             stream.finish()
         finally:
             stream.close()
+        return _unpacked(found, what)
 
     @contextlib.contextmanager
     def _making(  # as above
@@ -330,6 +334,17 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     where = f" (entry {entry}, {path!r})" if path else ""
     words = "" if number == errno.EPROTO else f": {os.strerror(number)}"
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
+
+
+def _unpacked(words: list[str], what: str) -> bool:
+    """What the helper's report says of an archive."""
+    first = words[0].split()
+    if first[:1] == ["ok"]:
+        return True
+    if first[:1] == ["fail"] and len(first) == 3 and first[1:] == [str(errno.EPROTO), "0"]:
+        return False
+    why = ": ".join(word for word in words[1:3] if word) or "no report"
+    raise WherryError(Kind.INVALID, f"cannot unpack {what}: {why}", hint="it is damaged or hostile")
 
 
 class _Cancelled(WherryError):

@@ -11,15 +11,16 @@ import hashlib
 import os
 import re
 import stat
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import refuse
 from wherry.image.fetch import fetch, is_url
-from wherry.image.statements import Copy, Step
 from wherry.image.patterns import EVERYTHING, Ignore
+from wherry.image.statements import Copy, Step
 
-from .context import is_archive
+from .context import begins_as_archive
 from .copying import Item, Order, gather, write
 from .drafts import Draft
 from .trees import Entry, Tree
@@ -57,7 +58,9 @@ def documents(
     return found
 
 
-def sources(work: Work, step: Step, tree: Tree, text: str, exclude: Ignore, held: contextlib.ExitStack) -> list[Item]:
+def sources(  # noqa: PLR0917 - what one source of a step is read with
+    work: Work, step: Step, tree: Tree, text: str, exclude: Ignore, held: contextlib.ExitStack
+) -> list[Item]:
     """What one source of ADD is: a file from the network, the contents of an archive, or as COPY's."""
     assert isinstance(step.says, Copy)
     if text.startswith(_REMOTE) or re.match(r"https?://.+\.git(#.*)?$", text):
@@ -76,10 +79,12 @@ def _perhaps_unpacked(work: Work, item: Item, held: contextlib.ExitStack) -> lis
     if item.is_directory or not item.entries[0].digest:
         return [item]
     with open(item.tree.file(item.entries[0].source), "rb") as file:
-        if not is_archive(file):
+        if not begins_as_archive(file.read(tarfile.BLOCKSIZE)):
             return [item]
+        file.seek(0)
         directory = work.scratch()
-        work.house.images.extract(file, directory, item.name)
+        if not work.house.images.extract(file, directory, item.name):
+            return [item]
     found = gather(held.enter_context(_opened(directory, item.name, context=False)), "/")
     return [one._replace(entries=(_plain(one.entries[0]), *one.entries[1:])) for one in found]
 
@@ -102,13 +107,12 @@ def _fetched(work: Work, step: Step, url: str, held: contextlib.ExitStack) -> li
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        unpack = step.says.unpack is True and is_archive(file)
     if wanted and wanted != f"sha256:{digest}":
         raise WherryError(Kind.INVALID, f"digest mismatch of {url}: sha256:{digest} is not {wanted}")
     os.utime(path, (got.modified, got.modified))
     tree = held.enter_context(_opened(directory, url, context=True))
     items = [item._replace(name=got.name or "index.html") for item in gather(tree, "/fetched")]
-    return [one for item in items for one in _perhaps_unpacked(work, item, held)] if unpack else items
+    return [one for item in items for one in _perhaps_unpacked(work, item, held)] if step.says.unpack else items
 
 
 def export(work: Work, draft: Draft, directory: str) -> None:

@@ -1,8 +1,8 @@
 """The build context and the Dockerfile: a directory, a tar, or standard input.
 
-Decides what counts as which, and where the Dockerfile and its ignore file are. All of it is untrusted: a tar is unpacked
-by the confined helper into a scratch directory, files are read beneath the context only and up to a size (invariants 3
-and 13).
+Decides what counts as which, and where the Dockerfile and its ignore file are. All of it is untrusted: a tar is
+unpacked by the confined helper into a scratch directory, files are read beneath the context only and up to a size
+(invariants 3 and 13).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .trees import Tree
 from .values import BuildOptions
 from .work import Work
 
-__all__ = ["Context", "is_archive", "opened"]
+__all__ = ["Context", "begins_as_archive", "opened"]
 
 _FILE_MAX = 1 << 20  # of a Dockerfile, of an ignore file
 _CONTEXT_MAX = 64 << 30  # of a tar on standard input
@@ -74,7 +74,7 @@ def _stdin(options: BuildOptions) -> BinaryIO:
 
 def _from_stdin(work: Work, stdin: BinaryIO) -> tuple[str, str | None]:
     head = _exactly(stdin, tarfile.BLOCKSIZE)
-    if not (head.startswith(_PACKED) or _is_header(head)):
+    if not begins_as_archive(head):
         return work.scratch(), _text(head + stdin.read(_FILE_MAX + 1 - len(head)), "Dockerfile")
     path = f"{work.scratch()}/context"
     with open(path, "wb") as file:
@@ -99,32 +99,23 @@ def _unpacked(work: Work, path: str) -> str:
     directory = work.scratch()
     try:
         with open(path, "rb") as file:
-            work.house.images.extract(file, directory, f"the build context {path}")
+            if not work.house.images.extract(file, directory, "the build context"):
+                raise WherryError(Kind.INVALID, f"unable to prepare context: {path} is no tar",
+                                  hint="name a directory, a tar file, or -")  # fmt: skip
     except OSError as error:
         raise WherryError(Kind.INVALID, f"unable to prepare context: {path}: {error.strerror}") from error
     return directory
 
 
-def _is_header(block: bytes) -> bool:
+def begins_as_archive(head: bytes) -> bool:
+    """Whether the first block of a file may be a tar's, or a packed tar's."""
+    if head.startswith(_PACKED):
+        return True
     try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return False
     return True
-
-
-def is_archive(file: BinaryIO) -> bool:
-    """Whether ADD unpacks a file: a tar, packed or not. The file is at its start again."""
-    from wherry.image.inflate import inflate
-
-    head = b""
-    with contextlib.suppress(Exception):  # whatever a decompressor says of bytes that are not its own
-        for chunk in inflate(file):
-            head += chunk
-            if len(head) >= tarfile.BLOCKSIZE:
-                break
-    file.seek(0)
-    return len(head) >= tarfile.BLOCKSIZE and _is_header(head[: tarfile.BLOCKSIZE])
 
 
 # ---- the two files

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from wherry.engine import filters as conditions
+from wherry.engine import images
+from wherry.engine.house import House
 from wherry.image.buildcache import BuildCache, Entry
 from wherry.model import Json
 
-from .. import filters as conditions
-from .. import images
-from ..house import House
 from .work import rfc3339
 
 __all__ = ["listing", "prune"]

@@ -73,8 +73,10 @@ def task(draft: Draft, step: Step, words: Words, network: str, sources: Sources)
     line, script = _line(draft, says)
     args = {name: value for name, value in draft.args.items() if name not in draft.env}
     proxies = {name: value for name, value in words.given.items() if name in PROXIES and name not in draft.values}
-    facts: list[object] = [line, script, sorted(draft.env.items()), sorted(args.items()), draft.text("User"), draft.workdir, network,
-             [_mount_facts(draft, step.at, mount, sources) for mount in mounts]]  # fmt: skip
+    facts: list[object] = [
+        line, script, sorted(draft.env.items()), sorted(args.items()), draft.text("User"), draft.workdir, network,
+        [_mount_facts(draft, step.at, mount, sources) for mount in mounts],
+    ]  # fmt: skip
     env = tuple(f"{name}={value}" for name, value in {**proxies, **args}.items())
     return Task(step.at, tuple(line), env, mounts, says.network or network, script, facts)
 
@@ -117,7 +119,7 @@ def _order(at: Instruction, tree: Tree, mount: RunMount) -> Order:
 # ---- doing it
 
 
-def execute(
+def execute(  # noqa: PLR0917 - what a step is done with
     work: Work, draft: Draft, what: Task, sources: Sources, output: Callable[[bytes], None], asked: BuildOptions
 ) -> NewLayer | None:
     """Run it to its end; the layer that it made."""
@@ -141,7 +143,7 @@ def execute(
 @contextlib.contextmanager
 def _container(work: Work, options: RunOptions, image: ImageRecord) -> Iterator[str]:
     """A container that is there as long as the block, and nobody's but this build's."""
-    from .. import create, remove
+    from wherry.engine import create, remove
 
     made = create.draft(work.house, options, None, record=image)
     made.config["build"] = work.id
@@ -155,7 +157,7 @@ def _container(work: Work, options: RunOptions, image: ImageRecord) -> Iterator[
 
 
 def _carried_out(work: Work, cid: str, what: Task, output: Callable[[bytes], None]) -> None:
-    from .. import start
+    from wherry.engine import start
 
     work.check()
     shown = " ".join(what.words)

@@ -16,14 +16,14 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TYPE_CHECKING
 
 from wherry.digest import hexdigest
+from wherry.engine import images, users
+from wherry.engine.house import House
 from wherry.errors import Kind, WherryError
-from wherry.image.dockerfile import Instruction, inner, parse, refuse
-from wherry.image.statements import Copy, Run, Step, Workdir, meaning
+from wherry.image.dockerfile import parse, refuse
 from wherry.image.patterns import has_glob, read_ignore
+from wherry.image.statements import Copy, Run, Step, Workdir, meaning
 from wherry.model import Json, Platform
 
-from .. import images, users
-from ..house import House
 from . import adding, context, drafts, running, stages
 from .copying import Item, Order, Writer, facts, gather, write
 from .drafts import Draft, Words
@@ -44,19 +44,22 @@ _KEPT = ("architecture", "author", "config", "created", "history", "os", "os.ver
 
 def build(house: House, options: BuildOptions, listen: Callable[[BuildEvent], None] | None) -> Built:
     """The verb."""
-    from .. import gc
+    from wherry.engine import gc
 
     house.prepare()
     gc.sweep(house, thorough=False)
     house.images.blobs.ensure()
     teller = Teller(listen)
     # The lease: nothing is swept while layers are made that no image and no remembered step names yet.
-    with house.images.blobs.lease(), Work(house, options.epoch, no_cache=options.no_cache) as work:
-        with context.opened(work, options) as found:
-            with teller.step(f"[internal] load build definition from {found.name}") as vertex:
-                vertex.say("note", f"transferring dockerfile: {len(found.dockerfile.encode())}B done")
-                plan = _plan(options, found)
-            return _Solver(house, work, options, teller, plan, found.tree).run()
+    with (
+        house.images.blobs.lease(),
+        Work(house, options.epoch, no_cache=options.no_cache) as work,
+        context.opened(work, options) as found,
+    ):
+        with teller.step(f"[internal] load build definition from {found.name}") as vertex:
+            vertex.say("note", f"transferring dockerfile: {len(found.dockerfile.encode())}B done")
+            plan = _plan(options, found)
+        return _Solver(house, work, options, teller, plan, found.tree).run()
 
 
 def _target_platform(options: BuildOptions) -> Platform:
@@ -118,7 +121,7 @@ class _Solver:
                     thread.join(0.2)
 
     def _kill(self) -> None:
-        from .. import stop
+        from wherry.engine import stop
 
         for cid in list(self.work.live):
             with contextlib.suppress(WherryError):
@@ -341,10 +344,9 @@ class _Solver:
         return self._store(draft)
 
     def _store(self, draft: Draft) -> Built:
+        from wherry.engine import events
         from wherry.image.author import add_image
         from wherry.image.reference import Reference
-
-        from .. import events
 
         with self.teller.step("exporting to image") as vertex:
             self.work.unpacked(draft, vertex.progress)

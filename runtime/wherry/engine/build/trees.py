@@ -183,8 +183,8 @@ class Tree:
         if stat.S_ISSOCK(mode):
             return None
         if self.context and (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
-            raise WherryError(Kind.DENIED, f"{source!r} in {self.what} is a device",
-                              hint="a build context holds files, directories and links; put it into .dockerignore")  # fmt: skip
+            hint = "a build context holds files, directories and links; put it into .dockerignore"
+            raise WherryError(Kind.DENIED, f"{source!r} in {self.what} is a device", hint=hint)
         entry = Entry(inner, source, mode, 0, 0, found.st_size, found.st_mtime_ns)
         several = found.st_nlink > 1 and not stat.S_ISDIR(mode)
         entry = entry._replace(

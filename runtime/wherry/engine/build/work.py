@@ -10,17 +10,17 @@ import contextlib
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from wherry.engine import names, rootfs
+from wherry.engine.house import House
+from wherry.engine.undo import making
 from wherry.errors import Kind, WherryError
 from wherry.image.buildcache import BuildCache, Remembered
 from wherry.model import ImageRecord, ProgressEvent
 
-from .. import names
-from ..house import House
-from ..undo import making
 from .drafts import Draft
 from .trees import Tree
 
@@ -148,6 +148,7 @@ class Work:
         self.unpacked(draft)
         key = names.mint()
         with making(self.house):
+            rootfs.settle(self.house, draft.diff_ids)
             self.house.snapshots.view(key, draft.diff_ids)
             try:
                 with mount.opened(self.house.snapshots.bare(key), readonly=True) as root:
@@ -168,7 +169,9 @@ class Work:
         self.unpacked(draft)
         key = names.mint()
         with making(self.house):
-            self.house.snapshots.make(key, [] if alone else draft.diff_ids)
+            below = [] if alone else draft.diff_ids
+            rootfs.settle(self.house, below)
+            self.house.snapshots.make(key, below)
             try:
                 with mount.opened(self.house.snapshots.mounts(key)) as root:
                     given = change(root)
@@ -196,7 +199,7 @@ def _drop(house: House, build: str) -> None:
 
 def sweep(house: House) -> Sequence[str]:
     """What killed builds left: containers of their steps, which may still run, and their files. The builds' ids."""
-    from .. import remove
+    from wherry.engine import remove
 
     dead = BuildCache(house.place.root).dead()
     for row in house.db.containers() if dead else ():
