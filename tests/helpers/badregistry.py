@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         sessions = self.server.sessions
         name = urlsplit(self.path).path.rpartition("/")[2]
         if self.command == "POST":
-            name = f"session{len(sessions)}"
+            name = os.urandom(8).hex()
             sessions[name] = b""
         elif name not in sessions:
             self.reply(404, b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"no such upload"}]}')

@@ -580,3 +580,14 @@ def test_when_all_fail_each_is_named(store, server, image):
         error = refused(mirrored(store, server, mirror), server, "not found", Kind.NOT_FOUND)
         assert mirror.address in error.hint
         assert server.address in error.message
+
+
+def test_a_mirrors_header_is_for_the_mirror_alone(store, server, image):
+    with serving(image) as mirror:
+        mirror.rules.append(
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"http://{server.address}{h.path}"}))
+        )
+        pull(mirrored(store, server, mirror, 'authorization = "Bearer secret"'), server)
+        assert len(server.log) == 2
+        assert {headers.get("authorization") for _, _, headers in mirror.log} == {"Bearer secret"}
+        assert not [headers for _, _, headers in server.log if "Bearer" in str(headers)]
