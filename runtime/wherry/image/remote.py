@@ -5,6 +5,7 @@ Decides the scheme, when to log in, and what a status means. Refuses to know wha
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -119,13 +120,7 @@ class Remote:
 
     def _probe(self) -> str:
         for scheme in ("https", "http"):
-            try:
+            with contextlib.suppress(Retry):
                 self._transport.send("GET", f"{scheme}://{self.host}/v2/", {}).close()
-            except Retry:
-                continue
-            except WherryError as error:
-                if error.kind is Kind.DENIED and "speak TLS" not in error.message:
-                    raise
-                continue
-            return f"{scheme}://{self.host}/v2"
+                return f"{scheme}://{self.host}/v2"
         return f"http://{self.host}/v2"  # the real request tells what is wrong

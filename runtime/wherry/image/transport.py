@@ -35,6 +35,7 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CURES = {
     "name or service not known": "is the name right, and does this host reach its name servers?",
     "no address associated with hostname": "is the name right, and does this host reach its name servers?",
+    "it does not speak tls": 'if you trust the network: server = "http://HOST" in hosts.d/HOST/hosts.toml',
     "connection refused": "nothing listens there: is the port right, and does the registry run?",
 }
 _REFUSALS = (
@@ -42,7 +43,6 @@ _REFUSALS = (
      "it wants a client certificate that it trusts", "name one in hosts.d/HOST/hosts.toml: client = [[CERT, KEY]]"),
     ("CERTIFICATE_VERIFY_FAILED|doesn't match",
      "the TLS certificate is not trusted", "name its authority in hosts.d/HOST/hosts.toml: ca = FILE"),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS", 'if it is to be trusted: server = "http://HOST" in hosts.toml'),
     ("Tunnel connection failed: 40[37]", "the proxy refuses", "does HTTPS_PROXY name a user and password of it?"),
 )  # fmt: skip
 
@@ -165,7 +165,7 @@ class _translated:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
-            why = _short(error)
+            why = "it does not speak TLS" if "WRONG_VERSION_NUMBER" in str(error) else _short(error)
             raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
 
     def _settled(self, error: BaseException | None) -> None:
