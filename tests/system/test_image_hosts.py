@@ -243,6 +243,37 @@ def test_loopback_needs_no_proxy(tmp_path, store, monkeypatch):
         there_and_back(store, f"{address}/app:1")
 
 
+def test_docker_io_and_its_token_server(store, settings, certificates, image, monkeypatch):
+    """By the names that they have; the user's secret goes to auth.docker.io, and on to nobody."""
+    pair = certificates.sign("hub", "DNS:registry-1.docker.io,DNS:auth.docker.io,DNS:cdn.example")
+    settings("docker.io", f'ca = "{certificates.bundle}"')
+    logins.store("docker.io", Credentials("anna", "s3cret"), os.environ)
+    with serving(image, pair) as hub, serving(image, pair) as tokens, serving(image, pair) as storage:
+        names = {"registry-1.docker.io": hub, "auth.docker.io": tokens, "cdn.example": storage}
+        tokens.rules.append(on("/token", lambda h: h.reply(200, b'{"token":"abc","expires_in":300}')))
+        realm = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
+
+        def guard(handler: Handler) -> bool:
+            if handler.headers.get("Authorization") == "Bearer abc":
+                return False
+            return handler.reply(401, headers={"WWW-Authenticate": realm})
+
+        hub.rules += [
+            guard,
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"https://cdn.example{h.path}"})),
+        ]
+        with proxy({f"{name}:443": server.address for name, server in names.items()}) as way:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{way.address}")
+            fresh = ImageStore(store.root + "2", helper=store._helper, hosts=store._hosts)
+            assert fresh.pull("app:1").names == ("docker.io/library/app:1",)
+        (asked,) = tokens.log
+        assert storage.requests("/blobs/")
+        assert parse_qs(urlsplit(asked[1]).query)["scope"] == ["repository:library/app:pull"]
+        assert asked[2]["Authorization"].startswith("Basic ")
+        assert {headers.get("Authorization") for _, _, headers in hub.log} == {None, "Bearer abc"}
+        assert not [headers for _, _, headers in storage.log if "Authorization" in headers]
+
+
 # ---- login and logout
 
 

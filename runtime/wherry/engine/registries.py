@@ -45,6 +45,7 @@ def pull_all(house: House, name: str, progress: Progress | None) -> ImageRecord:
 
 def push(house: House, name: str, progress: Progress | None, *, all_tags: bool) -> Iterator[Json]:
     """Send images; each is told once it is there."""
+    house.prepare()
     for pushed in house.images.push(name, progress or _silent, all_tags=all_tags):
         events.emit(house, "image", "push", pushed.name, {"name": pushed.name})
         top = pushed.descriptor
