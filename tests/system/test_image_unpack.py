@@ -50,9 +50,8 @@ def unpack(tmp_path, helper):
         blob.write_bytes(data)
         diff_id = sha(data)
         root.mkdir(parents=True, exist_ok=True)
-        Unpacker(str(root), helper=helper, limits=limits, userxattr=userxattr).unpack(
-            str(blob), diff_id, lambda _done, _total: None, threading.Event()
-        )
+        with Unpacker(str(root), helper=helper, limits=limits, userxattr=userxattr) as unpacker:
+            unpacker.unpack(str(blob), diff_id, lambda _done, _total: None, threading.Event())
         return Path(layer_path(str(root), diff_id), "fs")
 
     return run
@@ -564,8 +563,8 @@ def test_a_killed_helper_and_cancelling_leave_nothing(tmp_path, helper):
     blob.write_bytes(layer)
     stop = threading.Event()
     stop.set()
-    with pytest.raises(WherryError, match="cancelled"):
-        Unpacker(str(tmp_path / "root"), helper=helper).unpack(str(blob), sha(layer), lambda _a, _b: None, stop)
+    with pytest.raises(WherryError, match="cancelled"), Unpacker(str(tmp_path / "root"), helper=helper) as unpacker:
+        unpacker.unpack(str(blob), sha(layer), lambda _a, _b: None, stop)
     assert os.listdir(tmp_path / "root/layers") == []
     assert os.listdir(tmp_path / "root/ingest") == []
 

@@ -18,6 +18,8 @@ from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, Restar
 from .house import House
 
 if TYPE_CHECKING:
+    from wherry.image.inflate import Readable
+
     from .running import Running
     from .values import Check, ExecOptions, LogLine, Section
 
@@ -314,11 +316,61 @@ class Engine:
 
         return registries.referrers(self._house, name, artifact_type)
 
-    def load(self, source: str, progress: Progress | None = None) -> list[ImageRecord]:
-        """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE` or `docker-archive:FILE`."""
+    def load(
+        self, source: str, progress: Progress | None = None, stream: Readable | None = None
+    ) -> list[ImageRecord]:
+        """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE`, `docker-archive:FILE`, of a path whose kind is found
+        out, or of the archive (packed or not) that `stream` gives; `source` is then what it is called."""
         from . import images
 
-        return images.load(self._house, source, progress)
+        return images.load(self._house, source, progress, stream)
+
+    def save(self, refs: Sequence[str], target: str | int, form: str = "docker") -> None:
+        """Write images to a path, or an archive to a descriptor. `form`: docker, docker-archive, docker-dir,
+        oci-archive, oci-dir."""
+        from . import images
+
+        images.save(self._house, refs, target, form)
+
+    def commit(
+        self, ref: str, name: str = "", *, author: str = "", message: str = "", changes: Sequence[str] = (),
+        pause: bool = True,
+    ) -> ImageRecord:  # fmt: skip
+        """Make an image of a container: what it changed on top of its image, and what it was asked as the config."""
+        from . import authoring
+
+        return authoring.commit(
+            self._house, ref, name, author=author, message=message, changes=changes, pause=pause
+        )
+
+    def export(self, ref: str, out: Callable[[bytes], object]) -> None:
+        """Give the tar of a container's root to `out`."""
+        from . import authoring
+
+        authoring.export(self._house, ref, out)
+
+    def import_tar(
+        self, stream: Readable, name: str = "", *, message: str = "", changes: Sequence[str] = (), platform: str = "",
+        origin: str = "-",
+    ) -> ImageRecord:  # fmt: skip
+        """Make an image of one layer out of the tar, packed or not, that `stream` gives."""
+        from . import authoring
+
+        return authoring.import_tar(
+            self._house, stream, name, message=message, changes=changes, platform=platform, origin=origin
+        )
+
+    def history(self, ref: str) -> list[Json]:
+        """How an image came to be, newest first: Id, Created (unix s), CreatedBy, Tags, Size, Comment."""
+        from . import authoring
+
+        return authoring.history(self._house, ref)
+
+    def untag(self, ref: str, names: Sequence[str] = ()) -> None:
+        """Take names (all without any) from an image, which stays."""
+        from . import images
+
+        images.untag(self._house, ref, names)
 
     def images(self, *, all: bool = False, filters: Filters | None = None) -> list[Json]:
         """List images, newest first: Id, ParentId, RepoTags, RepoDigests, Created (unix s), Size, SharedSize, Labels,

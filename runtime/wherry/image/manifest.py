@@ -17,6 +17,8 @@ from wherry.model import Descriptor, ImageConfig, Json, Platform
 
 __all__ = [
     "CONFIG_MAX",
+    "DOCKER_CONFIG",
+    "DOCKER_MANIFEST",
     "INDEX_TYPES",
     "LAYER_TYPES",
     "MANIFEST_MAX",
@@ -32,7 +34,9 @@ __all__ = [
     "created_time",
     "descriptor_from",
     "descriptor_json",
+    "docker_layer_type",
     "host_platform",
+    "oci_layer_type",
     "parse_config",
     "parse_document",
     "parse_index",
@@ -54,6 +58,7 @@ OCI_TAR_GZIP = OCI_TAR + "+gzip"
 OCI_TAR_ZSTD = OCI_TAR + "+zstd"
 _FOREIGN = ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.")
 _DOCKER = "application/vnd.docker."
+DOCKER_CONFIG = _DOCKER + "container.image.v1+json"
 DOCKER_MANIFEST = _DOCKER + "distribution.manifest.v2+json"
 DOCKER_INDEX = _DOCKER + "distribution.manifest.list.v2+json"
 DOCKER_SCHEMA1 = (_DOCKER + "distribution.manifest.v1+json", _DOCKER + "distribution.manifest.v1+prettyjws")
@@ -68,6 +73,11 @@ LAYER_TYPES = frozenset({
 _CONFIG_TYPES = frozenset({
     OCI_CONFIG, _DOCKER + "container.image.v1+json", "application/octet-stream", "application/json", "text/html", "",
 })  # fmt: skip
+
+_OCI_LAYER = {
+    _DOCKER + "image.rootfs.diff.tar": OCI_TAR, _DOCKER + "image.rootfs.diff.tar.gzip": OCI_TAR_GZIP,
+    _DOCKER + "image.rootfs.diff.tar.zstd": OCI_TAR_ZSTD,
+}  # fmt: skip
 
 _MACHINES = {
     "x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"),
@@ -226,6 +236,16 @@ def _check_layer(layer: Descriptor, what: str) -> None:
             f"{what}: {layer.media_type[:100] or 'an untyped blob'!a} is not a layer",
             hint="this is not a container image (an artifact, or encrypted layers)",
         )
+
+
+def oci_layer_type(media_type: str) -> str:
+    """OCI's name of a layer's media type."""
+    return _OCI_LAYER.get(media_type, media_type)
+
+
+def docker_layer_type(media_type: str) -> str:
+    """docker's name of a layer's media type."""
+    return next((docker for docker, oci in _OCI_LAYER.items() if oci == media_type), media_type)
 
 
 def parse_index(document: Json, what: str) -> tuple[Descriptor, ...]:

@@ -113,14 +113,21 @@ class Remote:
         self._transport.close()
 
     def _root(self) -> str:
-        """The API's address. Loopback and insecure registries may speak plain http; https is tried first."""
+        """The API's address. Loopback and insecure registries may speak plain http; who speaks TLS is asked by it."""
         with self._lock:
             self._base = self._base or self._probe()
             return self._base
 
     def _probe(self) -> str:
-        for scheme in ("https", "http"):
-            with contextlib.suppress(Retry):
-                self._transport.send("GET", f"{scheme}://{self.host}/v2/", {}).close()
-                return f"{scheme}://{self.host}/v2"
-        return f"http://{self.host}/v2"  # the real request tells what is wrong
+        """A plain question without a secret: a server that speaks TLS answers 400, a redirect to https, or not at all.
+
+        Asked in TLS first, each plain registry would cost the loading of all certificate authorities, 20 ms.
+        """
+        plain, secure = (f"{scheme}://{self.host}/v2" for scheme in ("http", "https"))
+        with contextlib.suppress(Retry, WherryError), self._transport.send("GET", f"{plain}/", {}) as response:
+            if response.status != 400 and response.url.startswith("http:"):
+                return plain
+        with contextlib.suppress(Retry):
+            self._transport.send("GET", f"{secure}/", {}).close()
+            return secure
+        return plain  # the real request tells what is wrong

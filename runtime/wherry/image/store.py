@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -34,9 +34,8 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from wherry.image.hosts import Reach
+    from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.push import Pushed
     from wherry.image.unpack import LayerLimits
@@ -45,6 +44,7 @@ Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
 Rows = list[Json]
 Names = Sequence[str]
+Sizes = list[int]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -136,18 +136,29 @@ class ImageStore:
         """Like load, but of a source that holds several images takes all when no tag is given (docker load)."""
         from wherry.image.archive import open_sources
 
-        records = []
-        with open_sources(source, self.blobs.ingest, only_one=only_one) as found:
-            for one in found:
-                records.append(self._take(one, one.names, platform, progress))
-        return records
+        with self._storing(source), open_sources(source, self.blobs, only_one=only_one) as found:
+            return [self._take(one, one.names, platform, progress) for one in found]
+
+    def load_found(self, path: str, file: Readable | None = None, progress: Progress = _silent) -> Records:
+        """Take every image of a directory or archive of any kind: what lies at `path`, or what `file` gives, packed or
+        not, when it is read from its beginning to its end."""
+        from wherry.image.archive import open_found
+
+        with self._storing(path), open_found(path, file, self.blobs) as found:
+            return [self._take(one, one.names, None, progress) for one in found]
 
     def ensure_unpacked(self, record: ImageRecord, progress: Progress = _silent) -> None:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
-            with self.blobs.lease():
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+            with self.blobs.lease(), self._puller(progress) as puller:
+                self.use(record)
+                puller.unpack_all(record.layers, record.config.diff_ids)
+
+    def use(self, record: ImageRecord) -> None:
+        """Under a lease of `blobs`: what is there of the image stays until the end of that, also without its names."""
+        documents = (record.target, record.manifest) if record.target else (record.manifest,)
+        self.blobs.use(*documents, record.id, *(x.digest for x in record.layers), *record.config.diff_ids)
 
     # ---- looking
 
@@ -161,6 +172,11 @@ class ImageStore:
                 return self._record(descriptor, names)
         return self._by_id(name_or_id, images)
 
+    def get_manifest(self, digest: str) -> ImageRecord:
+        """The image of the digest of its manifest, or index."""
+        descriptor, names = self._grouped()[digest]
+        return self._record(descriptor, names)
+
     def list(self) -> Records:
         """All images, newest first. One that cannot be read is left out: `gc` and `rmi` deal with it."""
         records = []
@@ -170,10 +186,42 @@ class ImageStore:
         return sorted(records, key=lambda record: -record.created)
 
     def config_json(self, record: ImageRecord) -> Json:
-        """The image's whole config document, as it was pulled."""
+        """The image's whole config document, as it was pulled or made."""
         return parse_document(self.blobs.read(record.id, CONFIG_MAX), CONFIG_MAX, f"config {record.id}")
 
+    def layer_sizes(self, record: ImageRecord) -> Sizes:
+        """Bytes of each unpacked layer, lowest first."""
+        return [_layer_bytes(layer_path(self.root, diff_id)) for diff_id in record.config.diff_ids]
+
+    def save(self, images: Sequence[tuple[ImageRecord, Names]], target: str | int, form: str = "docker") -> None:
+        """Write images, each under some of its names, to a path or (an archive) a descriptor; formats: save.FORMATS."""
+        from wherry.image.save import Saved, save
+
+        with self.blobs.lease():
+            for record, _ in images:
+                self.use(record)
+            saved = []
+            for record, names in images:
+                descriptor = self._meant(self._descriptor(record.target or record.manifest))
+                saved.append(Saved(record, descriptor, self.manifest(descriptor).config, tuple(names)))
+            save(self.blobs, saved, form, target)
+
     # ---- names and lifetime
+
+    def untag(self, record: ImageRecord, names: Names = ()) -> None:
+        """Take these names (all without any) from an image, which stays."""
+        doomed = [str(Reference.parse(name).stored()) for name in names] or list(record.names)
+        missing = [name for name in doomed if name not in record.names]
+        if missing:
+            raise WherryError(Kind.NOT_FOUND, f"{missing[0]} is not a name of image {record.id[7:19]}",
+                              hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
+        self.blobs.untag(doomed)
+
+    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
+        """Give a stored image these names."""
+        descriptor = self._descriptor(record.target or record.manifest)
+        self.blobs.name(descriptor, [str(Reference.parse(name)) for name in names])
+        return self.get_manifest(descriptor.digest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""
@@ -201,12 +249,12 @@ class ImageStore:
         self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep, wait=False)
+            self._sweep(keep)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
-        return self._sweep(keep, wait=True)
+        return self._sweep(keep)
 
     def disk_usage(self) -> Json:
         """Bytes: of blobs, of unpacked layers, and of the layers that no image uses."""
@@ -224,35 +272,38 @@ class ImageStore:
         return Puller(self.blobs, unpacker, progress)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
+        with self._storing(source.what):
+            wanted = platform or host_platform()
+            with self._puller(progress) as puller:
+                descriptor = puller.take(source, wanted, strict=platform is not None)
+            self.blobs.name(descriptor, names)
+            return self._record(descriptor, self._names_of(descriptor.digest))
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
         try:
             self.blobs.ensure()
             with self.blobs.lease():
-                wanted = platform or host_platform()
-                descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
-                self.blobs.name(descriptor, names)
-                return self._record(descriptor, self._names_of(descriptor.digest))
+                yield
         except OSError as error:
-            raise disk.os_failure(f"cannot store image {source.what}", error) from error
+            raise disk.os_failure(f"cannot store image {what}", error) from error
 
     def _take_all(self, source: Source, names: Names, progress: Progress) -> ImageRecord:
         from wherry.image.platforms import take_all
 
-        try:
-            self.blobs.ensure()
-            with self.blobs.lease():
-                descriptor = take_all(self.blobs, source, progress)
-                self._record(descriptor, ())  # an artifact gets no name
-                self.blobs.name(descriptor, names)
-                record = self._record(descriptor, self._names_of(descriptor.digest))
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
-                return record
-        except OSError as error:
-            raise disk.os_failure(f"cannot store image {source.what}", error) from error
+        with self._storing(source.what):
+            descriptor = take_all(self.blobs, source, progress)
+            self._record(descriptor, ())  # an artifact gets no name
+            self.blobs.name(descriptor, names)
+            record = self._record(descriptor, self._names_of(descriptor.digest))
+            with self._puller(progress) as puller:
+                puller.unpack_all(record.layers, record.config.diff_ids)
+            return record
 
-    def _sweep(self, keep: Iterable[str], *, wait: bool) -> int:
+    def _sweep(self, keep: Iterable[str]) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep), wait=wait)
+        return sweep(self, frozenset(keep))
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}

@@ -101,22 +101,6 @@ def pull(app: App, values: Values) -> None:
 
 
 @verb(
-    "load",
-    "SOURCE",
-    switch("-q --quiet", "do not show progress"),
-    aliases="wherry image load, wherry load",
-    examples="wherry load oci:./layout\nwherry load docker-archive:./image.tar",
-)
-def load(app: App, values: Values) -> None:
-    """Load every image of oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."""
-    for record in app.engine.load(values["source"], app.progress(values["quiet"])):
-        for name in record.names:
-            app.out(f"Loaded image: {name}")
-        if not record.names:
-            app.out(f"Loaded image ID: {record.id}")
-
-
-@verb(
     "rmi",
     "IMAGE...",
     switch("-f --force", "remove also the names of an image that stopped containers use"),
