@@ -224,8 +224,7 @@ def real_registry(
         config["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
         config["http"]["tls"] |= {"clientcas": [str(client_ca)]} if client_ca else {}
     if user:
-        import crypt
-
+        crypt = pytest.importorskip("crypt", reason="Python's crypt, gone in 3.13, makes the password file")
         hashed = crypt.crypt(secret, crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16))
         (scratch / "htpasswd").write_text(f"{user}:{hashed}\n")
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(scratch / "htpasswd")}}
