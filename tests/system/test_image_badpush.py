@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from helpers.badregistry import QUICK, Handler, Server, ask, on, serving
+from helpers.wherry import COMMAND
 from image_support import Image, entry, helper_factory, needs_root, tar
 from wherry.errors import Kind, WherryError
 from wherry.image import upload as upload_module
@@ -360,3 +363,32 @@ def test_a_stored_blob_that_rots_or_goes(store, server, image):
     refused(store, server, "DIGEST_INVALID", Kind.INVALID)
     path.unlink()
     refused(store, server, "is not in the store", Kind.NOT_FOUND)
+
+
+def test_one_blob_s_failure_ends_the_others_at_once(store, server, image, monkeypatch):
+    monkeypatch.setattr(ImageStore, "reach", Reach(patience=QUICK._replace(read=30, connect=30, settle=30)))
+    server.rules += [
+        on("/uploads/", lambda _h: time.sleep(60), method="PATCH"),
+        on(image.layers[1]["digest"], lambda h: h.reply(403), method="HEAD"),
+    ]
+    started = time.monotonic()
+    refused(store, server, "denies access", Kind.DENIED)
+    assert time.monotonic() - started < 5
+
+
+def test_ctrl_c_ends_at_once(store, server, tmp_path):
+    there = threading.Event()
+
+    def stall(_handler: Handler) -> None:
+        there.set()
+        time.sleep(60)
+
+    server.rules.append(on("/uploads/", stall, method="PUT"))
+    env = {**os.environ, "WHERRY_ROOT": store.root, "WHERRY_STATE": str(tmp_path / "state")}
+    command = [*COMMAND, "push", f"{server.address}/a/b:1"]
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert there.wait(20)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=5)[0]
+    assert child.returncode == 130
+    assert "Traceback" not in said

@@ -541,6 +541,18 @@ def test_a_password_from_the_terminal_is_not_shown(tmp_path, guarded):
     assert (tmp_path / "docker/config.json").exists()
 
 
+def test_hosts_d_is_beside_the_settings(tmp_path, settings, image, store):
+    with real_registry(tmp_path / "mirror") as mirror:
+        store.tag(store.list()[0].id, f"{mirror}/app:1")
+        list(store.push(f"{mirror}/app:1"))
+        settings("registry.invalid", f'[host."http://{mirror}"]\ncapabilities = ["pull", "resolve"]')
+        done = run(tmp_path, "--root", str(tmp_path / "other"), "pull", "-q", "registry.invalid/app:1")
+        assert done.stdout == "registry.invalid/app:1\n", done.stderr
+        settings("registry.invalid", "server = 5")
+        done = run(tmp_path, "pull", "registry.invalid/app:1")
+        assert (done.returncode, "hosts.toml" in done.stderr) == (1, True)
+
+
 def test_the_command_of_push(tmp_path, image, guarded):
     layout = image.layout(tmp_path / "layout")
     run(tmp_path, "login", "-u", "anna", "--password-stdin", guarded, stdin="s3cret\n")

@@ -112,6 +112,7 @@ class Pusher:
                     future.result()
             except BaseException:
                 self._stop.set()
+                self._remote.abort()
                 for future in futures:
                     future.cancel()
                 raise

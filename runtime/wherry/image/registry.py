@@ -26,6 +26,7 @@ __all__ = ["RegistrySource"]
 
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
+_TICK = 0.2  # seconds within which a stop is seen
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
 
 
@@ -42,6 +43,9 @@ class RegistrySource:
             for n, endpoint in enumerate(found)
         ]
         self._broken: dict[Remote, WherryError] = {}
+        self._closed = threading.Event()
+        self._watched: threading.Event | None = None
+        self._lock = threading.Lock()
         self.what = reference.familiar()
 
     def top(self) -> Document:
@@ -55,6 +59,7 @@ class RegistrySource:
 
     def fetch(self, partial: Partial, report: Callable[[int], None], stop: threading.Event) -> None:
         """Download a blob; goes on where an earlier attempt ended, also one of another process or endpoint."""
+        self._watch(stop)
         self._somewhere("pull", lambda remote: _Download(remote, self.what, partial, report, stop).run())
 
     def referrers(self, digest: str) -> Document | None:
@@ -63,8 +68,23 @@ class RegistrySource:
         return found
 
     def close(self) -> None:
+        self._closed.set()
         for remote in self._remotes:
             remote.close()
+
+    def _watch(self, stop: threading.Event) -> None:
+        """From now on `stop` also ends what waits for a registry that says nothing."""
+        with self._lock:
+            watched, self._watched = self._watched, stop
+        if watched is None:
+            threading.Thread(target=self._cut_at, args=(stop,), daemon=True).start()
+
+    def _cut_at(self, stop: threading.Event) -> None:
+        while not self._closed.wait(_TICK):
+            if stop.is_set():
+                for remote in self._remotes:
+                    remote.abort()
+                return
 
     # ---- which endpoint
 

@@ -109,6 +109,10 @@ class Remote:
         kind, meaning, hint = _MEANINGS.get(response.status, (Kind.UNAVAILABLE, f"answers {response.status}", ""))
         raise WherryError(kind, f"{what}: {self.host} {meaning}{words}", hint=hint.format(registry=self._registry))
 
+    def abort(self) -> None:
+        """See Transport.abort."""
+        self._transport.abort()
+
     def close(self) -> None:
         self._transport.close()
 
