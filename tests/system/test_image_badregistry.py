@@ -593,6 +593,29 @@ def test_a_mirrors_header_is_for_the_mirror_alone(store, server, image):
         assert not [headers for _, _, headers in server.log if "Bearer" in str(headers)]
 
 
+# ---- tags
+
+
+def test_tags_come_page_by_page(store, server):
+    def page(handler: Handler) -> None:
+        last = int(parse_qs(urlsplit(handler.path).query).get("last", ["0"])[0])
+        body = {"tags": [f"t{last}", f"t{last + 1}", "no tag", "../x", 5, None]}
+        link = {"Link": f'</v2/a/b/tags/list?last={last + 2}&n=2>; rel="next"'} if last < 6 else {}
+        handler.reply(200, json.dumps(body).encode(), link)
+
+    server.rules.append(on("/tags/list", page))
+    assert store.tags(f"{server.address}/a/b") == [f"t{n}" for n in range(8)]
+
+
+def test_tags_without_end_and_none_at_all(store, server):
+    same = {"Link": '</v2/a/b/tags/list?last=1>; rel="next"'}
+    server.rules.append(on("/tags/list", lambda h: h.reply(200, b'{"tags":["t"]}', same)))
+    with pytest.raises(WherryError, match="more than 100 pages"):
+        store.tags(f"{server.address}/a/b")
+    server.rules[:] = [on("/tags/list", lambda h: h.reply(200, b'{"tags":null}'))]
+    assert store.tags(f"{server.address}/a/b") == []
+
+
 # ---- an end that does not wait
 
 

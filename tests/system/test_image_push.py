@@ -29,11 +29,12 @@ from image_support import (
     symlink,
     tar,
 )
+from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.image import upload as upload_module
 from wherry.image.snapshot import layer_path
 from wherry.image.store import ImageStore
-from wherry.model import ProgressEvent
+from wherry.model import Place, ProgressEvent
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -204,6 +205,11 @@ def test_all_tags(registry, store, tmp_path):
     assert [pushed.tag for pushed in store.push(f"{registry}/tags", all_tags=True)] == ["0", "1", "2"]
     for n in range(3):
         assert sha(raw(f"{registry}/tags:{n}")) == store.get(f"{registry}/tags:{n}").manifest
+    engine = Engine(Place(str(tmp_path / "other"), str(tmp_path / "state"), str(tmp_path / "wherry.toml")))
+    records = list(engine.pull_tags(f"{registry}/tags"))
+    assert sorted(record.names for record in records) == [(f"{registry}/tags:{n}",) for n in range(3)]
+    with pytest.raises(WherryError, match="tag can't be used with"):
+        list(engine.pull_tags(f"{registry}/tags:1"))
 
 
 def test_large_blobs_by_chunks(registry, store, tmp_path, monkeypatch):
@@ -222,8 +228,8 @@ def test_large_blobs_by_chunks(registry, store, tmp_path, monkeypatch):
 
 
 def test_memory_is_bounded(registry, store, tmp_path):
-    """600 MB go through a process that never holds them."""
-    image = Image(tar(entry("f", os.urandom(1 << 20) * 600)), media_type=TAR_PLAIN)
+    """300 MB go through a process that never holds them."""
+    image = Image(tar(entry("f", os.urandom(1 << 20) * 300)), media_type=TAR_PLAIN)
     store.load(f"oci:{image.layout(tmp_path / 'layout')}:latest")
     store.tag(image.config["digest"], f"{registry}/large:1")
     image.blobs.clear()

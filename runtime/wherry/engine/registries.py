@@ -14,7 +14,7 @@ from wherry.model import ImageRecord, Json, ProgressEvent
 from . import events
 from .house import House
 
-__all__ = ["login", "login_again", "logins", "logout", "pull_all", "push", "referrers", "repository"]
+__all__ = ["login", "login_again", "logins", "logout", "pull_all", "pull_tags", "push", "referrers", "repository"]
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -41,6 +41,17 @@ def pull_all(house: House, name: str, progress: Progress | None) -> ImageRecord:
     record = house.images.pull(name, None, progress or _silent, all_platforms=True)
     events.emit(house, "image", "pull", name, {"name": name})
     return record
+
+
+def pull_tags(house: House, name: str, platform: str, progress: Progress | None) -> Iterator[ImageRecord]:
+    """Fetch all images of a repository."""
+    from . import images
+
+    found, tagged = repository(name)
+    if tagged:
+        raise WherryError(Kind.INVALID, "tag can't be used with --all-tags/-a")
+    for tag in house.images.tags(found):
+        yield images.pull(house, f"{found}:{tag}", platform, progress)
 
 
 def push(house: House, name: str, progress: Progress | None, *, all_tags: bool) -> Iterator[Json]:

@@ -11,13 +11,14 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 from wherry.errors import Kind, WherryError
 from wherry.image.blobs import Partial
 from wherry.image.hosts import Reach, endpoints
-from wherry.image.manifest import INDEX_TYPES, MANIFEST_MAX, MANIFEST_TYPES
+from wherry.image.manifest import INDEX_TYPES, MANIFEST_MAX, MANIFEST_TYPES, parse_document
 from wherry.image.pull import Document
-from wherry.image.reference import DIGEST, Reference
+from wherry.image.reference import DIGEST, TAG, Reference
 from wherry.image.remote import Remote
 from wherry.image.transport import Response, Retry
 from wherry.model import Descriptor
@@ -26,6 +27,7 @@ __all__ = ["RegistrySource"]
 
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
+_PAGE, _PAGES_MAX = 1000, 100
 _TICK = 0.2  # seconds within which a stop is seen
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
 
@@ -65,6 +67,12 @@ class RegistrySource:
     def referrers(self, digest: str) -> Document | None:
         """The index of what refers to a manifest (distribution-spec 1.1): of the API, or of the tag in its place."""
         found: Document | None = self._somewhere("resolve", lambda remote: _Referrers(remote, self.what).of(digest))
+        return found
+
+    def tags(self) -> list[str]:
+        """All tags of the repository."""
+        what = f"{self._reference.name}: tags"
+        found: list[str] = self._somewhere("resolve", lambda remote: remote.persist(what, lambda: _tags(remote, what)))
         return found
 
     def close(self) -> None:
@@ -141,6 +149,22 @@ def _document(response: Response, media_type: str, digest: str, what: str) -> Do
             raise WherryError(Kind.INVALID, f"{what}: the registry sent {document.digest} instead of {expected}",
                               hint="the registry is damaged or lies; nothing of it was used")  # fmt: skip
     return document
+
+
+def _tags(remote: Remote, what: str) -> list[str]:
+    """distribution-spec 1.1, listing tags: page by page. What is no tag is left out: it becomes a part of a name."""
+    found: list[str] = []
+    url = remote.url("tags/list", {"n": str(_PAGE)})
+    for _ in range(_PAGES_MAX):
+        with remote.send("GET", url, {}) as response:
+            remote.expect(response, (200,), what)
+            tags = parse_document(response.body(MANIFEST_MAX, what), MANIFEST_MAX, what).get("tags") or ()
+            more = re.match(r"<([^<>]+)>;\s*rel=\"?next", response.headers.get("Link", ""))
+            url = urljoin(response.url, more[1]) if more else ""
+        found += [tag for tag in tags if isinstance(tag, str) and re.fullmatch(TAG, tag)]
+        if not url:
+            return found
+    raise WherryError(Kind.INVALID, f"{what}: more than {_PAGES_MAX} pages", hint="pull those that you need by name")
 
 
 class _Referrers:
