@@ -43,6 +43,9 @@ def helper_factory(scratch: Path) -> Callable[[], int]:
         return lambda: os.open(program, os.O_RDONLY | os.O_CLOEXEC)
 
 
+_UNPACK = ("unpack.c", "tar.c", "unpack_dir.c", "unpack_erofs.c", "tree.c", "tree_attr.c", "libc.c", "text.c")
+
+
 def _build(scratch: Path) -> Path:
     need("gcc")
     main = scratch / "main.c"
@@ -50,10 +53,26 @@ def _build(scratch: Path) -> Path:
         "int wh_role_unpack(int, char **);\nint main(int c, char **v) { return wh_role_unpack(c - 1, v + 1); }\n"
     )
     flags = "-Os -w -std=gnu11 -ffreestanding -fno-stack-protector -U_FORTIFY_SOURCE -fno-pie -no-pie -static -nostdlib"
-    sources = [str(NATIVE / name) for name in ("unpack.c", "libc.c", "text.c")]
+    sources = [str(NATIVE / name) for name in _UNPACK]
     command = ["gcc", *flags.split(), f"-I{NATIVE}", "-o", str(scratch / "helper"), str(main), *sources, "-lgcc"]
     subprocess.run(command, check=True, timeout=120)
     return scratch / "helper"
+
+
+FORMATS = ("directory", "erofs")
+
+
+def need_format(name: str, scratch: Path, helper: Callable[[], int]) -> None:
+    """Skip where layers cannot have this format, and say why."""
+    from wherry.errors import Kind, WherryError
+    from wherry.image.unpack import Unpacker
+
+    try:
+        _ = Unpacker(str(scratch / "probe"), helper=helper, snapshot_format=name).format
+    except WherryError as error:
+        if error.kind is not Kind.PRECONDITION:
+            raise
+        pytest.skip(error.message)
 
 
 # ---- tars

@@ -117,8 +117,9 @@ class Wherry:
         if ids := self.containers():
             self("rm", "-f", "-v", *ids, check=False)
         self("gc", check=False)
-        # no verb does this: the default network's bridge is meant to stay
+        # no verb does this: the default network's bridge is meant to stay, and so are layers with their mounts
         program = "import sys; from wherry.model import Place; from wherry.net.networks import Networks;"
+        program += " from wherry.image.store import ImageStore; ImageStore(sys.argv[1]).unmount_layers();"
         program += " Networks(Place(root=sys.argv[1], state=sys.argv[2])).teardown()"
         run(sys.executable, "-c", program, self.root, self.state, env=self.env)
         for mount, kind in cgroup_mounts():

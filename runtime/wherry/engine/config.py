@@ -15,6 +15,7 @@ from wherry.model import Json, Place
 __all__ = ["Settings", "hosts_directory", "place", "settings"]
 
 _MAX_CONFIG = 1 << 20
+_FORMATS = ("auto", "directory", "erofs")  # image/formats.py, which no command needs that only reads settings
 
 
 class Settings(NamedTuple):
@@ -30,6 +31,7 @@ class Settings(NamedTuple):
     stop_timeout: int = 10
     userns_base: int = 0x10000000  # first host id of the ranges that --userns auto gives
     userns_size: int = 65536
+    snapshot_format: str = "auto"  # of layers from now on: erofs where a probe says that it can be
 
 
 def _user_place(env: Mapping[str, str]) -> Place:
@@ -70,8 +72,14 @@ def hosts_directory(where: Place) -> str:
     return os.path.join(os.path.dirname(where.config), "hosts.d")
 
 
-def settings(path: str) -> Settings:
-    """Read wherry.toml; an absent file is all defaults."""
+def settings(path: str, env: Mapping[str, str] | None = None) -> Settings:
+    """Read wherry.toml; an absent file is all defaults. WHERRY_SNAPSHOT_FORMAT goes before what it says."""
+    wanted = (os.environ if env is None else env).get("WHERRY_SNAPSHOT_FORMAT", "")
+    found = _read(path)
+    return _known(path, found._replace(snapshot_format=wanted) if wanted else found)
+
+
+def _read(path: str) -> Settings:
     try:
         with open(path, "rb") as file:
             text = file.read(_MAX_CONFIG + 1)
@@ -103,3 +111,10 @@ def _checked(path: str, values: Json) -> Settings:
             kind = type(getattr(defaults, key)).__name__
             raise WherryError(Kind.INVALID, f"{path}: {key} must be of type {kind}, not {type(value).__name__}")
     return Settings(**values)
+
+
+def _known(path: str, found: Settings) -> Settings:
+    if found.snapshot_format not in _FORMATS:
+        message = f"{path}: snapshot_format must be one of {', '.join(_FORMATS)}, not {found.snapshot_format[:80]!r}"
+        raise WherryError(Kind.INVALID, message)
+    return found

@@ -12,7 +12,21 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, ImageConfig, ImageRecord, Json, LogConfig, PortMapping, ProgressEvent, RunOptions
 
-from . import codec, confine, devices, events, health, images, limits, mounts, names, restart, security, specgen
+from . import (
+    codec,
+    confine,
+    devices,
+    events,
+    health,
+    images,
+    limits,
+    mounts,
+    names,
+    restart,
+    rootfs,
+    security,
+    specgen,
+)
 from .db import Container
 from .house import House
 from .undo import Undo, making
@@ -262,6 +276,7 @@ def commit(house: House, made: Draft) -> Container:
         folder = house.container_dir(made.id)
         os.mkdir(folder, 0o700)
         undo.add(_remove_folder, house, made.id)
+        rootfs.settle(house, made.record.config.diff_ids)
         house.snapshots.make(made.id, made.record.config.diff_ids)
         undo.add(house.snapshots.remove, made.id)
         resolved = _volumes(house, made, undo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wherry.model import Json
 
+from . import rootfs
 from .house import House
 
 __all__ = ["changes"]
@@ -16,5 +17,6 @@ def changes(house: House, ref: str) -> list[Json]:
     """The verb."""
     row = house.db.find(ref)
     inside = {mount["Destination"] for mount in row.config["mounts"]} | _OURS
+    rootfs.settle(house, house.snapshots.diff_ids(row.id))
     found = [{"Path": path, "Kind": _KINDS[kind]} for kind, path in house.snapshots.diff(row.id)]
     return [entry for entry in found if entry["Path"] not in inside]

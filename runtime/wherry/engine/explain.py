@@ -8,9 +8,9 @@ import os
 import time
 
 from wherry.errors import Kind, WherryError
-from wherry.model import Json, Mount, RunOptions
+from wherry.model import ImageConfig, Json, Mount, RunOptions
 
-from . import create, joining, mounts, preparing, specgen, users
+from . import create, joining, mounts, preparing, rootfs, specgen, users
 from .db import Container
 from .house import House
 from .values import Section
@@ -18,6 +18,7 @@ from .values import Section
 __all__ = ["run"]
 
 _VOLUME = "<new volume>"
+_DETACHED_LAYERS = (6, 15)  # overlayfs takes layers that are mounted nowhere
 
 
 def run(house: House, options: RunOptions) -> list[Section]:
@@ -75,12 +76,15 @@ def _layers_of(house: House, diff_ids: tuple[str, ...]) -> list[str]:
     return [f"{layer_path(house.place.root, diff_id)}/fs" for diff_id in reversed(diff_ids)]
 
 
-def _user(options: RunOptions, image_user: str, layers: list[str]) -> users.User:
-    """Looked up in the image through a detached mount, which nobody sees."""
+def _user(house: House, options: RunOptions, image: ImageConfig) -> users.User:
+    """Looked up in the image through a detached mount, which nobody sees; so are its layers, if not mounted yet."""
     from wherry.kernel import mount
 
-    with contextlib.closing(_Fd(mount.detached([_view(layers)], True))) as fd:
-        return users.lookup(fd.number, options.user or image_user, options.group_add)
+    if house.facts.kernel < _DETACHED_LAYERS:
+        rootfs.settle(house, image.diff_ids)
+    layers = [how for how in house.snapshots.below(image.diff_ids) if not mount.mounted(how.target)]
+    with mount.opened([*layers, _view(_layers_of(house, image.diff_ids))], readonly=True) as fd:
+        return users.lookup(fd, options.user or image.user, options.group_add)
 
 
 def _view(layers: list[str]) -> Mount:
@@ -91,18 +95,7 @@ def _view(layers: list[str]) -> Mount:
     return Mount("overlay", "overlay", "/", (f"lowerdir={':'.join(layers)}", "ro"))
 
 
-class _Fd:
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def close(self) -> None:
-        os.close(self.number)
-
-
-def _config(house: House, row: Container, options: RunOptions, image: object) -> Json:
-    from wherry.model import ImageConfig
-
-    assert isinstance(image, ImageConfig)
+def _config(house: House, row: Container, options: RunOptions, image: ImageConfig) -> Json:
     made = preparing.inputs(house, row, options, image)
     kind = joining.mode(options)
     where = {"host": None, "none": ""}.get(kind, joining.netns_path(house, row.id))
@@ -111,7 +104,7 @@ def _config(house: House, row: Container, options: RunOptions, image: object) ->
     names = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
     files = {name: f"{house.container_dir(row.id)}/{name.rpartition('/')[2]}" for name in names}
     own = tuple(mounts.oci(mounts.from_row(fact)) for fact in row.config["mounts"])
-    user = _user(options, image.user, _layers_of(house, image.diff_ids))
+    user = _user(house, options, image)
     return specgen.generate(made._replace(user=user, namespaces=namespaces, files=files, mounts=own))
 
 

@@ -84,7 +84,9 @@ class House:
         """The image store."""
         from wherry.image.store import ImageStore
 
-        return ImageStore(self.place.root, hosts=hosts_directory(self.place))
+        return ImageStore(
+            self.place.root, hosts=hosts_directory(self.place), snapshot_format=self.settings.snapshot_format
+        )
 
     @cached_property
     def snapshots(self) -> Snapshotter:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, RunOptions
 
-from . import codec, health, images, limits, security
+from . import codec, health, images, limits, rootfs, security
 from .house import House
 from .status import Seen, look
 
@@ -316,7 +316,7 @@ def _paths(house: House, row: Container) -> Json:
 
 def _driver(house: House, row: Container) -> Json:
     try:
-        mount = house.snapshots.mounts(row.id)[0]
+        mount = rootfs.mounts(house, row.id)[0]
     except WherryError:
         return {"Name": "overlay", "Data": {}}
     values = dict(option.partition("=")[::2] for option in mount.options if "=" in option)

@@ -25,6 +25,7 @@ from . import (
     joining,
     limits,
     mounts,
+    rootfs,
     security,
     specgen,
     users,
@@ -240,7 +241,7 @@ def launch_how(
     slots = {name.removeprefix("ns_"): name for name in fds}
     return LaunchHow(
         id=row.id,
-        rootfs=_root(dry or tuple(house.snapshots.mounts(row.id)), config),
+        rootfs=_root(dry or tuple(rootfs.mounts(house, row.id)), config),
         root_dir=house.container_dir(row.id),
         cgroup=config["linux"]["cgroupsPath"],
         cgroup_writes=tuple(cgroup2.writes(resources)),

@@ -18,12 +18,29 @@ from .house import House
 if TYPE_CHECKING:
     from wherry.container.state import State
 
-__all__ = ["at_rest", "live", "read_only"]
+__all__ = ["at_rest", "live", "mounts", "read_only", "settle"]
 
 
-def read_only(mounts: Sequence[Mount]) -> list[Mount]:
+def settle(house: House, diff_ids: Sequence[str]) -> None:
+    """Mount the layers that want it, where they are not yet: once for all containers, until they are removed."""
+    from wherry.kernel import mount
+
+    try:
+        mount.settle(house.snapshots.below(diff_ids))
+    except OSError as error:
+        hint = 'remove the image, and pull it again with snapshot_format = "directory" in wherry.toml'
+        raise WherryError(Kind.UNSUPPORTED, f"cannot mount a layer: {error.strerror or error}", hint=hint) from error
+
+
+def mounts(house: House, cid: str) -> list[Mount]:
+    """The mounts of a container's root, over layers that are there."""
+    settle(house, house.snapshots.diff_ids(cid))
+    return house.snapshots.mounts(cid)
+
+
+def read_only(root: Sequence[Mount]) -> list[Mount]:
     """The same overlays with their upper as one more lower directory: nobody writes through it."""
-    return [_read_only(mount) for mount in mounts]
+    return [_read_only(mount) for mount in root]
 
 
 def _read_only(mount: Mount) -> Mount:
@@ -39,8 +56,8 @@ def at_rest(house: House, cid: str, *, writable: bool = False) -> Iterator[int]:
     """The root of a container that does not run, as a detached mount that dissolves at the end."""
     from wherry.kernel import mount
 
-    mounts = house.snapshots.mounts(cid)
-    fd = mount.detached(mounts if writable else read_only(mounts))
+    found = mounts(house, cid)
+    fd = mount.detached(found if writable else read_only(found))
     try:
         yield fd
     finally:

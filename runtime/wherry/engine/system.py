@@ -98,6 +98,7 @@ def reset(house: House) -> Json:
     }
     house.networks.teardown()
     _drop_cgroup(house)
+    house.images.unmount_layers()
     house.close()
     warm.stop(house.place.state)
     _drop_files(house.place.root, _OF_ROOT)

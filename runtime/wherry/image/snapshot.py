@@ -3,7 +3,7 @@
 Decides the shape of ROOT/layers and ROOT/snapshots and what an overlay stack is made of. Refuses to know images,
 containers and how a mount is carried out.
 
-    ROOT/layers/<diff id>/fs        one unpacked layer
+    ROOT/layers/<diff id>/fs        one unpacked layer (formats.py)
     ROOT/snapshots/<key>/lower.json its diff ids, lowest first
     ROOT/snapshots/<key>/{upper,work}
     ROOT/mountpoints                below all layers: what every container mounts on, so that no start has to make it
@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from wherry.errors import Kind, WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.leases import Leases
 from wherry.image.reference import DIGEST
 from wherry.kernel.files import remove_tree
@@ -64,6 +64,11 @@ class Snapshotter:
         self._userxattr = userxattr
         self._leases = Leases(self.root)
 
+    def below(self, diff_ids: Sequence[str]) -> list[Mount]:
+        """What has to be mounted before these layers can be used: shared by all snapshots, not theirs to unmount."""
+        found = (formats.layer_mount(layer_path(self.root, diff_id)) for diff_id in diff_ids)
+        return [mount for mount in found if mount is not None]
+
     def make(self, key: str, diff_ids: Sequence[str]) -> None:
         """Make the upper and work directories of `key` over `diff_ids` (lowest first); `mounts` tells of its root."""
         self._create(key, diff_ids, writable=True)
@@ -82,6 +87,7 @@ class Snapshotter:
         """The mounts of an existing snapshot: one overlay, `lowerdir` highest first, paths joined by ':'."""
         place = self._existing(key)
         facts = disk.load_json(os.path.join(place, "lower.json"))
+        self._check_layers(key, facts["lower"])
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(facts["lower"])]
         lower = [*self._visible(lower), self._mount_points()]
         if not facts["writable"] and len(lower) < 2:  # overlay wants two layers when there is no upper
@@ -136,6 +142,7 @@ class Snapshotter:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
         from wherry.image.changes import changes
 
+        self._check_layers(key, self.diff_ids(key))
         return changes(self.upper(key), self.lower_paths(key))
 
     def sweep(self) -> None:
@@ -181,6 +188,8 @@ class Snapshotter:
                 raise WherryError(
                     Kind.NOT_FOUND, f"layer {diff_id} below snapshot {key} is not unpacked", hint="pull the image again"
                 )
+            if not formats.is_ready(layer_path(self.root, diff_id)):
+                raise WherryError(Kind.PRECONDITION, f"layer {diff_id} below snapshot {key} is not mounted")
 
     def _publish(self, key: str, diff_ids: Sequence[str], writable: bool) -> None:
         temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))

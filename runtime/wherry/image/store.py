@@ -59,6 +59,7 @@ class ImageStore:
     `insecure`: registries (host[:port]) that may be spoken to by plain http, beside loopback ones.
     `hosts`: the directory of what is set for registries (hosts.d).
     `helper`: gives a descriptor of the static helper (role `unpack`); by default the installed one.
+    `snapshot_format`: of layers that are unpacked from now on, see formats.py.
     `userxattr`: whiteouts and opaque marks as user.overlay.*, for overlays mounted inside a user namespace.
     """
 
@@ -71,6 +72,7 @@ class ImageStore:
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
+        snapshot_format: str = "directory",
     ) -> None:
         self.root = check_place(root)
         self.blobs = Blobs(self.root)
@@ -79,6 +81,7 @@ class ImageStore:
         self._userxattr = userxattr
         self._helper = helper
         self._limits = limits
+        self._format = snapshot_format
 
     # ---- getting images
 
@@ -263,6 +266,12 @@ class ImageStore:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
         return self._sweep(keep)
 
+    def unmount_layers(self) -> None:
+        """Take away the mounts of all layers, in this mount namespace, before the layers themselves are."""
+        from wherry.image.sweep import unmount_layers
+
+        unmount_layers(self.root)
+
     def disk_usage(self) -> Json:
         """Bytes: of blobs, of unpacked layers, and of the layers that no image uses."""
         from wherry.image.sweep import usage
@@ -275,7 +284,8 @@ class ImageStore:
         from wherry.image.pull import Puller
         from wherry.image.unpack import Unpacker
 
-        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits)
+        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
+                            snapshot_format=self._format)  # fmt: skip
         return Puller(self.blobs, unpacker, progress)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.snapshot import layer_path
 from wherry.image.worker import Worker, verdict
 from wherry.kernel.files import remove_tree
@@ -123,8 +124,10 @@ class Unpacker:
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
+        snapshot_format: str = formats.DIRECTORY.name,
     ) -> None:
         self._root = root
+        self._wanted = snapshot_format
         self._userxattr = userxattr
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
@@ -146,8 +149,18 @@ class Unpacker:
 
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
-        packed = 0 if self.has(diff_id) else os.stat(blob).st_size
-        with self.stream(diff_id, packed, stop) as stream:
+        if self.has(diff_id):
+            return False
+        try:
+            return self._unpack(blob, diff_id, report, stop, self.format)
+        except formats.DoesNotFitError:
+            return self._unpack(blob, diff_id, report, stop, formats.DIRECTORY)
+
+    def _unpack(  # as above, in one format
+        self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event, how: formats.Format
+    ) -> bool:
+        packed = os.stat(blob).st_size
+        with self.stream(diff_id, packed, stop, how=how) as stream:
             if stream is None:
                 return False
             with open(blob, "rb") as file:
@@ -159,7 +172,13 @@ class Unpacker:
 
     @contextlib.contextmanager
     def stream(
-        self, diff_id: str, packed: int, stop: threading.Event, *, wait: bool = True
+        self,
+        diff_id: str,
+        packed: int,
+        stop: threading.Event,
+        *,
+        wait: bool = True,
+        how: formats.Format | None = None,
     ) -> Iterator[LayerStream | None]:
         """A stream that makes the layer of `packed` bytes, or None when the layer is there.
 
@@ -180,10 +199,39 @@ class Unpacker:
                     raise
                 yield None
                 return
-            yield None if os.path.isdir(target) else held.enter_context(self._making(diff_id, target, packed, stop))
+            making = self._making(diff_id, target, packed, stop, how or self.format)
+            yield None if os.path.isdir(target) else held.enter_context(making)
+
+    @functools.cached_property
+    def format(self) -> formats.Format:
+        """What layers are unpacked as here, from now on."""
+        return formats.choose(self._wanted, self._probe)
+
+    def _probe(self) -> str:
+        """A layer of nothing, and whether the kernel takes it: the file system below ROOT, our rights, all at once."""
+        if self._userxattr:
+            return "it is for overlays of a user namespace"
+        place = os.path.join(self._root, "ingest")
+        disk.make_private(place)
+        temporary = os.path.join(place, disk.fresh_name(".tmp-"))
+        os.mkdir(temporary, 0o700)
+        held = disk.try_lock(temporary)
+        try:
+            child = self._start(temporary, 0, formats.EROFS)
+            try:
+                child.end_input()
+                words = child.report()
+            finally:
+                child.close()
+            return formats.refusal(temporary) if words[0].startswith("ok ") else " ".join(words[1:2]) or "no report"
+        finally:
+            self._discard(temporary)
+            os.close(held)
 
     @contextlib.contextmanager
-    def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
+    def _making(  # as above
+        self, diff_id: str, target: str, packed: int, stop: threading.Event, how: formats.Format
+    ) -> Iterator[LayerStream]:
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
@@ -199,7 +247,8 @@ class Unpacker:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
             os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
             most = self._limits.bytes_for(packed)
-            stream = LayerStream(self._start(os.path.join(temporary, "fs"), most), stop, publish)
+            child = self._start(os.path.join(temporary, how.place), most, how)
+            stream = LayerStream(child, stop, publish)
             try:
                 stream.begin(self._worker, diff_id, most)
                 yield stream
@@ -218,12 +267,12 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _start(self, directory: str, most: int) -> _Child:
+    def _start(self, directory: str, most: int, how: formats.Format) -> _Child:
         helper = self._helper()
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                arguments = [f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
+                arguments = [f"--format={how.name}", f"--max-bytes={most}", f"--max-entries={self._limits.entries}"]
                 return _Child(helper, fd, arguments + (["--userxattr"] if self._userxattr else []))
             finally:
                 os.close(fd)
@@ -258,6 +307,8 @@ _UNPACK_KINDS = {
 
 
 def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> WherryError:
+    if number == errno.EOVERFLOW:
+        return formats.DoesNotFitError(Kind.UNSUPPORTED, f"layer {diff_id}: {what}")
     kind, hint = _UNPACK_KINDS.get(number, (Kind.INVALID, "the image is damaged or hostile"))
     where = f" (entry {entry}, {path!r})" if path else ""
     words = "" if number == errno.EPROTO else f": {os.strerror(number)}"
