@@ -1,6 +1,6 @@
-"""The two snapshot formats against each other and against tar, umoci and podman; what an erofs layer is and when there is none.
+"""The snapshot formats against each other and against tar, umoci and podman; when a layer is which.
 
-That each of them does what an archive says is test_image_unpack.py; how long a layer stays mounted, test_layer_mounts.py.
+That each does what an archive says is test_image_unpack.py; how long a layer stays mounted, test_layer_mounts.py.
 """
 
 from __future__ import annotations
@@ -93,7 +93,6 @@ def seen(layers: Layers, form: str, data: bytes) -> dict[str, Any] | Kind:
     try:
         found = tree(layers(form, data))
     except WherryError as error:
-        assert error.kind is not Kind.INTERNAL, error.message
         return error.kind
     return {name: (*facts[:3], _time(facts), *facts[4:]) for name, facts in found.items()}
 
@@ -107,6 +106,7 @@ def same(layers: Layers, data: bytes) -> None:
     try:
         ours, theirs = (seen(layers, form, data) for form in ("erofs", "directory"))
         assert ours == theirs
+        assert ours is not Kind.INTERNAL
     finally:
         layers.drop()
 
@@ -114,8 +114,32 @@ def same(layers: Layers, data: bytes) -> None:
 # ---- any archive
 
 
-NAMES = ["a", "b", "a/b", "a/c", "b/a", "a/b/c", "l", "l/x", "m/y", "l/a/b", "d", "a/./b", "b/l", "b/l/z", "./", "-x", "a/+q",
-         "n" * 100, "x" * 255, "b/" + "y" * 200, "d/e/f", "/abs/p", "a//b//d", "\u00e9/\u00fc"]  # fmt: skip
+NAMES = [
+    "a",
+    "b",
+    "a/b",
+    "a/c",
+    "b/a",
+    "a/b/c",
+    "l",
+    "l/x",
+    "m/y",
+    "l/a/b",
+    "d",
+    "a/./b",
+    "b/l",
+    "b/l/z",
+    "./",
+    "-x",
+    "a/+q",
+    "n" * 100,
+    "x" * 255,
+    "b/" + "y" * 200,
+    "d/e/f",
+    "/abs/p",
+    "a//b//d",
+    "\u00e9/\u00fc",
+]
 SPECIAL = [
     ".wh.a",
     "a/.wh.b",
@@ -157,7 +181,7 @@ ATTRIBUTES = st.one_of(
 def archives(draw: Any) -> bytes:
     """Entries that meet: few names, many kinds."""
     out = io.BytesIO()
-    archive = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)
+    archive = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  # not always ended
     names: list[str] = []
     for _ in range(draw(st.integers(1, 16))):
         info = tarfile.TarInfo(draw(st.sampled_from(NAMES + NAMES + SPECIAL)))
@@ -185,12 +209,14 @@ def archives(draw: Any) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.seconds(1800)
 @settings(max_examples=int(os.environ.get("WHERRY_FORMATS", "150")), deadline=None, suppress_health_check=QUIET)
 @given(data=archives())
 def test_any_archive_means_the_same_in_both(layers, data):
     same(layers, data)
 
 
+@pytest.mark.seconds(1800)
 @settings(max_examples=int(os.environ.get("WHERRY_FORMATS", "150")), deadline=None, suppress_health_check=QUIET)
 @given(data=archives(), seed=st.integers(0, 1 << 30))
 def test_damaged_archives_have_the_same_end(layers, data, seed):
@@ -281,8 +307,12 @@ def test_the_kernel_reads_all_of_it_without_a_word(layers, tmp_path):
     """There is no other checker for these blocks: every file, name and attribute of a real tree is read."""
     need("tar")
     source = "/usr/share" if Path("/usr/share/doc").is_dir() else "/etc"
-    data = subprocess.run(["tar", "--xattrs", "-C", source, "-cf", "-", "perl", "python3", "doc", "zoneinfo", "bash-completion"],
-                          check=False, capture_output=True, timeout=120).stdout  # fmt: skip
+    data = subprocess.run(
+        ["tar", "--xattrs", "-C", source, "-cf", "-", "perl", "python3", "doc", "zoneinfo", "bash-completion"],
+        check=False,
+        capture_output=True,
+        timeout=120,
+    ).stdout
     (tmp_path / "theirs").mkdir()
     subprocess.run(["tar", "--xattrs", "-C", tmp_path / "theirs", "-xpf", "-"], input=data, check=True, timeout=120)
     ours, theirs = tree(layers("erofs", data)), tree(tmp_path / "theirs")
@@ -316,8 +346,11 @@ def test_devices_set_id_and_capabilities_count_in_the_container(tmp_path, helper
     need_format(form, tmp_path, helper)
     need("python3")
     program = Path(os.path.realpath("/usr/bin/python3")).read_bytes()
-    low = tar(entry("null", kind=b"3", devmajor=1, devminor=3, mode=0o666), entry("py", program, mode=0o4755),
-              entry("cap", program, mode=0o755, pax={"SCHILY.xattr.security.capability": CAPABILITY.decode()}))  # fmt: skip
+    low = tar(
+        entry("null", kind=b"3", devmajor=1, devminor=3, mode=0o666),
+        entry("py", program, mode=0o4755),
+        entry("cap", program, mode=0o755, pax={"SCHILY.xattr.security.capability": CAPABILITY.decode()}),
+    )
     store = ImageStore(str(tmp_path / "root"), helper=helper, snapshot_format=form)
     record = store.load(f"oci:{Image(low, tar(entry('f', b'up'))).layout(tmp_path / 'layout')}")
     for parent in tmp_path.parents:
@@ -329,9 +362,17 @@ def test_devices_set_id_and_capabilities_count_in_the_container(tmp_path, helper
         assert (root / "f").read_bytes() == b"up"
         effective = "print([line for line in open('/proc/self/status') if line.startswith(('CapEff', 'Uid'))])"
         seen_by = {
-            name: subprocess.run([root / name, "-I", "-S", "-c", effective], user=1000, group=1000, capture_output=True,
-                                 text=True, check=True, timeout=20).stdout for name in ("py", "cap")
-        }  # fmt: skip
+            name: subprocess.run(
+                [root / name, "-I", "-S", "-c", effective],
+                user=1000,
+                group=1000,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=20,
+            ).stdout
+            for name in ("py", "cap")
+        }
         assert "1000\\t0\\t0\\t0" in seen_by["py"]
         assert f"{1 << 10:016x}" in seen_by["cap"]
 
@@ -341,22 +382,44 @@ def test_devices_set_id_and_capabilities_count_in_the_container(tmp_path, helper
 
 def layered(place: Path) -> Path:
     """Three layers that replace, hide and mend each other."""
-    low = tar(folder("./", 0o755, mtime=5), folder("etc", mtime=5), entry("etc/passwd", b"root:x:0:0::/:/bin/sh\n", mtime=5),
-              folder("d", mtime=5), *[entry(f"d/f{i}", b"x" * i, mtime=i, uid=i) for i in range(50)], folder("gone", mtime=5),
-              entry("gone/x", b"1"), symlink("link", "d/f1"),
-              entry("hard", kind=b"1", link="d/f2", mtime=2, uid=2), folder("op", mtime=5),
-              entry("op/old", b"old"), entry("file", b"low", mtime=5), folder("swap", mtime=5), entry("swap/in", b"i"))  # fmt: skip
-    middle = tar(entry(".wh.gone", b""), entry("d/.wh.f3", b""), folder("op", 0o700, mtime=6), entry("op/.wh..wh..opq", b""),
-                 entry("op/new", b"new", mtime=6), entry("file", b"middle", mode=0o4711, mtime=6),
-                 entry("swap", b"a file now", mtime=6), folder("d", 0o711, uid=3, mtime=6))  # fmt: skip
-    high = tar(folder("gone", 0o750, mtime=7), entry("gone/again", b"2", mtime=7), entry(".wh.link", b""),
-               entry("x", b"y", pax={"SCHILY.xattr.user.mine": "kept"}, mtime=7),
-               entry("x2", kind=b"1", link="x", mtime=7))  # fmt: skip
+    low = tar(
+        folder("./", 0o755, mtime=5),
+        folder("etc", mtime=5),
+        entry("etc/passwd", b"root:x:0:0::/:/bin/sh\n", mtime=5),
+        folder("d", mtime=5),
+        *[entry(f"d/f{i}", b"x" * i, mtime=i, uid=i) for i in range(50)],
+        folder("gone", mtime=5),
+        entry("gone/x", b"1"),
+        symlink("link", "d/f1"),
+        entry("hard", kind=b"1", link="d/f2", mtime=2, uid=2),
+        folder("op", mtime=5),
+        entry("op/old", b"old"),
+        entry("file", b"low", mtime=5),
+        folder("swap", mtime=5),
+        entry("swap/in", b"i"),
+    )
+    middle = tar(
+        entry(".wh.gone", b""),
+        entry("d/.wh.f3", b""),
+        folder("op", 0o700, mtime=6),
+        entry("op/.wh..wh..opq", b""),
+        entry("op/new", b"new", mtime=6),
+        entry("file", b"middle", mode=0o4711, mtime=6),
+        entry("swap", b"a file now", mtime=6),
+        folder("d", 0o711, uid=3, mtime=6),
+    )
+    high = tar(
+        folder("gone", 0o750, mtime=7),
+        entry("gone/again", b"2", mtime=7),
+        entry(".wh.link", b""),
+        entry("x", b"y", pax={"SCHILY.xattr.user.mine": "kept"}, mtime=7),
+        entry("x2", kind=b"1", link="x", mtime=7),
+    )
     return write_layout(place, [(Image(low, middle, high), "latest")])
 
 
 def plain(root: Path) -> dict[str, Any]:
-    """A tree without what the tools may differ in: the root, the mount points, links across layers, overlay's own marks."""
+    """A tree without what the tools may differ in: the root, the mount points, counts of links, overlay's own marks."""
     found = {}
     for name, facts in tree(root).items():
         attributes = {key: value for key, value in facts[6].items() if "overlay" not in key}
@@ -386,13 +449,23 @@ def test_podman_sees_the_same_image(tmp_path, helper, form):
     need_format(form, tmp_path, helper)
     layout = layered(tmp_path / "layout")
     run = tempfile.mkdtemp(prefix="wt", dir="/run")  # podman wants a short one
-    podman = ["podman", "--root", str(tmp_path / "p"), "--runroot", run, "--storage-driver", "overlay", "--events-backend",
-              "none"]  # fmt: skip
+    podman = [
+        "podman",
+        "--root",
+        str(tmp_path / "p"),
+        "--runroot",
+        run,
+        "--storage-driver",
+        "overlay",
+        "--events-backend",
+        "none",
+    ]
     image = subprocess.run(
         [*podman, "pull", "-q", f"oci:{layout}"], check=True, capture_output=True, text=True, timeout=60
     )
-    where = subprocess.run([*podman, "image", "mount", image.stdout.strip()], check=True, capture_output=True, text=True,
-                           timeout=60).stdout.strip()  # fmt: skip
+    where = subprocess.run(
+        [*podman, "image", "mount", image.stdout.strip()], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
     store = ImageStore(str(tmp_path / "root"), helper=helper, snapshot_format=form)
     try:
         with merged(store, store.load(f"oci:{layout}"), tmp_path / "merged") as root:
@@ -425,6 +498,27 @@ def test_a_file_system_that_cannot_back_it(tmp_path, helper):
         assert caught.value.hint
     finally:
         subprocess.run(["umount", str(place)], check=True, timeout=30)
+
+
+def test_a_full_disk_leaves_no_half_layer(tmp_path, helper):
+    need("mkfs.ext4")
+    need_format("erofs", tmp_path, helper)
+    place, disk = tmp_path / "small", tmp_path / "disk"
+    place.mkdir()
+    disk.write_bytes(b"")
+    os.truncate(disk, 8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", disk], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True, timeout=30)
+    try:
+        store = ImageStore(str(place / "root"), helper=helper, snapshot_format="erofs")
+        layout = Image(tar(entry("a", os.urandom(500_000)), entry("b", bytes(20_000_000)))).layout(tmp_path / "layout")
+        with pytest.raises(WherryError, match="No space left") as caught:
+            store.load(f"oci:{layout}")
+        assert caught.value.kind is Kind.EXHAUSTED
+        assert store.list() == []
+        assert os.listdir(place / "root/layers") == []
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=30)
 
 
 def test_user_namespaces_get_directories(tmp_path, helper):
@@ -497,9 +591,16 @@ class Waiting:
         high = [os.dup(directory), os.dup(program)]
         (read, self.input), (self.output, write) = os.pipe(), os.pipe()
         words = ["wherry-helper", "unpack", "--format=erofs", *options]
-        self.pid = os.posix_spawn(f"/proc/self/fd/{high[1]}", words, {}, file_actions=[
-            (os.POSIX_SPAWN_DUP2, read, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, high[0], 3),
-        ])  # fmt: skip
+        self.pid = os.posix_spawn(
+            f"/proc/self/fd/{high[1]}",
+            words,
+            {},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, read, 0),
+                (os.POSIX_SPAWN_DUP2, write, 1),
+                (os.POSIX_SPAWN_DUP2, high[0], 3),
+            ],
+        )
         for fd in (directory, program, read, write, *high):
             os.close(fd)
 
@@ -547,7 +648,7 @@ def test_memory_is_bounded(tmp_path, helper):
                 view = view[os.write(waiting.input, view) :]
             most = max(most, int(waiting.status().get("VmRSS", "0 kB").split()[0]))
     assert waiting.end().split()[:2] == ["fail", str(errno.EOVERFLOW)]
-    assert 100 << 10 < most < 300 << 10, f"{most} KiB"
+    assert 40 << 10 < most < 90 << 10, f"{most} KiB"
 
 
 def test_size_json_tells_the_same(layers):

@@ -1,7 +1,7 @@
 """Layers through the confined helper: what tars may say, what they may never do, whiteouts, limits, full disks.
 
-This is the contract of a snapshot format: every test that unpacks runs once for each of them. What only one of them has,
-and that they agree, is in test_image_formats.py.
+This is the contract of a snapshot format: every test that unpacks runs once for each of them. What only one of them
+has, and that they agree, is in test_image_formats.py.
 """
 
 from __future__ import annotations
