@@ -33,6 +33,8 @@ int sh_pidfd_getfd(int pidfd, int fd);
 int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsigned log_size, int replace);
 int sh_memfd(const char *name, int executable);
 int sh_seal(int fd);
+int sh_syncfs(int fd);
+int sh_only_compute(void);
 """
 CONSTANTS = [
     "AT_EMPTY_PATH", "AT_RECURSIVE", "AT_SYMLINK_NOFOLLOW", "OPEN_TREE_CLONE", "OPEN_TREE_CLOEXEC",

@@ -79,7 +79,10 @@ class ImageConfig(NamedTuple):
 
 
 class ImageRecord(NamedTuple):
-    """A stored image. `id` is the config's digest ("sha256:..."), `manifest` the manifest's; `size` unpacked bytes."""
+    """A stored image. `id` is the config's digest ("sha256:..."), `manifest` the manifest's; `size` unpacked bytes.
+
+    `target`: the digest of the index that its names lead to, where the images of all platforms are kept; else "".
+    """
 
     id: str
     manifest: str
@@ -88,6 +91,7 @@ class ImageRecord(NamedTuple):
     layers: tuple[Descriptor, ...]
     size: int
     created: float  # unix seconds, from the config; 0 where unset
+    target: str = ""
 
 
 class ProgressEvent(NamedTuple):

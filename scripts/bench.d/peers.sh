@@ -48,7 +48,7 @@ http: {addr: $REGISTRY}
 YML
     background registry docker-registry serve "$BENCH_HOME/registry.yml"
     wait_until inside skopeo --insecure-policy copy --quiet --dest-tls-verify=false \
-        "oci:$BENCH_HOME/layout" "docker://$REGISTRY/busybox:test"
+        "oci:$BENCH_HOME/layout${LAYOUT_TAG:+:$LAYOUT_TAG}" "docker://$REGISTRY/busybox:test"
 
     if have containerd; then
         cat >"$BENCH_HOME/containerd.toml" <<TOML

@@ -6,111 +6,29 @@ import base64
 import contextlib
 import json
 import os
-import re
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from helpers.badregistry import QUICK, Handler, Server, ask, on, serving
+from helpers.wherry import until
 from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
 from wherry.errors import Kind, WherryError
-from wherry.image import registry as registry_module
 from wherry.image.auth import Credentials
+from wherry.image.hosts import Reach
 from wherry.image.reference import Reference
 from wherry.image.registry import RegistrySource
 from wherry.image.store import ImageStore
-from wherry.image.transport import Patience
+from wherry.image.unpack import LayerLimits
 
 pytestmark = [pytest.mark.root, needs_root]
-QUICK = Patience(connect=2, read=1, document=3, window=1, window_bytes=4096, attempts=3, pause=0.01, longest_pause=0.1)
-Reply = Callable[["Handler"], bool]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves the blobs of server.image; server.rules get every request first and may answer it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.log.append((self.path, dict(self.headers)))
-        for rule in server.rules:
-            if rule(self):
-                return
-        if self.path == "/v2/":
-            self.reply(200, b"{}")
-            return
-        match = re.fullmatch(r"/v2/.+/(manifests|blobs)/(.+)", urlsplit(self.path).path)
-        data = server.image.blobs.get(match[2]) if match else None
-        if match and match[2] == "1":
-            data = server.image.manifest
-        if data is None:
-            self.reply(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown \\u001b[31m"}]}')
-        elif match[1] == "manifests":
-            self.reply(200, data, {"Content-Type": MANIFEST})
-        else:
-            self.blob(data)
-
-    do_POST = do_GET
-
-    def blob(self, data: bytes) -> None:
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if span:
-            start = int(span[1])
-            self.reply(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
-        else:
-            self.reply(200, data)
-
-    def reply(
-        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None
-    ) -> bool:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data) if length is None else length))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(data)
-            self.wfile.flush()
-        if length is not None:
-            self.close_connection = True
-        return True
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, image: Image) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.image = image
-        self.rules: list[Reply] = []
-        self.log: list[tuple[str, dict[str, str]]] = []
-        self.address = f"127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: object) -> None:
-        return
-
-    def requests(self, part: str) -> list[dict[str, str]]:
-        return [headers for path, headers in self.log if part in path]
-
-
-@contextlib.contextmanager
-def serving(image: Image) -> Iterator[Server]:
-    server = Server(image)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +50,7 @@ def server(image):
 @pytest.fixture
 def store(tmp_path, helper, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nothing"))
-    init = registry_module.Transport.__init__
-    monkeypatch.setattr(
-        registry_module.Transport,
-        "__init__",
-        lambda self, *, insecure=(), patience=None: init(self, insecure=insecure, patience=patience or QUICK),
-    )
+    monkeypatch.setattr(ImageStore, "reach", Reach(patience=QUICK))
     return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
@@ -153,20 +66,6 @@ def refused(store: ImageStore, server: Server, words: str, kind: Kind) -> Wherry
     layers = Path(store.root, "layers")
     assert not layers.is_dir() or not os.listdir(layers)
     return caught.value
-
-
-def on(part: str, reply: Callable[[Handler], object], times: int = 10**6) -> Reply:
-    """A rule for paths that contain `part`, for some times."""
-    left = [times]
-
-    def rule(handler: Handler) -> bool:
-        if part not in handler.path or left[0] <= 0:
-            return False
-        left[0] -= 1
-        reply(handler)
-        return True
-
-    return rule
 
 
 def test_the_control_pulls(store, server, image):
@@ -337,19 +236,6 @@ def login(monkeypatch, tmp_path, address: str) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
-def ask(scheme: str) -> Callable[[Handler], bool]:
-    """A rule: 401 without the right Authorization."""
-
-    def rule(handler: Handler) -> bool:
-        if not handler.path.startswith("/v2/a/"):
-            return False
-        if handler.headers.get("Authorization", "").split(" ")[0] == scheme.split(" ", maxsplit=1)[0]:
-            return False
-        return handler.reply(401, headers={"WWW-Authenticate": scheme})
-
-    return rule
-
-
 def test_bearer_tokens(store, server, monkeypatch, tmp_path):
     login(monkeypatch, tmp_path, server.address)
     server.rules += [
@@ -359,7 +245,7 @@ def test_bearer_tokens(store, server, monkeypatch, tmp_path):
     pull(store, server)
     (asked,) = server.requests("/token")
     assert asked["Authorization"].startswith("Basic ")
-    path = next(path for path, _ in server.log if path.startswith("/token"))
+    path = next(path for _, path, _ in server.log if path.startswith("/token"))
     assert parse_qs(urlsplit(path).query) == {"service": ["reg"], "scope": ["repository:a/b:pull"]}
     assert {h.get("Authorization") for h in server.requests("/blobs/")} == {"Bearer abc"}
 
@@ -390,7 +276,7 @@ def test_credentials_stay_with_their_origin(store, server, image, monkeypatch, t
         ]
         pull(store, server)
         assert len(other.log) >= 2
-        assert not [headers for _, headers in other.log if "Authorization" in headers]
+        assert not [headers for _, _, headers in other.log if "Authorization" in headers]
 
 
 def test_credentials_go_to_no_foreign_realm(store, server, image, monkeypatch, tmp_path):
@@ -411,7 +297,7 @@ def test_a_redirected_token_request_loses_the_secret(store, server, image, monke
             on("/token", lambda h: h.reply(302, headers={"Location": f"http://{other.address}/token"})),
         ]
         pull(store, server)
-        assert not [headers for _, headers in other.log if "Authorization" in headers]
+        assert not [headers for _, _, headers in other.log if "Authorization" in headers]
 
 
 def test_identity_tokens_are_exchanged(server, image):
@@ -422,8 +308,8 @@ def test_identity_tokens_are_exchanged(server, image):
         handler.reply(200, b'{"access_token":"abc"}')
 
     server.rules += [ask(f'Bearer realm="http://{server.address}/token",service="s"'), on("/token", token)]
-    source = RegistrySource(Reference.parse(f"{server.address}/a/b:1"), patience=QUICK,
-                            credentials=lambda _name: Credentials("<token>", "refresh", identity=True))  # fmt: skip
+    reach = Reach(patience=QUICK, credentials=lambda _name: Credentials("<token>", "refresh", identity=True))
+    source = RegistrySource(Reference.parse(f"{server.address}/a/b:1"), reach)
     assert source.top().data == image.manifest
     source.close()
     assert parse_qs(forms[0].decode()) == {
@@ -457,3 +343,240 @@ def test_no_server_at_all(store):
     with pytest.raises(WherryError) as caught:
         store.pull("127.0.0.1:1/a/b:1")
     assert caught.value.kind is Kind.UNAVAILABLE
+
+
+# ---- bombs
+
+
+def manifest_is(server: Server, document: object, media_type: str = MANIFEST) -> None:
+    """What the tag leads to."""
+    data = document if isinstance(document, bytes) else json.dumps(document).encode()
+    server.image.blobs[sha(data)] = data
+    server.rules[:] = [on("/manifests/1", lambda h: h.reply(200, data, {"Content-Type": media_type}))]
+
+
+def test_json_that_is_nested_too_deep(store, server):
+    manifest_is(server, b'{"schemaVersion":2,"layers":' + b"[" * 900_000 + b"]" * 900_000 + b"}")
+    refused(store, server, "not JSON|recursion", Kind.INVALID)
+
+
+@pytest.mark.parametrize("count", [501, 20_000])
+def test_more_layers_than_an_overlay_takes(store, server, image, count):
+    """10^6 would not fit into the 4 MiB of a manifest: that is the endless manifest."""
+    document = {**image.manifest_json, "layers": [{"mediaType": "x", "digest": sha(b""), "size": 0}] * count}
+    manifest_is(server, document)
+    refused(store, server, "at most 500", Kind.INVALID)
+
+
+def test_a_million_layers(store, server, image):
+    manifest_is(server, {**image.manifest_json, "layers": [image.layers[0]] * 1_000_000})
+    refused(store, server, "more than", Kind.INVALID)
+
+
+def test_an_index_that_goes_on_and_on(store, server, image):
+    document, digests = image.manifest_json, []
+    for depth in range(6):
+        data = json.dumps(document).encode()
+        kind = INDEX if depth else MANIFEST
+        server.image.blobs[sha(data)] = data
+        digests.append(sha(data))
+        item = {"mediaType": kind, "digest": sha(data), "size": len(data), "platform": image.platform}
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [item]}
+    indexes = [on(f"/manifests/{d}", lambda h, d=d: h.reply(200, server.image.blobs[d], {"Content-Type": INDEX}))
+               for d in digests[1:]]  # fmt: skip
+    manifest_is(server, document, INDEX)
+    server.rules += indexes
+    refused(store, server, "nested deeper", Kind.INVALID)
+    with pytest.raises(WherryError, match="nested deeper"):
+        store.pull(f"{server.address}/a/b:1", all_platforms=True)
+
+
+def test_an_index_that_names_itself(store, server, image):
+    """A digest cannot be in what it is of: whoever serves such a thing lies about one of them."""
+    item = {"mediaType": INDEX, "digest": sha(b"me"), "size": 300, "platform": image.platform}
+    data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [item]}).encode()
+    server.rules.append(on("/manifests/", lambda h: h.reply(200, data, {"Content-Type": INDEX})))
+    refused(store, server, "instead of", Kind.INVALID)
+
+
+def test_a_layer_that_inflates_without_end(server, tmp_path, helper, monkeypatch):
+    monkeypatch.setattr(ImageStore, "reach", Reach(patience=QUICK))
+    limited = ImageStore(str(tmp_path / "root"), helper=helper, limits=LayerLimits(total=1 << 20))
+    server.image = Image(tar(entry("zeros", bytes(50 << 20))))
+    refused(limited, server, "larger|more than|exceeds", Kind.INVALID)
+
+
+@pytest.mark.parametrize(("document", "words"), [
+    ({"artifactType": "application/spdx+json", "config": "application/vnd.oci.empty.v1+json"}, "spdx"),
+    ({"config": "application/vnd.cncf.helm.config.v1+json"}, "helm"),
+])  # fmt: skip
+def test_an_artifact_is_no_image(store, server, image, document, words):
+    changed = {**image.manifest_json, "config": {**image.config, "mediaType": document["config"]}}
+    manifest_is(server, {**changed, **{k: v for k, v in document.items() if k != "config"}})
+    error = refused(store, server, f"is an artifact .*{words}", Kind.UNSUPPORTED)
+    assert "oras" in error.hint
+    assert not server.requests("/blobs/")
+    with pytest.raises(WherryError, match="is an artifact"):
+        store.pull(f"{server.address}/a/b:1", all_platforms=True)
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("kind", [
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+])  # fmt: skip
+def test_foreign_layers_are_refused_with_the_reason(store, server, image, kind):
+    layer = {**image.layers[0], "mediaType": kind, "urls": ["http://192.0.2.1/layer"]}
+    manifest_is(server, {**image.manifest_json, "layers": [layer]})
+    refused(store, server, "is foreign", Kind.UNSUPPORTED)
+    assert not server.requests("/blobs/")
+
+
+def test_wrong_size_in_the_manifest(store, server, image):
+    layer = {**image.layers[0], "size": image.layers[0]["size"] - 1}
+    manifest_is(server, {**image.manifest_json, "layers": [layer]})
+    refused(store, server, "longer than", Kind.INVALID)
+
+
+# ---- waiting
+
+
+@pytest.mark.parametrize("form", ["1", "date"])
+def test_retry_after_is_waited_for(store, server, form):
+    value = form if form != "date" else formatdate(time.time() + 2, usegmt=True)
+    server.rules.append(on("/manifests/", lambda h: h.reply(429, headers={"Retry-After": value}), times=1))
+    started = time.monotonic()
+    pull(store, server)
+    assert 0.9 < time.monotonic() - started < 5
+
+
+def test_retry_after_that_nobody_waits_for(store, server):
+    limit = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}'
+    server.rules.append(on("/manifests/", lambda h: h.reply(429, limit, {"Retry-After": "21600"})))
+    error = refused(store, server, "429 .*pull rate limit", Kind.UNAVAILABLE)
+    assert "21600 seconds" in error.hint
+    assert len(server.requests("/manifests/")) == 1
+
+
+def test_a_redirect_that_would_tell_the_secret(store, server, image, monkeypatch, tmp_path):
+    """To another host, to another port of this one, to a name of this one: each is another origin."""
+    login(monkeypatch, tmp_path, server.address)
+    with serving(image) as other:
+        for n, host in enumerate((other.address, f"localhost:{other.server_port}")):
+            server.rules[:] = [
+                ask('Basic realm="x"'),
+                on("/blobs/", lambda h, to=host: h.reply(307, headers={"Location": f"http://{to}{h.path}"})),
+            ]
+            ImageStore(f"{store.root}{n}", helper=store._helper).pull(f"{server.address}/a/b:1")
+        assert len(other.log) >= 4
+        assert not [headers for _, _, headers in other.log if "Authorization" in headers]
+
+
+# ---- processes that die, and others at the same time
+
+
+def test_kill_9_in_the_middle_and_on_from_there(store, server, tmp_path):
+    server.image = image = Image(tar(entry("f", os.urandom(6 << 20))))
+    digest, data = image.layers[0]["digest"], image.blobs[image.layers[0]["digest"]]
+    half = threading.Event()
+
+    def stop_half_way(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[: 4 << 20])
+        handler.wfile.flush()
+        half.set()
+        time.sleep(20)
+        handler.close_connection = True
+
+    server.rules.append(on(digest, stop_half_way, times=1))
+    program = "import sys; from wherry.image.store import ImageStore; ImageStore(sys.argv[1]).pull(sys.argv[2])"
+    child = subprocess.Popen([sys.executable, "-c", program, store.root, f"{server.address}/a/b:1"])
+    partial = Path(store.root, "ingest", digest.replace(":", "-"))
+    assert half.wait(20)
+    until(lambda: partial.exists() and partial.stat().st_size == 4 << 20)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert pull(store, server).names
+    assert server.requests(digest)[-1]["Range"] == f"bytes={4 << 20}-"
+    assert os.listdir(Path(store.root, "ingest")) == []
+
+
+def test_two_pulls_at_once_fetch_a_blob_once(store, server, image):
+    digest = image.layers[0]["digest"]
+
+    def slowly(handler: Handler) -> None:
+        time.sleep(0.5)
+        handler.blob(image.blobs[digest])
+
+    server.rules.append(on(digest, slowly))
+    failures: list[WherryError] = []
+
+    def one() -> None:
+        try:
+            ImageStore(store.root, helper=store._helper).pull(f"{server.address}/a/b:1")
+        except WherryError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(server.requests(digest)) == 1
+
+
+# ---- mirrors
+
+
+def mirrored(store: ImageStore, upstream: Server, mirror: Server, header: str = "") -> ImageStore:
+    """The same store with a mirror before the registry."""
+    place = Path(store.root).parent / "hosts.d" / upstream.address
+    place.mkdir(parents=True)
+    (place / "hosts.toml").write_text(
+        f'server = "http://{upstream.address}"\n'
+        f'[host."http://{mirror.address}"]\ncapabilities = ["pull", "resolve"]\nheader = {{{header}}}\n'
+    )
+    ImageStore.reach = Reach(str(place.parent), patience=QUICK)  # the fixture puts it back
+    return store
+
+
+def test_a_mirror_is_asked_first_and_told_whose_images(store, server, image):
+    with serving(image) as mirror:
+        pull(mirrored(store, server, mirror, 'x-team = "blue"'), server)
+        assert server.log == []
+        assert all(f"ns={server.address.replace(':', '%3A')}" in path for _, path, _ in mirror.log)
+        assert {headers.get("x-team") for _, _, headers in mirror.log} == {"blue"}
+
+
+@pytest.mark.parametrize("fault", ["404", "503", "wrong", "gone", "truncated", "401"])
+def test_a_mirror_that_fails_is_left_for_the_registry(store, server, monkeypatch, tmp_path, fault):
+    login(monkeypatch, tmp_path, server.address)
+    server.rules.append(ask('Basic realm="x"'))
+    image, digest = server.image, server.image.layers[0]["digest"]
+    data = image.blobs[digest]
+    with serving(image) as mirror:
+        mirror.rules.append({
+            "404": on("/v2/a/", lambda h: h.reply(404)),
+            "503": on("/v2/a/", lambda h: h.reply(503)),
+            "wrong": on(digest, lambda h: h.reply(200, b"x" * len(image.blobs[digest]))),
+            "gone": on("/v2/a/", lambda h: h.break_off()),
+            "truncated": on(digest, lambda h: h.reply(200, data[:100_000], length=len(data))),
+            "401": on("/v2/a/", lambda h: h.reply(401, headers={"WWW-Authenticate": 'Basic realm="x"'})),
+        }[fault])  # fmt: skip
+        pull(mirrored(store, server, mirror), server)
+        assert not [headers for _, _, headers in mirror.log if "Authorization" in headers]
+        assert server.requests(digest)
+        if fault == "truncated":
+            assert server.requests(digest)[-1]["Range"] == "bytes=100000-"
+
+
+def test_when_all_fail_each_is_named(store, server, image):
+    with serving(image) as mirror:
+        mirror.rules.append(on("/v2/a/", lambda h: h.reply(403)))
+        server.rules.append(on("/v2/a/", lambda h: h.reply(404)))
+        error = refused(mirrored(store, server, mirror), server, "not found", Kind.NOT_FOUND)
+        assert mirror.address in error.hint
+        assert server.address in error.message

@@ -86,6 +86,8 @@ def layers(tmp_path, helper) -> Iterator[Layers]:
     made = Layers(tmp_path / "layers", helper)
     yield made
     made.drop()
+    for unpacker in made.unpackers.values():
+        unpacker.close()
 
 
 def seen(layers: Layers, form: str, data: bytes) -> dict[str, Any] | Kind:

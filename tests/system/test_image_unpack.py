@@ -60,8 +60,8 @@ def unpack(request, tmp_path, helper):
         root.mkdir(parents=True, exist_ok=True)
         # erofs is not for user namespaces
         how = {"userxattr": userxattr, "snapshot_format": "directory" if userxattr else request.param}
-        unpacker = Unpacker(str(root), helper=helper, limits=limits, **how)
-        unpacker.unpack(str(blob), diff_id, lambda _done, _total: None, threading.Event())
+        with Unpacker(str(root), helper=helper, limits=limits, **how) as unpacker:
+            unpacker.unpack(str(blob), diff_id, lambda _done, _total: None, threading.Event())
         mount.settle(Snapshotter(str(root)).below([diff_id]))
         return Path(layer_path(str(root), diff_id), "fs")
 
@@ -577,8 +577,8 @@ def test_a_killed_helper_and_cancelling_leave_nothing(tmp_path, helper):
     blob.write_bytes(layer)
     stop = threading.Event()
     stop.set()
-    with pytest.raises(WherryError, match="cancelled"):
-        Unpacker(str(tmp_path / "root"), helper=helper).unpack(str(blob), sha(layer), lambda _a, _b: None, stop)
+    with pytest.raises(WherryError, match="cancelled"), Unpacker(str(tmp_path / "root"), helper=helper) as unpacker:
+        unpacker.unpack(str(blob), sha(layer), lambda _a, _b: None, stop)
     assert os.listdir(tmp_path / "root/layers") == []
     assert os.listdir(tmp_path / "root/ingest") == []
 

@@ -28,6 +28,7 @@ import pytest
 import wherry as package
 from helpers import ocibundle
 from helpers.ocibundle import Box
+from helpers.registry import Registry
 from helpers.warm import Warm
 from helpers.wherry import SCRIPT, Wherry, until
 
@@ -500,6 +501,20 @@ def test_another_root_goes_cold(alone: Alone, tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_only_short_verbs_are_served(alone: Alone, words: tuple[str, ...]) -> None:
     assert not alone.served(*words)
+
+
+def test_an_image_that_is_there_is_pulled_warm(
+    alone: Alone, wherry: Wherry, busybox: str, registry: Registry, test_id: str
+) -> None:
+    """A question to the registry is all. What is new to us, and what is no registry's, starts cold."""
+    name = registry.push(busybox, f"{test_id}:1")
+    assert not alone.served("pull", "-q", name)
+    wherry("pull", "-q", name)
+    done = alone("pull", "-q", name)
+    assert (done.returncode, done.stdout.decode().strip()) == (0, name), done
+    assert alone.served("image", "pull", name)
+    assert not alone.served("pull", "-q", f"{name}9")
+    assert not alone.served("pull", "-q", busybox)
 
 
 # ---- bad input and faults

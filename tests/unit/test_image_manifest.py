@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from wherry.errors import Kind, WherryError
 from wherry.image import manifest as m
 from wherry.image.auth import Credentials, credentials_for, parse_challenges, realm_trusted
+from wherry.image.inflate import inflate
 from wherry.image.snapshot import Snapshotter, check_place, layer_path
 from wherry.image.transport import is_loopback, origin_of
-from wherry.image.unpack import LayerLimits, inflate
+from wherry.image.unpack import LayerLimits
 from wherry.model import Descriptor, Platform
 
 SHA = "sha256:" + "a" * 64

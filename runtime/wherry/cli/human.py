@@ -53,6 +53,14 @@ def stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(seconds))
 
 
+def rfc3339(seconds: float) -> str:
+    """Local time as docker prints it with --human=false: 2026-01-31T10:00:00+01:00."""
+    import time
+
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    return "Z".join([text[:-5], ""]) if text.endswith("0000") else f"{text[:-2]}:{text[-2:]}"
+
+
 def short_id(text: str) -> str:
     """Twelve digits of an id, without the algorithm."""
     return text.partition(":")[2][:12] if ":" in text else text[:12]

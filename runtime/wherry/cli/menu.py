@@ -23,10 +23,12 @@ COMMON, MANAGE, REST = "Common Commands", "Management Commands", "Commands"
 
 CONTAINER = {
     "attach": Entry("commands.attach:attach", "Attach to a running container's streams"),
+    "commit": Entry("commands.archive:commit", "Make an image of what a container changed"),
     "cp": Entry("commands.cp:cp", "Copy files between a container and the host"),
     "create": Entry("commands.run:create", "Create a container without starting it"),
     "diff": Entry("commands.look:diff", "Show what a container changed in its filesystem"),
     "exec": Entry("commands.exec:exec_", "Run a command in a running container"),
+    "export": Entry("commands.archive:export", "Write a container's root file system as a tar"),
     "inspect": Entry("commands.inspect:container", "Show containers in full"),
     "kill": Entry("commands.life:kill", "Send a signal to containers"),
     "logs": Entry("commands.logs:logs", "Show the log of a container"),
@@ -48,13 +50,19 @@ CONTAINER = {
 }
 
 IMAGE = {
+    "history": Entry("commands.archive:history", "Show the steps that made an image"),
+    "import": Entry("commands.archive:import_", "Make an image of a root file system's tar"),
     "inspect": Entry("commands.inspect:image", "Show images in full"),
-    "load": Entry("commands.image:load", "Load images from an OCI layout or an archive"),
+    "load": Entry("commands.archive:load", "Load images from an archive or a directory"),
     "ls": Entry("commands.image:images", "List images"),
     "prune": Entry("commands.prune:image", "Remove unused images"),
     "pull": Entry("commands.image:pull", "Fetch an image from a registry, a layout or an archive"),
+    "push": Entry("commands.registry:push", "Send an image to a registry"),
+    "referrers": Entry("commands.registry:referrers", "List what refers to an image in its registry"),
     "rm": Entry("commands.image:rmi", "Remove images"),
+    "save": Entry("commands.archive:save", "Write images into an archive or a directory"),
     "tag": Entry("commands.image:tag", "Give an image one more name"),
+    "untag": Entry("commands.archive:untag", "Take names away from an image, and keep it"),
 }
 
 VOLUME = {
@@ -105,8 +113,10 @@ def _moved(table: dict[str, Entry], names: str, section: str) -> dict[str, Entry
 TOP = {
     **_moved(CONTAINER, "run exec", COMMON),
     "ps": Entry("commands.ps:ps", "List containers", COMMON),
-    **_moved(IMAGE, "pull", COMMON),
+    **_moved(IMAGE, "pull push", COMMON),
     "images": Entry("commands.image:images", "List images", COMMON),
+    "login": Entry("commands.registry:login", "Log in to a registry", COMMON),
+    "logout": Entry("commands.registry:logout", "Log out of a registry", COMMON),
     "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
     **_moved(SYSTEM, "info", COMMON),
     "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),
@@ -117,19 +127,24 @@ TOP = {
     "system": Entry("tree:SYSTEM_GROUP", "Manage this wherry", MANAGE),
     "volume": Entry("tree:VOLUME_GROUP", "Manage volumes", MANAGE),
     "warm": Entry("tree:WARM_GROUP", "Manage the process that makes short commands quick", MANAGE),
-    **_moved(CONTAINER, "attach", REST),
+    **_moved(CONTAINER, "attach commit", REST),
     "completion": Entry("commands.completion:completion", "Print the completion script of a shell"),
     **_moved(CONTAINER, "cp create diff", REST),
     **_moved(SYSTEM, "events", REST),
+    **_moved(CONTAINER, "export", REST),
     "gc": Entry("commands.system:gc", "Sweep what crashes left behind"),
+    **_moved(IMAGE, "history import", REST),
     "inspect": Entry("commands.inspect:inspect", "Show containers, images, volumes and networks in full"),
     **_moved(CONTAINER, "kill", REST),
     **_moved(IMAGE, "load", REST),
     **_moved(CONTAINER, "logs pause port rename restart rm", REST),
     "rmi": Entry("commands.image:rmi", "Remove images"),
+    **_moved(IMAGE, "save", REST),
     **_moved(CONTAINER, "start stats stop", REST),
     **_moved(IMAGE, "tag", REST),
-    **_moved(CONTAINER, "top unpause update wait", REST),
+    **_moved(CONTAINER, "top unpause", REST),
+    **_moved(IMAGE, "untag", REST),
+    **_moved(CONTAINER, "update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
 GROUPS = {"cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME,

@@ -67,10 +67,14 @@ class _Bars:
         return self._tasks[key]
 
     def _idle(self) -> bool:
-        return bool(self._tasks) and all(task.description in DONE for task in self._progress.tasks)
+        return bool(self._tasks) and all(_done(task.description) for task in self._progress.tasks)
 
 
-DONE = frozenset({"Pull complete", "Already exists", "Done", "Complete"})
+DONE = frozenset({"Pull complete", "Already exists", "Done", "Complete", "Pushed", "Layer already exists"})
+
+
+def _done(status: str) -> bool:
+    return status in DONE or status.startswith("Mounted from")
 
 
 def short(key: str) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Place
 
-__all__ = ["Settings", "place", "settings"]
+__all__ = ["Settings", "hosts_directory", "place", "settings"]
 
 _MAX_CONFIG = 1 << 20
 _FORMATS = ("auto", "directory", "erofs")  # image/formats.py, which no command needs that only reads settings
@@ -65,6 +65,11 @@ def place(root: str = "", state: str = "", config: str = "", env: Mapping[str, s
     }
     given = {key: os.path.abspath(value) for key, value in wanted.items() if value}
     return base._replace(**given)  # type: ignore[arg-type]
+
+
+def hosts_directory(where: Place) -> str:
+    """What is set for registries, one directory each (image/hosts.py), beside wherry.toml."""
+    return os.path.join(os.path.dirname(where.config), "hosts.d")
 
 
 def settings(path: str, env: Mapping[str, str] | None = None) -> Settings:

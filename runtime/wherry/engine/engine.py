@@ -18,6 +18,8 @@ from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, Restar
 from .house import House
 
 if TYPE_CHECKING:
+    from wherry.image.inflate import Readable
+
     from .running import Running
     from .values import Check, ExecOptions, LogLine, Section
 
@@ -260,17 +262,115 @@ class Engine:
 
     # ---- images ----
 
-    def pull(self, reference: str, platform: str = "", progress: Progress | None = None) -> ImageRecord:
-        """Fetch and unpack an image of a registry, or of `oci:DIR[:tag]`, `oci-archive:`, `docker-archive:`."""
-        from . import images
+    def pull(
+        self,
+        reference: str,
+        platform: str = "",
+        progress: Progress | None = None,
+        *,
+        all_platforms: bool = False,
+    ) -> ImageRecord:
+        """Fetch and unpack an image of a registry, or of `oci:DIR[:tag]`, `oci-archive:`, `docker-archive:`.
 
+        `all_platforms`: keep a registry's index with the images of all platforms, so that it can be pushed.
+        """
+        from . import images, registries
+
+        if all_platforms:
+            return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
 
-    def load(self, source: str, progress: Progress | None = None) -> list[ImageRecord]:
-        """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE` or `docker-archive:FILE`."""
+    def push(self, name: str, progress: Progress | None = None, *, all_tags: bool = False) -> Iterator[Json]:
+        """Send an image (all tags of a repository) to the registry of its name: Name, Tag, Digest, Size of each."""
+        from . import registries
+
+        return registries.push(self._house, name, progress, all_tags=all_tags)
+
+    def login(self, server: str, user: str, secret: str) -> str:
+        """Try and keep credentials; "": a helper keeps them, else the file where they are now unencrypted."""
+        from . import registries
+
+        return registries.login(self._house, server, user, secret)
+
+    def login_again(self, server: str) -> bool | None:
+        """Whether the credentials that are kept are still good; None where there are none."""
+        from . import registries
+
+        return registries.login_again(self._house, server)
+
+    def logout(self, server: str) -> tuple[str, bool]:
+        """Forget credentials: the registry's name, and whether there were any."""
+        from . import registries
+
+        return registries.logout(server)
+
+    def logins(self) -> list[str]:
+        """The registries that credentials are kept for."""
+        from . import registries
+
+        return registries.logins()
+
+    def referrers(self, name: str, artifact_type: str = "") -> list[Json]:
+        """What refers to an image in its registry (signatures, SBOMs): descriptors, as the registry lists them."""
+        from . import registries
+
+        return registries.referrers(self._house, name, artifact_type)
+
+    def load(
+        self, source: str, progress: Progress | None = None, stream: Readable | None = None
+    ) -> list[ImageRecord]:
+        """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE`, `docker-archive:FILE`, of a path whose kind is found
+        out, or of the archive (packed or not) that `stream` gives; `source` is then what it is called."""
         from . import images
 
-        return images.load(self._house, source, progress)
+        return images.load(self._house, source, progress, stream)
+
+    def save(self, refs: Sequence[str], target: str | int, form: str = "docker") -> None:
+        """Write images to a path, or an archive to a descriptor. `form`: docker, docker-archive, docker-dir,
+        oci-archive, oci-dir."""
+        from . import images
+
+        images.save(self._house, refs, target, form)
+
+    def commit(
+        self, ref: str, name: str = "", *, author: str = "", message: str = "", changes: Sequence[str] = (),
+        pause: bool = True,
+    ) -> ImageRecord:  # fmt: skip
+        """Make an image of a container: what it changed on top of its image, and what it was asked as the config."""
+        from . import authoring
+
+        return authoring.commit(
+            self._house, ref, name, author=author, message=message, changes=changes, pause=pause
+        )
+
+    def export(self, ref: str, out: Callable[[bytes], object]) -> None:
+        """Give the tar of a container's root to `out`."""
+        from . import authoring
+
+        authoring.export(self._house, ref, out)
+
+    def import_tar(
+        self, stream: Readable, name: str = "", *, message: str = "", changes: Sequence[str] = (), platform: str = "",
+        origin: str = "-",
+    ) -> ImageRecord:  # fmt: skip
+        """Make an image of one layer out of the tar, packed or not, that `stream` gives."""
+        from . import authoring
+
+        return authoring.import_tar(
+            self._house, stream, name, message=message, changes=changes, platform=platform, origin=origin
+        )
+
+    def history(self, ref: str) -> list[Json]:
+        """How an image came to be, newest first: Id, Created (unix s), CreatedBy, Tags, Size, Comment."""
+        from . import authoring
+
+        return authoring.history(self._house, ref)
+
+    def untag(self, ref: str, names: Sequence[str] = ()) -> None:
+        """Take names (all without any) from an image, which stays."""
+        from . import images
+
+        images.untag(self._house, ref, names)
 
     def images(self, *, all: bool = False, filters: Filters | None = None) -> list[Json]:
         """List images, newest first: Id, ParentId, RepoTags, RepoDigests, Created (unix s), Size, SharedSize, Labels,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import WherryError
 from wherry.model import Place
 
-from .config import Settings, place, settings
+from .config import Settings, hosts_directory, place, settings
 
 if TYPE_CHECKING:
     from wherry.image.snapshot import Snapshotter
@@ -84,7 +84,8 @@ class House:
         """The image store."""
         from wherry.image.store import ImageStore
 
-        return ImageStore(self.place.root, snapshot_format=self.settings.snapshot_format)
+        where, how = hosts_directory(self.place), self.settings.snapshot_format
+        return ImageStore(self.place.root, hosts=where, snapshot_format=how)
 
     @cached_property
     def snapshots(self) -> Snapshotter:

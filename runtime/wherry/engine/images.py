@@ -5,20 +5,26 @@ Decides what "in use" means and docker's shapes. Knows nothing of registries and
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
-from wherry.model import ImageConfig, ImageRecord, Json, Platform, ProgressEvent
+from wherry.model import ImageConfig, ImageRecord, Json, Place, Platform, ProgressEvent
 
 from . import cleanup, events, filters
 from .house import House
 
 if TYPE_CHECKING:
+    from wherry.image.inflate import Readable
+
     from .db import Container
 
-__all__ = ["find", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "tag"]
+__all__ = [
+    "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "save", "tag", "tags",
+    "untag",
+]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
 Filters = Mapping[str, Sequence[str]]
@@ -79,13 +85,74 @@ def pull(house: House, name: str, wanted: str, progress: Progress | None) -> Ima
     return record
 
 
-def load(house: House, source: str, progress: Progress | None) -> list[ImageRecord]:
-    """Take every image of a source."""
+def load(
+    house: House, source: str, progress: Progress | None, stream: Readable | None = None
+) -> list[ImageRecord]:
+    """Take every image of a source, of the directory or archive at a path, or of what a stream called so gives."""
+    from wherry.image.reference import is_source
+
     house.prepare()
-    records = house.images.load_all(source, progress or _silent)
+    if stream is None and is_source(source):
+        records = house.images.load_all(source, progress or _silent)
+    else:
+        records = house.images.load_found(source, stream, progress or _silent)
     for record in records:
         events.emit(house, "image", "load", record.id, {"name": (record.names or (record.id,))[0]})
     return records
+
+
+def has_name(place: Place, name: str) -> bool:
+    """Whether the store knows an image by this very name, current or not; asks nobody and makes nothing."""
+    from wherry.image.blobs import REF_NAME, Blobs
+    from wherry.image.reference import Reference, is_source
+
+    try:
+        wanted = str(Reference.parse(name).stored())
+        return not is_source(name) and any(e.annotations.get(REF_NAME) == wanted for e in Blobs(place.root).entries())
+    except (WherryError, OSError):
+        return False
+
+
+def save(house: House, refs: Sequence[str], target: str | int, form: str) -> None:
+    """Write images to a file, a directory or a descriptor; each once, under the names that were asked for."""
+    wanted: dict[str, tuple[ImageRecord, list[str]]] = {}
+    for ref in refs:
+        for record, names in _meant(house, ref):
+            known = wanted.setdefault(record.manifest, (record, []))[1]
+            known += [name for name in names if name not in known]
+    house.images.save(list(wanted.values()), target, form)
+    for record, _ in wanted.values():
+        events.emit(house, "image", "save", record.id, {"name": (record.names or (record.id,))[0]})
+
+
+def _meant(house: House, ref: str) -> list[tuple[ImageRecord, list[str]]]:
+    """docker's rule: every tag of a name that has none, the image of a name, or by its id one without names."""
+    from wherry.image.reference import Reference
+
+    if "@" not in ref and ":" not in ref.rpartition("/")[2]:
+        with contextlib.suppress(WherryError):  # digits of an id are no name
+            name = Reference.parse(ref).name
+            every = [(record, _of_repository(record, name)) for record in house.images.list()]
+            tagged = [(record, names) for record, names in every if names]
+            if tagged:
+                return tagged
+    record = house.images.get(ref)
+    with contextlib.suppress(WherryError):
+        return [(record, [name for name in record.names if name == Reference.parse(ref).stored()])]
+    return [(record, [])]
+
+
+def _of_repository(record: ImageRecord, name: str) -> list[str]:
+    from wherry.image.reference import Reference
+
+    return [full for full in record.names if Reference.parse(full).name == name]
+
+
+def untag(house: House, ref: str, names: Sequence[str]) -> None:
+    """Take names away and keep the image, nameless after the last one (podman's verb)."""
+    record = house.images.get(ref)
+    house.images.untag(record, names)
+    events.emit(house, "image", "untag", record.id, {"name": ref})
 
 
 def _familiar(name: str) -> str:
@@ -94,19 +161,24 @@ def _familiar(name: str) -> str:
     return Reference.parse(name).familiar()
 
 
+def tags(record: ImageRecord) -> list[str]:
+    """The names of an image as docker shows them."""
+    return [_familiar(name) for name in record.names if "@" not in name]
+
+
 def _names(record: ImageRecord) -> tuple[list[str], list[str]]:
-    tags = [_familiar(name) for name in record.names if "@" not in name]
-    repositories = dict.fromkeys(tag.rpartition(":")[0] for tag in tags)
+    named = tags(record)
+    repositories = dict.fromkeys(tag.rpartition(":")[0] for tag in named)
     digests = [f"{repository}@{record.manifest}" for repository in repositories]
-    return tags, digests + [_familiar(name) for name in record.names if "@" in name]
+    return named, digests + [_familiar(name) for name in record.names if "@" in name]
 
 
 def _row(record: ImageRecord, users: Mapping[str, int]) -> Json:
-    tags, digests = _names(record)
+    named, digests = _names(record)
     return {
         "Id": record.id,
         "ParentId": "",
-        "RepoTags": tags,
+        "RepoTags": named,
         "RepoDigests": digests,
         "Created": int(record.created),
         "Size": record.size,
@@ -194,11 +266,11 @@ def config_json(config: ImageConfig) -> Json:
 def inspect(house: House, ref: str) -> Json:
     """docker's image object."""
     record = house.images.get(ref)
-    tags, digests = _names(record)
+    named, digests = _names(record)
     config = record.config
     return {
         "Id": record.id,
-        "RepoTags": tags,
+        "RepoTags": named,
         "RepoDigests": digests,
         "Parent": "",
         "Comment": "",

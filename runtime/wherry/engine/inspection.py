@@ -17,7 +17,7 @@ from .status import Seen, look
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["inspect", "network_mode", "networks", "port_map", "ports", "sizes"]
+__all__ = ["config_of", "inspect", "network_mode", "networks", "port_map", "ports", "sizes"]
 
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -190,7 +190,8 @@ def _state(seen: Seen) -> Json:
     return state
 
 
-def _config(row: Container, options: RunOptions) -> Json:
+def config_of(row: Container, options: RunOptions) -> Json:
+    """docker's Config of a container."""
     image = codec.decode_image(row.config["image_config"])
     entry = list(options.entrypoint) if options.entrypoint is not None else list(image.entrypoint)
     return {
@@ -346,7 +347,7 @@ def container(house: House, row: Container, *, size: bool) -> Json:
         "HostConfig": _host_config(row, options),
         "GraphDriver": _driver(house, row),
         "Mounts": row.config["mounts"],
-        "Config": _config(row, options),
+        "Config": config_of(row, options),
         "NetworkSettings": _network_settings(house, row, seen),
         "Degraded": list(seen.state.degraded) if seen.state else [],
     }

@@ -73,8 +73,9 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 
 
 # What a wherry writes below its two directories; what somebody else put there stays.
-_OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "making.lock", "mountpoints", "networks",
-            "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm", "wherry.db-wal")  # fmt: skip
+_OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "leases", "making.lock", "mountpoints",
+            "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
+            "wherry.db-wal")  # fmt: skip
 _OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
 
 

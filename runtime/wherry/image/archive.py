@@ -1,7 +1,8 @@
-"""Images from this machine: `oci:DIR[:tag]`, `oci-archive:FILE[:tag]`, `docker-archive:FILE[:tag]`.
+"""Images from this machine: `oci:DIR[:tag]`, `oci-archive:FILE[:tag]`, `docker-archive:FILE[:tag]`; what `load` finds.
 
 Decides which image of a layout or archive is meant and what it is called here. An archive is untrusted input: its
-members are read as streams, never extracted (invariants 1 and 13).
+members are read as streams, never extracted (invariants 1 and 13). One that is plain and in a file is read in place;
+one that is packed, or comes through a pipe, is read once: blobs go straight into the store under their digests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import BinaryIO, Protocol
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
-from wherry.image.blobs import REF_NAME, Partial
+from wherry.image.blobs import REF_NAME, Blobs, Partial
+from wherry.image.inflate import Readable
 from wherry.image.manifest import (
     CONFIG_MAX,
     MANIFEST_MAX,
@@ -31,15 +33,14 @@ from wherry.image.manifest import (
     parse_document,
     parse_index,
 )
-from wherry.image.members import clean_name, index_tar
+from wherry.image.members import Member, clean_name, index_tar, members
 from wherry.image.pull import Document, copy_stream
 from wherry.image.reference import DIGEST, Reference
-from wherry.image.unpack import inflate
+from wherry.image.streams import Stream, is_one_way, pieces
 from wherry.model import Descriptor, Json
 
-__all__ = ["open_sources"]
+__all__ = ["open_found", "open_sources"]
 
-_ARCHIVE_MAX = 256 << 30
 _CONTAINERD_NAME = "io.containerd.image.name"  # what `ctr image export` and docker write beside the bare tag
 
 
@@ -76,14 +77,55 @@ class _Archive:
             self._members = index_tar(file.fileno(), shown)
 
     def open(self, name: str) -> tuple[_Stream, int]:
-        member = self._members.get(clean_name(name))
-        for _ in range(8):  # docker save links equal layers to the first one
-            if member is None or not member.target:
-                break
-            member = self._members.get(member.target)
-        if member is None or member.target:
+        member = _followed(self._members, name)
+        if member is None:
             raise FileNotFoundError(2, "no such member", name)
         return _Window(self._path, member.offset, member.size), member.size
+
+
+class _Piped:
+    """A tar that can be read once: its blobs are in the store by then, the rest (mostly small) in a scratch file."""
+
+    def __init__(self, stream: Stream, blobs: Blobs, scratch: str) -> None:
+        self._blobs, self._scratch = blobs, scratch
+        self._stored: dict[str, str] = {}
+        self._members: dict[str, Member] = {}
+        with open(scratch, "r+b") as file:
+            for name, member in members(stream, stream.what):
+                self._take(stream, name, member, file)
+
+    def _take(self, stream: Stream, name: str, member: Member, file: BinaryIO) -> None:
+        match = re.fullmatch(r"blobs/(sha256|sha512)/([a-f0-9]+)", name)
+        digest = f"{match[1]}:{match[2]}" if match else ""
+        if member.target or not re.fullmatch(DIGEST, digest):
+            self._members[name] = member if member.target else Member(file.tell(), member.size)
+            file.writelines(pieces(stream, member.size))
+            return
+        with self._blobs.partial(Descriptor("", digest, member.size)) as partial:
+            if partial is not None:
+                partial.restart()
+                for piece in pieces(stream, member.size):
+                    partial.write(piece)
+                partial.commit()
+        self._stored[name] = digest
+
+    def open(self, name: str) -> tuple[_Stream, int]:
+        member = _followed(self._members, name)
+        if member is not None:
+            return _Window(self._scratch, member.offset, member.size), member.size
+        path = self._blobs.path(self._stored.get(clean_name(name), ""))
+        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        return file, os.fstat(file.fileno()).st_size
+
+
+def _followed(found: Mapping[str, Member], name: str) -> Member | None:
+    """The file of a name, through links."""
+    member = found.get(clean_name(name))
+    for _ in range(8):  # docker save links equal layers to the first one
+        if member is None or not member.target:
+            break
+        member = found.get(member.target)
+    return member if member is not None and not member.target else None
 
 
 class _Window:
@@ -137,13 +179,17 @@ class _Layout:
             )
         return document
 
+    def blob_name(self, descriptor: Descriptor) -> str:
+        """The file that a blob lies in."""
+        return "blobs/" + descriptor.digest.replace(":", "/")
+
     def document(self, descriptor: Descriptor) -> Document:
-        data = _read(self._files, _blob_name(descriptor), MANIFEST_MAX, self.what)
+        data = _read(self._files, self.blob_name(descriptor), MANIFEST_MAX, self.what)
         return Document(data, [descriptor.media_type], descriptor.digest)
 
     def fetch(self, partial: Partial, report: Callable[[int], None], stop: threading.Event) -> None:
         try:
-            file, size = self._files.open(_blob_name(partial.descriptor))
+            file, size = self._files.open(self.blob_name(partial.descriptor))
         except OSError as error:
             raise WherryError(Kind.NOT_FOUND, f"{self.what} lacks blob {partial.descriptor.digest}: {error.strerror}",
                               hint="the layout is incomplete") from None  # fmt: skip
@@ -152,8 +198,14 @@ class _Layout:
             copy_stream(file.read, size, partial, report, stop)
 
 
-def _blob_name(descriptor: Descriptor) -> str:
-    return "blobs/" + descriptor.digest.replace(":", "/")
+class _Flat(_Layout):
+    """The one image of a `dir:` of skopeo and podman: manifest.json, and blobs named by their digits."""
+
+    def top(self) -> Document:
+        return Document(_read(self._files, "manifest.json", MANIFEST_MAX, self.what), [])
+
+    def blob_name(self, descriptor: Descriptor) -> str:
+        return descriptor.digest.partition(":")[2]
 
 
 def _layout_images(files: _Files, what: str, tag: str, base: str, only_one: bool) -> list[_Layout]:
@@ -203,6 +255,8 @@ def _name_of(annotations: Mapping[str, str], base: str) -> str:
         if ":" in name or "/" in name:
             with contextlib.suppress(WherryError):
                 return str(Reference.parse(name).stored())
+    if not base:
+        return ""
     clean = re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-") or "image"
     with contextlib.suppress(WherryError):
         return str(Reference.parse(f"localhost/{clean}:{annotations.get(REF_NAME) or 'latest'}"))
@@ -329,43 +383,66 @@ def _split(source: str) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def _plain_archive(path: str, scratch: str) -> Iterator[str]:
-    """The path of an uncompressed copy of an archive, or of itself."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    if not head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
-        yield path
-        return
-    disk.make_private(scratch)
-    copy = os.path.join(scratch, disk.fresh_name(".tmp-archive-"))
-    fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    held = disk.try_lock(copy)
-    try:
-        with open(fd, "wb") as target:
-            _inflate_archive(path, target)
-        yield copy
-    finally:
-        os.unlink(copy)
-        os.close(held)
-
-
-def _inflate_archive(path: str, target: BinaryIO) -> None:
-    import zlib
-
-    total, most = 0, min(_ARCHIVE_MAX, max(4 << 30, os.path.getsize(path) * 100))
-    with open(path, "rb") as file:
-        try:
-            for chunk in inflate(file):
-                total += len(chunk)
-                if total > most:
-                    raise WherryError(Kind.INVALID, f"{path} inflates to more than {most} bytes")
-                target.write(chunk)
-        except (zlib.error, EOFError) as error:
-            raise WherryError(Kind.INVALID, f"{path} is damaged: {error}") from error
+def _files_of(path: str, file: Readable | None, shown: str, blobs: Blobs) -> Iterator[_Archive | _Piped]:
+    """The members of an archive: the file `path`, or what is read from `file`."""
+    with contextlib.ExitStack() as held:
+        if file is None:
+            file = held.enter_context(open(path, "rb"))
+            if not is_one_way(file):
+                yield _Archive(path, shown)
+                return
+        scratch = held.enter_context(_scratch(blobs))
+        yield _Piped(Stream(file, shown), blobs, scratch)
 
 
 @contextlib.contextmanager
-def open_sources(source: str, scratch: str, *, only_one: bool) -> Iterator[list[_Layout] | list[_DockerImage]]:
+def _scratch(blobs: Blobs) -> Iterator[str]:
+    path = os.path.join(blobs.ingest, disk.fresh_name(".tmp-archive-"))
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    held = disk.try_lock(path)
+    try:
+        yield path
+    finally:
+        os.unlink(path)
+        os.close(held)
+
+
+@contextlib.contextmanager
+def open_found(path: str, file: Readable | None, blobs: Blobs) -> Iterator[list[_Layout] | list[_DockerImage]]:
+    """Every image of a directory or archive, whatever its kind; of the archive that `file` gives where there is one.
+
+    Hold `Blobs.lease`: what a pipe gives is in the store before it is known what it belongs to.
+    """
+    if file is None and os.path.isdir(path):
+        directory = _Directory(path)
+        if os.path.exists(os.path.join(path, "oci-layout")):
+            yield _layout_images(directory, path, "", os.path.basename(os.path.abspath(path)), False)
+        elif os.path.exists(os.path.join(path, "version")):
+            flat: list[_Layout] = [_Flat(directory, path, Descriptor("", "", 0), [])]
+            yield flat
+        else:
+            raise WherryError(Kind.INVALID, f"{path} holds no image", hint="an OCI layout has a file oci-layout")
+        return
+    with _files_of(path, file, path, blobs) as files:
+        if _has(files, "oci-layout") and _has(files, "index.json"):
+            yield _layout_images(files, path, "", "" if file else os.path.basename(path).partition(".")[0], False)
+        elif _has(files, "manifest.json"):
+            yield _docker_images(files, path, "", False)
+        else:
+            raise WherryError(Kind.INVALID, f"{path} is neither an OCI nor a docker archive",
+                              hint="for the tar of a root file system there is `wherry import`")  # fmt: skip
+
+
+def _has(files: _Files, name: str) -> bool:
+    try:
+        files.open(name)[0].close()
+    except (OSError, WherryError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def open_sources(source: str, blobs: Blobs, *, only_one: bool) -> Iterator[list[_Layout] | list[_DockerImage]]:
     """The images that a source names, open for the time of the with block."""
     kind, path, tag = _split(source)
     base = os.path.basename(os.path.abspath(path))
@@ -373,8 +450,7 @@ def open_sources(source: str, scratch: str, *, only_one: bool) -> Iterator[list[
         if kind == "oci":
             yield _layout_images(_Directory(path), f"oci:{path}", tag, base, only_one)
             return
-        with _plain_archive(path, scratch) as plain:
-            files = _Archive(plain, path)
+        with _files_of(path, None, path, blobs) as files:
             if kind == "docker-archive":
                 yield _docker_images(files, f"{kind}:{path}", tag, only_one)
             else:

@@ -14,7 +14,19 @@ from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["Challenge", "Credentials", "credentials_for", "parse_challenges", "realm_trusted"]
+__all__ = [
+    "Challenge",
+    "Credentials",
+    "call_helper",
+    "config_path",
+    "credentials_for",
+    "helper_of",
+    "is_of",
+    "keys_of",
+    "parse_challenges",
+    "read_config",
+    "realm_trusted",
+]
 
 _CONFIG_MAX = 1 << 20
 _HELPER_MAX = 1 << 20
@@ -71,18 +83,28 @@ def parse_challenges(header: str) -> list[Challenge]:
 def credentials_for(registry: str, environment: Mapping[str, str] | None = None) -> Credentials | None:
     """What the user stored for a registry by `docker login`: credHelpers, then credsStore, then auths."""
     environment = os.environ if environment is None else environment
-    home = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME") or "/root", ".docker")
-    config = _read_config(os.path.join(home, "config.json"))
-    keys = _HUB_KEYS if registry == _HUB else (registry,)
-    helper = _helper_of(config, keys)
+    config = read_config(config_path(environment))
+    keys = keys_of(registry)
+    helper = helper_of(config, keys)
     if helper:
-        found = _ask_helper(helper, _HUB_KEYS[0] if registry == _HUB else registry, environment)
+        found = _ask_helper(helper, keys[0], environment)
         if found:
             return found
     return _from_auths(config.get("auths"), keys)
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def config_path(environment: Mapping[str, str]) -> str:
+    """docker's config.json of this user."""
+    home = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME") or "/root", ".docker")
+    return os.path.join(home, "config.json")
+
+
+def keys_of(registry: str) -> tuple[str, ...]:
+    """The names that a registry's credentials may be stored by; the first is the one that docker writes."""
+    return _HUB_KEYS if registry == _HUB else (registry,)
+
+
+def read_config(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             data = file.read(_CONFIG_MAX + 1)
@@ -97,7 +119,8 @@ def _read_config(path: str) -> dict[str, Any]:
     return value
 
 
-def _helper_of(config: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+def helper_of(config: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """The credential helper that keeps a registry's secret, "" for the file itself."""
     helpers = config.get("credHelpers")
     for key in keys:
         if isinstance(helpers, dict) and isinstance(helpers.get(key), str):
@@ -106,14 +129,15 @@ def _helper_of(config: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return store if isinstance(store, str) else ""
 
 
-def _ask_helper(helper: str, server: str, environment: Mapping[str, str]) -> Credentials | None:
+def call_helper(helper: str, verb: str, text: str, environment: Mapping[str, str]) -> bytes | None:
+    """docker-credential-HELPER get, store, erase or list; None where it knows nothing of what was asked."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", helper):
         raise WherryError(Kind.INVALID, f"invalid credential helper {helper[:80]!r} in docker's config.json")
     program = f"docker-credential-{helper}"
     try:
         result = subprocess.run(
-            [program, "get"],
-            input=server.encode(),
+            [program, verb],
+            input=text.encode(),
             capture_output=True,
             timeout=_HELPER_SECONDS,
             env=dict(environment),
@@ -130,7 +154,12 @@ def _ask_helper(helper: str, server: str, environment: Mapping[str, str]) -> Cre
         if _NOT_FOUND in words:
             return None
         raise WherryError(Kind.DENIED, f"{program} failed: {words[:200]}")
-    return _helper_answer(output, program)
+    return output
+
+
+def _ask_helper(helper: str, server: str, environment: Mapping[str, str]) -> Credentials | None:
+    output = call_helper(helper, "get", server, environment)
+    return _helper_answer(output, f"docker-credential-{helper}") if output is not None else None
 
 
 def _helper_answer(output: bytes, program: str) -> Credentials | None:
@@ -146,13 +175,18 @@ def _from_auths(auths: object, keys: tuple[str, ...]) -> Credentials | None:
     if not isinstance(auths, dict):
         return None
     for name, entry in auths.items():
-        # Old entries are URLs: https://host/v1/. A path beyond that names a namespace of podman's, not this registry.
-        bare = re.sub(r"/v[12]/?$", "", re.sub(r"^https?://", "", str(name))).rstrip("/")
-        if (name in keys or bare in keys) and isinstance(entry, dict):
+        if is_of(str(name), keys) and isinstance(entry, dict):
             found = _auth_entry(entry, str(name))
             if found:
                 return found
     return None
+
+
+def is_of(name: str, keys: tuple[str, ...]) -> bool:
+    """Whether an entry of config.json is a registry's. Old ones are URLs, https://host/v1/; a path beyond that names a
+    namespace of podman's, not the registry."""
+    bare = re.sub(r"/v[12]/?$", "", re.sub(r"^https?://", "", name)).rstrip("/")
+    return name in keys or bare in keys
 
 
 def _auth_entry(entry: Mapping[str, Any], name: str) -> Credentials | None:
@@ -165,7 +199,7 @@ def _auth_entry(entry: Mapping[str, Any], name: str) -> Credentials | None:
             colon = ""
         if not colon:
             raise WherryError(
-                Kind.INVALID, f"docker's config.json: the auth of {name} cannot be read", hint="docker login again"
+                Kind.INVALID, f"docker's config.json: the auth of {name} cannot be read", hint="`wherry login` again"
             )
         return Credentials(user, secret.rstrip("\0"))
     if isinstance(entry.get("username"), str) and isinstance(entry.get("password"), str):

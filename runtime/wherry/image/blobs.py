@@ -3,7 +3,7 @@
 Decides that a blob has its name only after size and digest were verified and the bytes are on disk. Refuses to know
 where bytes come from and what they mean.
 
-    ROOT/images/{oci-layout,index.json,blobs/sha256/<hex>,.lock,.lease}
+    ROOT/images/{oci-layout,index.json,blobs/sha256/<hex>,.lock}
     ROOT/ingest/<algorithm>-<hex>   partial blobs; a later attempt goes on where the last one ended
 """
 
@@ -13,12 +13,14 @@ import contextlib
 import errno
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wherry.digest import hexdigest
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
+from wherry.image.leases import Lease, Leases
 from wherry.image.manifest import descriptor_from, descriptor_json
 from wherry.image.reference import DIGEST
 from wherry.model import Descriptor, Json
@@ -26,7 +28,7 @@ from wherry.model import Descriptor, Json
 if TYPE_CHECKING:
     import hashlib
 
-__all__ = ["REF_NAME", "Blobs", "Partial"]
+__all__ = ["REF_NAME", "Blobs", "Partial", "Tap"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _CHUNK = 1 << 20
@@ -36,6 +38,17 @@ def _hasher(descriptor: Descriptor) -> hashlib._Hash:
     import hashlib
 
     return hashlib.new(descriptor.digest.partition(":")[0])
+
+
+class Tap(Protocol):
+    """Who wants the bytes of a blob while they come, before they are verified."""
+
+    def write(self, data: bytes) -> None: ...
+    def spoil(self) -> None:
+        """What came was wrong: forget it."""
+
+    def settle(self) -> None:
+        """All of it came and is verified; it becomes durable next. Not to fail."""
 
 
 class Partial:
@@ -48,6 +61,15 @@ class Partial:
         self.descriptor = descriptor
         self.offset = 0
         self._hash = _hasher(descriptor)
+        self._tap: Tap | None = None
+
+    def attach(self, tap: Tap) -> None:
+        """Give `tap` what is there, and from now on what comes."""
+        at = 0
+        while at < self.offset and (data := os.pread(self._fd, min(_CHUNK, self.offset - at), at)):
+            tap.write(data)
+            at += len(data)
+        self._tap = tap
 
     def resume(self) -> None:
         """Take in what an earlier attempt left."""
@@ -59,6 +81,9 @@ class Partial:
 
     def restart(self) -> None:
         """Forget all bytes."""
+        if self._tap is not None:
+            self._tap.spoil()
+            self._tap = None
         os.ftruncate(self._fd, 0)
         self.offset = 0
         self._hash = _hasher(self.descriptor)
@@ -72,6 +97,8 @@ class Partial:
             )
         view = memoryview(data)
         self._hash.update(view)
+        if self._tap is not None:
+            self._tap.write(bytes(data))
         while view:
             written = os.pwrite(self._fd, view, self.offset)
             self.offset += written
@@ -93,6 +120,8 @@ class Partial:
             self.restart()
             raise WherryError(Kind.INVALID, f"blob {expected.digest} has the digest {actual}",
                               hint="the source is damaged or lies; nothing of it was used")  # fmt: skip
+        if self._tap is not None:
+            self._tap.settle()  # before the sync: one of the whole file system has most of ours done
         os.fsync(self._fd)
         os.fchmod(self._fd, 0o600)
         os.rename(self._path, self._target)
@@ -105,6 +134,9 @@ class Blobs:
     def __init__(self, root: str) -> None:
         self.place = os.path.join(root, "images")
         self.ingest = os.path.join(root, "ingest")
+        self.leases = Leases(root)
+        self._held: list[Lease] = []
+        self._lock = threading.Lock()
 
     def ensure(self) -> None:
         """Make the empty layout."""
@@ -112,7 +144,8 @@ class Blobs:
             disk.make_private(os.path.join(self.place, name))
         disk.make_private(self.ingest)
         if not os.path.exists(os.path.join(self.place, "oci-layout")):
-            disk.write_atomic(os.path.join(self.place, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}\n')
+            with self.locked():
+                disk.write_atomic(os.path.join(self.place, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}\n')
 
     def path(self, digest: str) -> str:
         """The file of a blob. Only well-formed digests become paths."""
@@ -121,7 +154,8 @@ class Blobs:
         return os.path.join(self.place, "blobs", *digest.split(":"))
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there; a descriptor that gives it another size is refused."""
+        """Whether the blob is there; a descriptor that gives it another size is refused. Under a lease it stays."""
+        self.use(descriptor.digest)
         try:
             size = os.stat(self.path(descriptor.digest)).st_size
         except FileNotFoundError:
@@ -181,9 +215,16 @@ class Blobs:
             raise WherryError(Kind.INVALID, f"{what} is not an index")
         return [descriptor_from(item, what) for item in document.get("manifests") or []]
 
+    def use(self, *digests: str) -> None:
+        """Under a lease: these blobs and layers (by diff id) stay until its end, if they are still there."""
+        with self._lock:
+            held = list(self._held)
+        for lease in held:
+            lease.add(digests)
+
     def change(self, edit: Callable[[list[Descriptor]], list[Descriptor]]) -> None:
         """Replace index.json by what `edit` makes of its entries; one changer at a time."""
-        with self._locked():
+        with self.locked():
             entries = self.entries()
             edited = edit(list(entries))
             if edited != entries or not os.path.exists(os.path.join(self.place, "index.json")):
@@ -191,7 +232,10 @@ class Blobs:
                 disk.dump_json(os.path.join(self.place, "index.json"), document)
 
     def name(self, descriptor: Descriptor, names: Iterable[str]) -> None:
-        """Give an image these names (taken from any other); with none, just keep it."""
+        """Give an image these names (taken from any other); with none, just keep it.
+
+        NOT_FOUND where a sweep has taken the image meanwhile: none is named that is not there.
+        """
         wanted = list(names)
 
         def edit(entries: list[Descriptor]) -> list[Descriptor]:
@@ -200,16 +244,31 @@ class Blobs:
             present = any(entry.digest == descriptor.digest for entry in kept)
             return kept if present else [*kept, _unnamed(descriptor)]
 
-        self.change(edit)
+        with self.leases.guard(shared=True):
+            if not self.has(descriptor):
+                raise WherryError(Kind.NOT_FOUND, f"image {descriptor.digest} has just been removed")
+            self.change(edit)
+
+    def untag(self, names: Iterable[str]) -> None:
+        """Take names away; their images stay."""
+        gone = list(names)
+        self.change(lambda entries: _without(entries, gone))
 
     @contextlib.contextmanager
-    def lease(self, *, shared: bool = True) -> Iterator[None]:
-        """Shared while something is fetched or used, alone while unused blobs and layers are swept."""
-        disk.make_private(self.place)
-        with disk.locked(os.path.join(self.place, ".lease"), shared=shared):
-            yield
+    def lease(self) -> Iterator[None]:
+        """Around work that uses the store: what `use`, `has` and `partial` are asked for and what is made meanwhile is
+        not swept before the end."""
+        with self.leases.hold() as lease:
+            with self._lock:
+                self._held.append(lease)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._held.remove(lease)
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """One changer of the layout's own files at a time."""
         disk.make_private(self.place)
         return disk.locked(os.path.join(self.place, ".lock"))
 

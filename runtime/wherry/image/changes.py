@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
-__all__ = ["changes"]
+__all__ = ["changes", "hidden_below"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
@@ -123,6 +123,11 @@ def _kind(status: os.stat_result, below: os.stat_result | None) -> tuple[str | N
     if stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(below.st_mode):
         return ("" if _same_directory(status, below) else "C"), True
     return "C", False
+
+
+def hidden_below(layers: Sequence[str], parts: _Parts) -> bool:
+    """Whether these layers (highest first) show anything in the directory `parts`, which an opaque one would hide."""
+    return bool(_merged(layers, parts))
 
 
 def changes(upper: str, layers: Sequence[str]) -> Iterator[tuple[str, str]]:

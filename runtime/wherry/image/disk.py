@@ -195,14 +195,16 @@ class Walker:
         self._mount = mount_id(fd)
         self._trail: list[tuple[int, int]] = []
 
-    def down(self, name: str) -> bool:
-        """Enter `name`; False when it is gone or no directory any more."""
+    def down(self, name: str, *, quiet: bool = False) -> bool:
+        """Enter `name`; False when it is gone or no directory any more. A mount: CONFLICT, or False if `quiet`."""
         try:
             fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
         if mount_id(fd) != self._mount:
             os.close(fd)
+            if quiet:
+                return False
             raise WherryError(Kind.CONFLICT, f"{name} is a mount point: it is left alone", hint=f"umount {name}")
         here = os.fstat(self.fd)
         self._trail.append((here.st_dev, here.st_ino))

@@ -17,6 +17,8 @@ from wherry.model import Descriptor, ImageConfig, Json, Platform
 
 __all__ = [
     "CONFIG_MAX",
+    "DOCKER_CONFIG",
+    "DOCKER_MANIFEST",
     "INDEX_TYPES",
     "LAYER_TYPES",
     "MANIFEST_MAX",
@@ -32,7 +34,9 @@ __all__ = [
     "created_time",
     "descriptor_from",
     "descriptor_json",
+    "docker_layer_type",
     "host_platform",
+    "oci_layer_type",
     "parse_config",
     "parse_document",
     "parse_index",
@@ -52,8 +56,9 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
 OCI_TAR_GZIP = OCI_TAR + "+gzip"
 OCI_TAR_ZSTD = OCI_TAR + "+zstd"
-_OLD_TAR = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+_FOREIGN = ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.")
 _DOCKER = "application/vnd.docker."
+DOCKER_CONFIG = _DOCKER + "container.image.v1+json"
 DOCKER_MANIFEST = _DOCKER + "distribution.manifest.v2+json"
 DOCKER_INDEX = _DOCKER + "distribution.manifest.list.v2+json"
 DOCKER_SCHEMA1 = (_DOCKER + "distribution.manifest.v1+json", _DOCKER + "distribution.manifest.v1+prettyjws")
@@ -61,10 +66,18 @@ DOCKER_SCHEMA1 = (_DOCKER + "distribution.manifest.v1+json", _DOCKER + "distribu
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_INDEX)
 LAYER_TYPES = frozenset({
-    OCI_TAR, OCI_TAR_GZIP, OCI_TAR_ZSTD, _OLD_TAR, _OLD_TAR + "+gzip", _OLD_TAR + "+zstd",
+    OCI_TAR, OCI_TAR_GZIP, OCI_TAR_ZSTD,
     _DOCKER + "image.rootfs.diff.tar", _DOCKER + "image.rootfs.diff.tar.gzip", _DOCKER + "image.rootfs.diff.tar.zstd",
-    _DOCKER + "image.rootfs.foreign.diff.tar.gzip", _DOCKER + "image.rootfs.foreign.diff.tar",
 })  # fmt: skip
+# An image has one of the first two; the others are what old registries made of them (distribution issue 1621).
+_CONFIG_TYPES = frozenset({
+    OCI_CONFIG, _DOCKER + "container.image.v1+json", "application/octet-stream", "application/json", "text/html", "",
+})  # fmt: skip
+
+_OCI_LAYER = {
+    _DOCKER + "image.rootfs.diff.tar": OCI_TAR, _DOCKER + "image.rootfs.diff.tar.gzip": OCI_TAR_GZIP,
+    _DOCKER + "image.rootfs.diff.tar.zstd": OCI_TAR_ZSTD,
+}  # fmt: skip
 
 _MACHINES = {
     "x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"),
@@ -192,14 +205,47 @@ def parse_manifest(document: Json, media_type: str, what: str) -> Manifest:
     if not isinstance(layers, list) or len(layers) > LAYERS_MAX:
         raise _bad(what, f"layers is not a list of at most {LAYERS_MAX}")
     parsed = tuple(descriptor_from(layer, f"{what}: layer {n}") for n, layer in enumerate(layers))
+    if config.media_type not in _CONFIG_TYPES:
+        raise _artifact(document, config, what)
     for layer in parsed:
-        if layer.media_type not in LAYER_TYPES:
-            raise WherryError(
-                Kind.UNSUPPORTED,
-                f"{what}: {layer.media_type[:100] or 'an untyped blob'} is not a layer",
-                hint="this is not a container image (an artifact, or encrypted layers)",
-            )
+        _check_layer(layer, what)
     return Manifest(media_type, config, parsed, _strings(document.get("annotations"), f"{what}: annotations"))
+
+
+def _artifact(document: Json, config: Descriptor, what: str) -> WherryError:
+    """image-spec 1.1, guidelines for artifact usage: the type is artifactType, or the config's media type."""
+    kind = document.get("artifactType")
+    kind = kind if isinstance(kind, str) and kind else config.media_type
+    return WherryError(
+        Kind.UNSUPPORTED,
+        f"{what} is an artifact ({kind[:100]!a}), not a container image: there is nothing to run in it",
+        hint="fetch it by a tool for artifacts (oras pull, skopeo copy)",
+    )
+
+
+def _check_layer(layer: Descriptor, what: str) -> None:
+    if layer.media_type.startswith(_FOREIGN):
+        raise WherryError(
+            Kind.UNSUPPORTED,
+            f"{what}: layer {layer.digest} is foreign ({layer.media_type}): its licence keeps it out of registries",
+            hint="such layers are of Windows images; use an image whose layers may be distributed",
+        )
+    if layer.media_type not in LAYER_TYPES:
+        raise WherryError(
+            Kind.UNSUPPORTED,
+            f"{what}: {layer.media_type[:100] or 'an untyped blob'!a} is not a layer",
+            hint="this is not a container image (an artifact, or encrypted layers)",
+        )
+
+
+def oci_layer_type(media_type: str) -> str:
+    """OCI's name of a layer's media type."""
+    return _OCI_LAYER.get(media_type, media_type)
+
+
+def docker_layer_type(media_type: str) -> str:
+    """docker's name of a layer's media type."""
+    return next((docker for docker, oci in _OCI_LAYER.items() if oci == media_type), media_type)
 
 
 def parse_index(document: Json, what: str) -> tuple[Descriptor, ...]:

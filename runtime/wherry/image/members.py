@@ -6,11 +6,12 @@ know what the members mean.
 
 import os
 import posixpath
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["Member", "clean_name", "index_tar"]
+__all__ = ["Member", "Source", "clean_name", "index_tar", "is_header", "members"]
 
 _BLOCK = 512
 _MEMBERS_MAX = 200_000
@@ -25,63 +26,105 @@ class Member(NamedTuple):
     target: str = ""
 
 
+class Source(Protocol):
+    """The bytes of a tar, forwards; `at` counts them."""
+
+    at: int
+
+    def read(self, size: int, /) -> bytes: ...
+    def skip(self, size: int, /) -> None: ...
+
+
 def clean_name(name: str) -> str:
     """The name as a path below the archive's root; one that climbs ends there."""
     return posixpath.normpath("/" + name).lstrip("/")
 
 
+def is_header(block: bytes) -> bool:
+    """Whether a tar may begin with this block."""
+    return len(block) == _BLOCK and _checksum_right(block)
+
+
 def index_tar(fd: int, shown: str) -> dict[str, Member]:
     """The files and links of an uncompressed tar by clean name; of equal names the last counts, as tar does."""
-    reader = _Reader(fd, shown)
-    while reader.step():
-        if len(reader.members) > _MEMBERS_MAX:
-            raise WherryError(Kind.INVALID, f"{shown} has more than {_MEMBERS_MAX} members")
-    return reader.members
+    end = os.fstat(fd).st_size
+    found = {}
+    for name, member in members(_File(fd), shown):
+        if member.offset + member.size > end:
+            raise _bad(shown, f"it ends inside {name[:200]}")
+        found[name] = member
+    return found
+
+
+def members(source: Source, shown: str) -> Iterator[tuple[str, Member]]:
+    """The files and links of a tar, by clean name. While a file is the caller's, its content is what `source` reads."""
+    reader = _Reader(source, shown)
+    for _ in range(_MEMBERS_MAX):
+        kind, found, end = reader.step()
+        if kind is None:
+            return
+        if found is not None:
+            yield found
+        source.skip(end - source.at)
+    raise WherryError(Kind.INVALID, f"{shown} has more than {_MEMBERS_MAX} members")
+
+
+class _File:
+    """A seekable tar."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.at = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = os.pread(self._fd, size, self.at)
+        self.at += len(data)
+        return data
+
+    def skip(self, size: int, /) -> None:
+        self.at += size
+
+
+def _bad(shown: str, why: str) -> WherryError:
+    return WherryError(Kind.INVALID, f"{shown} is not a tar archive, or a damaged one: {why}")
 
 
 class _Reader:
-    def __init__(self, fd: int, shown: str) -> None:
-        self._fd = fd
+    def __init__(self, source: Source, shown: str) -> None:
+        self._source = source
         self._shown = shown
-        self._end = os.fstat(fd).st_size
-        self._at = 0
         self._next: dict[str, str] = {}  # what extended headers say of the next member
-        self.members: dict[str, Member] = {}
 
-    def step(self) -> bool:
-        """Take one header in; False at the end."""
-        block = os.pread(self._fd, _BLOCK, self._at)
+    def step(self) -> tuple[bytes | None, tuple[str, Member] | None, int]:
+        """Take one header in: its kind (None at the end), the member if it is a file or a link, where the next is."""
+        block = self._source.read(_BLOCK)
         if not block.strip(b"\0"):
-            if not self._at:
+            if self._source.at <= _BLOCK:
                 raise self._bad("it is empty")
-            return False
-        if len(block) < _BLOCK or not _checksum_right(block):
+            return None, None, 0
+        if not is_header(block):
             raise self._bad("the checksum of a header is wrong")
-        self._at += _BLOCK
-        kind, size = block[156:157], self._number(block[124:136])
+        kind, size, found = block[156:157], self._number(block[124:136]), None
+        start = self._source.at
         if kind in b"xLKgX" and kind:
             self._extended(kind, self._body(size))
         else:
-            size = self._member(block, kind, size)
-        self._at += -(-size // _BLOCK) * _BLOCK
-        return True
+            found, size = self._member(block, kind, size)
+        return kind, found, start + -(-size // _BLOCK) * _BLOCK
 
-    def _member(self, block: bytes, kind: bytes, size: int) -> int:
+    def _member(self, block: bytes, kind: bytes, size: int) -> tuple[tuple[str, Member] | None, int]:
         size = self._decimal(self._next["size"]) if "size" in self._next else size
         name = clean_name(self._next.get("path") or _header_name(block))
         link = self._next.get("linkpath") or _text(block[157:257])
         self._next = {}
         if kind in (b"0", b"\0", b"7"):
-            if self._at + size > self._end:
-                raise self._bad(f"it ends inside {name[:200]}")
-            self.members[name] = Member(self._at, size)
-            return size
+            return (name, Member(self._source.at, size)), size
         if kind in (b"1", b"2"):
             base = posixpath.dirname(name) if kind == b"2" else ""
-            self.members[name] = Member(0, 0, clean_name(posixpath.join(base, link)))
-        elif kind == b"S":
+            return (name, Member(0, 0, clean_name(posixpath.join(base, link)))), 0
+        if kind == b"S":
             raise self._bad("it holds sparse files")
-        return size if kind not in b"123456" else 0
+        return None, size if kind not in b"3456" else 0
 
     def _extended(self, kind: bytes, body: bytes) -> None:
         if kind in (b"L", b"K"):
@@ -106,7 +149,7 @@ class _Reader:
     def _body(self, size: int) -> bytes:
         if size > _EXTENDED_MAX:
             raise self._bad("an extended header is too large")
-        body = os.pread(self._fd, size, self._at)
+        body = self._source.read(size)
         if len(body) < size:
             raise self._bad("it ends inside an extended header")
         return body
@@ -131,7 +174,7 @@ class _Reader:
         return number
 
     def _bad(self, why: str) -> WherryError:
-        return WherryError(Kind.INVALID, f"{self._shown} is not a tar archive, or a damaged one: {why}")
+        return _bad(self._shown, why)
 
 
 def _text(field: bytes) -> str:

@@ -5,11 +5,12 @@ Decides the order (documents, then blobs, then layers) and what must agree. Refu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from wherry.errors import Kind, WherryError
@@ -29,7 +30,8 @@ from wherry.image.manifest import (
     parse_manifest,
     platform_text,
 )
-from wherry.image.unpack import Unpacker
+from wherry.image.unpack import LayerStream, Unpacker
+from wherry.kernel import files, shim
 from wherry.model import Descriptor, Platform, ProgressEvent
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Puller", "Source"]
 
 _PARALLEL = 4
+_FLUSH = 0.3  # seconds
 _TICK = 0.1  # seconds between two progress events of one layer
 
 
@@ -68,7 +71,7 @@ class Source(Protocol):
 
 
 class Puller:
-    """Takes images from sources into a store's blobs and layers."""
+    """Takes images from sources into a store's blobs and layers. To be used in a `with`."""
 
     def __init__(self, blobs: Blobs, unpacker: Unpacker, progress: Callable[[ProgressEvent], None]) -> None:
         self._blobs = blobs
@@ -76,6 +79,12 @@ class Puller:
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
+
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unpacker.close()
 
     def take(self, source: Source, platform: Platform, *, strict: bool) -> Descriptor:
         """Everything of the image for `platform`; the descriptor of its manifest."""
@@ -93,12 +102,13 @@ class Puller:
     def get_layers(self, source: Source | None, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
         """Fetch and unpack layers, some at a time; the first failure stops the others."""
         wanted = dict(zip(diff_ids, layers, strict=True))
+        self._blobs.use(*diff_ids)
         if all(self._unpacker.has(diff_id) and self._blobs.has(layer) for diff_id, layer in wanted.items()):
             return  # nothing to tell and no threads to start
 
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(_PARALLEL, "layer") as pool:
+        with _written_back(self._blobs.place), ThreadPoolExecutor(_PARALLEL, "layer") as pool:
             futures = [pool.submit(self._layer, source, layer, diff_id) for diff_id, layer in wanted.items()]
             try:
                 _first_failure(futures)
@@ -118,9 +128,15 @@ class Puller:
             if media_type not in INDEX_TYPES:
                 return document, parse_manifest(body, media_type, source.what)
             chosen = choose(parse_index(body, source.what), platform, source.what)
-            document = source.document(chosen)
+            document = self._stored(chosen) or source.document(chosen)
             self._check(document, chosen)
         raise WherryError(Kind.INVALID, f"{source.what}: indexes are nested deeper than {DEPTH_MAX}")
+
+    def _stored(self, descriptor: Descriptor) -> Document | None:
+        with contextlib.suppress(WherryError, OSError):  # absent, or damaged: then it comes anew
+            data = self._blobs.read(descriptor.digest, MANIFEST_MAX)
+            return Document(data, [descriptor.media_type], descriptor.digest)
+        return None
 
     @staticmethod
     def _check(document: Document, expected: Descriptor) -> None:
@@ -136,7 +152,7 @@ class Puller:
         descriptor = manifest.config
         if descriptor.size > CONFIG_MAX:
             raise WherryError(Kind.INVALID, f"config {descriptor.digest} is larger than {CONFIG_MAX} bytes")
-        self._fetch(source, descriptor, lambda _done: None)
+        self._fetch(source, descriptor)
         what = f"{source.what}: config {descriptor.digest}"
         config = parse_config(parse_document(self._blobs.read(descriptor.digest, CONFIG_MAX), CONFIG_MAX, what), what)
         if len(config.diff_ids) != len(manifest.layers):
@@ -160,22 +176,72 @@ class Puller:
         self._say(key, "Pulling fs layer" if source else "Waiting")
         news = False
         if source is not None:
-            news = self._fetch(source, layer, _throttled(lambda done: self._say(key, "Downloading", done, layer.size)))
+            news = self._fetch_layer(source, layer, diff_id, key)
             self._say(key, "Download complete", layer.size, layer.size)
         report = _throttled_pair(lambda done, total: self._say(key, "Extracting", done, total))
         news |= self._unpacker.unpack(self._blobs.path(layer.digest), diff_id, report, self._stop)
         self._say(key, "Pull complete" if news else "Already exists", layer.size, layer.size)
 
-    def _fetch(self, source: Source, descriptor: Descriptor, report: Callable[[int], None]) -> bool:
-        with self._blobs.partial(descriptor) as partial:
+    def _fetch_layer(self, source: Source, layer: Descriptor, diff_id: str, key: str) -> bool:
+        """Fetch a layer and unpack it while it comes. Where that fails it is unpacked from the verified blob."""
+        report = _throttled(lambda done: self._say(key, "Downloading", done, layer.size))
+        with self._blobs.partial(layer) as partial:
             if partial is None:
                 return False
-            source.fetch(partial, report, self._stop)
+            with self._unpacker.stream(diff_id, layer.size, self._stop, wait=False) as stream:
+                if stream is not None:
+                    partial.attach(_Unpacking(stream, lambda: self._say(key, "Extracting", layer.size, layer.size)))
+                source.fetch(partial, report, self._stop)
         return True
+
+    def _fetch(self, source: Source, descriptor: Descriptor) -> None:
+        with self._blobs.partial(descriptor) as partial:
+            if partial is not None:
+                source.fetch(partial, lambda _done: None, self._stop)
 
     def _say(self, key: str, status: str, done: int = 0, total: int = 0) -> None:
         with self._lock:
             self._progress(ProgressEvent(key, status, done, total))
+
+
+class _Unpacking:
+    """The tap between a blob that comes and its layer. Its failures are kept to itself: nothing was verified yet."""
+
+    def __init__(self, stream: LayerStream, settling: Callable[[], None]) -> None:
+        self._stream: LayerStream | None = stream
+        self._settling = settling
+
+    def write(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.write(data)
+
+    def spoil(self) -> None:
+        self._stream = None
+
+    def settle(self) -> None:
+        if self._stream is not None:
+            self._settling()
+            with contextlib.suppress(WherryError, OSError):
+                self._stream.finish()
+
+
+@contextlib.contextmanager
+def _written_back(place: str) -> Iterator[None]:
+    """Let the device work while the CPUs do: what is left for the sync of each layer is then little."""
+    done = threading.Event()
+
+    def work() -> None:
+        with files.directory(place) as fd, contextlib.suppress(OSError):
+            while not done.wait(_FLUSH):
+                shim.syncfs(fd)
+
+    thread = threading.Thread(target=work, name="write back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _first_failure(futures: Sequence[Future[None]]) -> None:

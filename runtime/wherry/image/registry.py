@@ -1,70 +1,169 @@
-"""An image in a registry (distribution-spec 1.1) as a source.
+"""An image in a registry as a source: at a mirror, or at the registry itself.
 
-Decides which requests are made, as whom, and how a broken download goes on. Refuses to know where bytes end up.
+Decides which endpoint is asked, what of its answer is believed, and how a broken download goes on. Refuses to know
+where bytes end up.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import functools
 import re
 import threading
-import time
-from collections.abc import Callable, Collection
-from urllib.parse import urlencode, urlsplit
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from wherry.errors import Kind, WherryError
-from wherry.image.auth import Challenge, Credentials, credentials_for, parse_challenges, realm_trusted
 from wherry.image.blobs import Partial
+from wherry.image.hosts import Reach, endpoints
 from wherry.image.manifest import INDEX_TYPES, MANIFEST_MAX, MANIFEST_TYPES
 from wherry.image.pull import Document
 from wherry.image.reference import DIGEST, Reference
-from wherry.image.transport import Patience, Response, Retry, Transport, is_loopback
+from wherry.image.remote import Remote
+from wherry.image.transport import Response, Retry
 from wherry.model import Descriptor
 
 __all__ = ["RegistrySource"]
 
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
-_HUB_HOST = "registry-1.docker.io"
-_ERROR_MAX = 64 << 10
-_TOKEN_MAX = 1 << 20
 _RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
+_MIRROR_ATTEMPTS = 2  # there is another place to ask
 
 
 class RegistrySource:
     """One repository of one registry, read by many threads."""
 
-    def __init__(
-        self,
-        reference: Reference,
-        *,
-        insecure: Collection[str] = (),
-        patience: Patience | None = None,
-        credentials: Callable[[str], Credentials | None] = credentials_for,
-    ) -> None:
+    def __init__(self, reference: Reference, reach: Reach | None = None) -> None:
+        reach = reach or Reach()
+        found = endpoints(reference.registry, reach)
+        last = len(found) - 1
         self._reference = reference
-        self._transport = Transport(insecure=insecure, patience=patience)
-        self._host = _HUB_HOST if reference.registry == "docker.io" else reference.registry
-        self._base = ""
-        self._login = _Login(reference, self._transport, credentials)
-        self._lock = threading.Lock()
+        self._remotes = [
+            Remote(reference, endpoint, reach, attempts=_MIRROR_ATTEMPTS if n < last else 0)
+            for n, endpoint in enumerate(found)
+        ]
+        self._broken: dict[Remote, WherryError] = {}
         self.what = reference.familiar()
 
     def top(self) -> Document:
         """The manifest or index of the tag or digest."""
-        return self._manifest(self._reference.digest or self._reference.tag)
+        name = self._reference.digest or self._reference.tag
+        return self._manifest("pull" if self._reference.digest else "resolve", name)
 
     def document(self, descriptor: Descriptor) -> Document:
         """The manifest of a descriptor of an index."""
-        return self._manifest(descriptor.digest, descriptor.media_type)
+        return self._manifest("pull", descriptor.digest, descriptor.media_type)
 
     def fetch(self, partial: Partial, report: Callable[[int], None], stop: threading.Event) -> None:
-        """Download a blob; goes on where an earlier attempt ended, also one of another process."""
-        digest = partial.descriptor.digest
+        """Download a blob; goes on where an earlier attempt ended, also one of another process or endpoint."""
+        self._somewhere("pull", lambda remote: _Download(remote, self.what, partial, report, stop).run())
+
+    def referrers(self, digest: str) -> Document | None:
+        """The index of what refers to a manifest (distribution-spec 1.1): of the API, or of the tag in its place."""
+        found: Document | None = self._somewhere("resolve", lambda remote: _Referrers(remote, self.what).of(digest))
+        return found
+
+    def close(self) -> None:
+        for remote in self._remotes:
+            remote.close()
+
+    # ---- which endpoint
+
+    def _somewhere(self, capability: str, ask: Callable[[Remote], Any]) -> Any:
+        """The first endpoint's answer; one that fails otherwise than by not having it is not asked again."""
+        failed: list[str] = []
+        usable = [remote for remote in self._remotes if capability in remote.endpoint.capabilities]
+        usable = [remote for remote in usable if remote not in self._broken] or usable[-1:]
+        for remote in usable:
+            try:
+                return ask(remote)
+            except WherryError as error:
+                if remote is usable[-1] or error.kind in (Kind.CONFLICT, Kind.EXHAUSTED):
+                    raise _with_others(error, failed) from error
+                failed.append(f"{remote.host}: {error.message}")
+                if error.kind is not Kind.NOT_FOUND:
+                    self._broken[remote] = error
+        raise WherryError(Kind.PRECONDITION, f"{self.what}: no endpoint of {self._reference.registry} may {capability}",
+                          hint="see capabilities in hosts.d")  # fmt: skip
+
+    # ---- documents
+
+    def _manifest(self, capability: str, name: str, media_type: str = "") -> Document:
+        what = f"{self.what}: manifest {name}"
+        document: Document = self._somewhere(
+            capability,
+            lambda remote: remote.persist(what, lambda: _manifest_once(remote, name, media_type, what)),
+        )
+        return document
+
+
+def _with_others(error: WherryError, failed: list[str]) -> WherryError:
+    """The last endpoint's error is the answer; what mirrors said before helps to see why it was asked."""
+    if not failed:
+        return error
+    hint = "; ".join((*([error.hint] if error.hint else []), *(f"before that, {one}" for one in failed)))
+    return WherryError(error.kind, error.message, hint=hint[:1000])
+
+
+def _manifest_once(remote: Remote, name: str, media_type: str, what: str) -> Document:
+    with remote.send("GET", remote.url(f"manifests/{name}"), {"Accept": _ACCEPT}) as response:
+        remote.expect(response, (200,), what)
+        digest = name if re.fullmatch(DIGEST, name) else ""
+        return _document(response, media_type, digest, what)
+
+
+def _document(response: Response, media_type: str, digest: str, what: str) -> Document:
+    document = Document(
+        response.body(MANIFEST_MAX, what), [response.headers.get("Content-Type", ""), media_type], digest
+    )
+    told = response.headers.get("Docker-Content-Digest", "")
+    for expected in (digest, told if told.partition(":")[0] == document.digest.partition(":")[0] else ""):
+        if expected and expected != document.digest:
+            raise WherryError(Kind.INVALID, f"{what}: the registry sent {document.digest} instead of {expected}",
+                              hint="the registry is damaged or lies; nothing of it was used")  # fmt: skip
+    return document
+
+
+class _Referrers:
+    """distribution-spec 1.1, listing referrers: the API, and where it is not, the tag <algorithm>-<hex>."""
+
+    def __init__(self, remote: Remote, what: str) -> None:
+        self._remote = remote
+        self._what = what
+
+    def of(self, digest: str) -> Document | None:
+        for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-', 1)}"):
+            once = functools.partial(self._once, path)
+            found: Document | None = self._remote.persist(f"{self._what}: referrers", once)
+            if found:
+                return found
+        return None
+
+    def _once(self, path: str) -> Document | None:
+        with self._remote.send("GET", self._remote.url(path), {"Accept": INDEX_TYPES[0]}) as response:
+            if response.status == 404:
+                return None
+            self._remote.expect(response, (200,), f"{self._what}: referrers")
+            return _document(response, "", "", f"{self._what}: referrers")
+
+
+class _Download:
+    """The rest of one blob from one endpoint."""
+
+    def __init__(
+        self, remote: Remote, what: str, partial: Partial, report: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        self._remote = remote
+        self._what = what
+        self._partial = partial
+        self._report = report
+        self._stop = stop
+
+    def run(self) -> None:
+        partial = self._partial
+        what = f"{self._what}: blob {partial.descriptor.digest}"
         resumed = partial.offset > 0
         for last in (not resumed, True):
-            self._transport.persist(f"{self.what}: blob {digest}", lambda: self._blob(partial, report, stop),
-                                    lambda: partial.offset)  # fmt: skip
+            self._remote.persist(what, self._once, lambda: partial.offset)
             try:
                 partial.commit()
             except WherryError:
@@ -74,211 +173,31 @@ class RegistrySource:
                 continue
             return
 
-    def close(self) -> None:
-        self._transport.close()
-
-    # ---- requests
-
-    def _root(self) -> str:
-        """scheme://host of the registry. Loopback and insecure ones may speak plain http; https is tried first."""
-        with self._lock:
-            if not self._base:
-                self._base = f"https://{self._host}"
-                host = urlsplit(self._base).hostname or ""
-                if is_loopback(host) or self._transport.marked_insecure(self._host):
-                    self._base = self._probe()
-            return self._base
-
-    def _probe(self) -> str:
-        for scheme in ("https", "http"):
-            with (
-                contextlib.suppress(Retry, WherryError),
-                self._transport.send("GET", f"{scheme}://{self._host}/v2/", {}),
-            ):
-                return f"{scheme}://{self._host}"
-        return f"http://{self._host}"  # the real request tells what is wrong
-
-    def _send(self, path: str, headers: dict[str, str]) -> Response:
-        """GET of a path of the repository; logs in once when asked to."""
-        url = f"{self._root()}/v2/{self._reference.repository}/{path}"
-        for attempt in range(3):
-            used = self._login.authorization()
-            response = self._transport.send("GET", url, headers, authorization=used)
-            if response.status != 401 or attempt == 2:
-                return response
-            challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
-            final = urlsplit(response.url).netloc != urlsplit(url).netloc
-            response.close()
-            if final or not self._login.answer(challenges, used, url):
-                break
-        raise WherryError(Kind.DENIED, f"{self.what}: {self._host} denies access",
-                          hint=f"it may not exist, or needs `docker login {self._reference.registry}`")  # fmt: skip
-
-    def _manifest(self, name: str, media_type: str = "") -> Document:
-        what = f"{self.what}: manifest {name}"
-        document: Document = self._transport.persist(what, lambda: self._manifest_once(name, media_type, what))
-        return document
-
-    def _manifest_once(self, name: str, media_type: str, what: str) -> Document:
-        with self._send(f"manifests/{name}", {"Accept": _ACCEPT}) as response:
-            self._expect(response, 200, what)
-            digest = name if re.fullmatch(DIGEST, name) else ""
-            document = Document(
-                response.body(MANIFEST_MAX, what), [response.headers.get("Content-Type", ""), media_type], digest
-            )
-            told = response.headers.get("Docker-Content-Digest", "")
-        for expected in (digest, told if told.partition(":")[0] == document.digest.partition(":")[0] else ""):
-            if expected and expected != document.digest:
-                raise WherryError(Kind.INVALID, f"{what}: the registry sent {document.digest} instead of {expected}",
-                                  hint="the registry is damaged or lies; nothing of it was used")  # fmt: skip
-        return document
-
-    def _blob(self, partial: Partial, report: Callable[[int], None], stop: threading.Event) -> None:
-        """One attempt to get the rest of a blob."""
+    def _once(self) -> None:
+        partial, remote = self._partial, self._remote
         if partial.complete:
             return
         start = partial.offset
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        with self._send(f"blobs/{partial.descriptor.digest}", headers) as response:
+        headers: Mapping[str, str] = {"Range": f"bytes={start}-"} if start else {}
+        with remote.send("GET", remote.url(f"blobs/{partial.descriptor.digest}"), headers) as response:
             if response.status == 416:
                 partial.restart()
                 raise Retry("the registry refuses to go on in the middle")
-            self._expect(response, 206 if start and response.status == 206 else 200, f"{self.what}: blob")
-            self._align(partial, response, start)
-            for chunk in response.chunks(stop):
+            remote.expect(response, (206 if start and response.status == 206 else 200,), f"{self._what}: blob")
+            _align(partial, response, start)
+            for chunk in response.chunks(self._stop):
                 partial.write(chunk)
-                report(partial.offset)
+                self._report(partial.offset)
         if not partial.complete:
-            raise Retry(f"{self._host} broke off after {partial.offset} of {partial.descriptor.size} bytes")
-
-    @staticmethod
-    def _align(partial: Partial, response: Response, start: int) -> None:
-        if response.status != 206:
-            if start:
-                partial.restart()  # the server knows no ranges
-            return
-        match = re.fullmatch(_RANGE, response.headers.get("Content-Range", ""))
-        if not match or int(match[1]) != start or match[3] not in ("*", str(partial.descriptor.size)):
-            partial.restart()
-            raise Retry("the registry sent another range than asked for")
-
-    def _expect(self, response: Response, status: int, what: str) -> None:
-        if response.status == status:
-            return
-        words = _error_words(response)
-        if response.status in (401, 403):
-            raise WherryError(Kind.DENIED, f"{what}: {self._host} denies access{words}",
-                              hint=f"`docker login {self._reference.registry}`, or check the name")  # fmt: skip
-        if response.status == 404:
-            raise WherryError(Kind.NOT_FOUND, f"{what} not found at {self._host}{words}", hint="check name and tag")
-        raise WherryError(Kind.UNAVAILABLE, f"{what}: {self._host} answers {response.status}{words}")
+            raise Retry(f"{remote.host} broke off after {partial.offset} of {partial.descriptor.size} bytes")
 
 
-def _error_words(response: Response) -> str:
-    """distribution-spec, error codes: what the registry says, made harmless for a terminal."""
-    try:
-        errors = json.loads(response.body(_ERROR_MAX, "error"))["errors"]
-        text = "; ".join(f"{error['code']} {error.get('message', '')}".strip() for error in errors[:3])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Retry, WherryError):
-        return ""
-    return " (" + "".join(c if c.isprintable() else "?" for c in text)[:300] + ")"
-
-
-class _Login:
-    """Authorization for one repository: nothing, basic, or a bearer token; renewed when the registry refuses it."""
-
-    def __init__(
-        self, reference: Reference, transport: Transport, credentials: Callable[[str], Credentials | None]
-    ) -> None:
-        self._reference = reference
-        self._transport = transport
-        self._lookup = credentials
-        self._lock = threading.Lock()
-        self._value = ""
-        self._expires = float("inf")
-        self._challenge: tuple[Challenge, str] | None = None
-
-    def authorization(self) -> str:
-        """The header's value, "" for none; a token about to expire is renewed."""
-        with self._lock:
-            if self._challenge and time.monotonic() > self._expires:
-                self._fetch(*self._challenge)
-            return self._value
-
-    def answer(self, challenges: list[Challenge], used: str, url: str) -> bool:
-        """Answer a 401; False when there is nothing more to offer."""
-        with self._lock:
-            if self._value != used:  # another thread has logged in meanwhile
-                return True
-            for challenge in challenges:
-                if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
-                    if used.startswith("Bearer ") and challenge.parameters.get("error") == "insufficient_scope":
-                        return False
-                    self._fetch(challenge, url)
-                    return self._value != used
-                if challenge.scheme == "basic":
-                    return self._basic(used)
-            return False
-
-    def _basic(self, used: str) -> bool:
-        found = self._lookup(self._reference.registry)
-        if not found or found.identity or found.basic() == used:
-            return False
-        self._value = found.basic()
-        return True
-
-    def _fetch(self, challenge: Challenge, url: str) -> None:
-        self._challenge = (challenge, url)
-        realm = challenge.parameters["realm"]
-        credentials = self._lookup(self._reference.registry)
-        if credentials and not self._may_know(realm, url):
-            raise WherryError(
-                Kind.DENIED,
-                f"{self._reference.registry} sends its users to {urlsplit(realm).netloc[:200]},"
-                " which may not see their credentials",
-                hint="log out of this registry to pull without credentials",
-            )
-        what = f"{self._reference.familiar()}: token of {urlsplit(realm).netloc[:200]}"
-        started = time.monotonic()
-        token, seconds = self._transport.persist(what, lambda: self._token(challenge, realm, credentials, what))
-        self._value = f"Bearer {token}"
-        self._expires = started + max(seconds - 10, 1)
-
-    @staticmethod
-    def _may_know(realm: str, url: str) -> bool:
-        asked, registry = urlsplit(realm), urlsplit(url)
-        if asked.scheme == "http" and registry.scheme == "https":
-            return False
-        return realm_trusted(registry.hostname or "", asked.hostname or "")
-
-    def _token(self, challenge: Challenge, realm: str, credentials: Credentials | None, what: str) -> tuple[str, float]:
-        scope = f"repository:{self._reference.repository}:pull"
-        query = {"service": challenge.parameters.get("service", ""), "scope": scope}
-        if credentials and credentials.identity:
-            form = {**query, "grant_type": "refresh_token", "client_id": "wherry", "refresh_token": credentials.secret}
-            response = self._transport.send("POST", realm, {}, data=form)
-        else:
-            joined = realm + ("&" if urlsplit(realm).query else "?") + urlencode(query)
-            response = self._transport.send("GET", joined, {}, authorization=credentials.basic() if credentials else "")
-        with response:
-            if response.status in (401, 403):
-                raise WherryError(
-                    Kind.DENIED,
-                    f"{what}: {'wrong credentials' if credentials else 'credentials are needed'}",
-                    hint=f"docker login {self._reference.registry}",
-                )
-            if response.status != 200:
-                raise WherryError(Kind.UNAVAILABLE, f"{what}: the answer is {response.status}{_error_words(response)}")
-            return _parse_token(response.body(_TOKEN_MAX, what), what)
-
-
-def _parse_token(data: bytes, what: str) -> tuple[str, float]:
-    try:
-        answer = json.loads(data)
-        token = answer.get("token") or answer.get("access_token")
-        seconds = float(answer.get("expires_in") or 60)
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        token, seconds = None, 0.0
-    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,65536}", token):
-        raise WherryError(Kind.INVALID, f"{what}: no token in the answer")
-    return token, seconds
+def _align(partial: Partial, response: Response, start: int) -> None:
+    if response.status != 206:
+        if start:
+            partial.restart()  # the server knows no ranges
+        return
+    match = re.fullmatch(_RANGE, response.headers.get("Content-Range", ""))
+    if not match or int(match[1]) != start or match[3] not in ("*", str(partial.descriptor.size)):
+        partial.restart()
+        raise Retry("the registry sent another range than asked for")

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk, formats
+from wherry.image.leases import Leases
 from wherry.image.reference import DIGEST
 from wherry.kernel.files import remove_tree
 from wherry.model import Mount
@@ -61,6 +62,7 @@ class Snapshotter:
         self.root = check_place(root)
         self._base = os.path.join(self.root, "snapshots")
         self._userxattr = userxattr
+        self._leases = Leases(self.root)
 
     def below(self, diff_ids: Sequence[str]) -> list[Mount]:
         """What has to be mounted before these layers can be used: shared by all snapshots, not theirs to unmount."""
@@ -104,12 +106,10 @@ class Snapshotter:
         self._check_key(key)
         if not os.path.isdir(self._path(key)):
             return
-        disk.make_private(os.path.join(self.root, "images"))
-        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
-            doomed = disk.fresh_name(".tmp-")
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self._path(key), os.path.join(self._base, doomed))
-            self._sweep_one(doomed)
+        doomed = disk.fresh_name(".tmp-")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._path(key), os.path.join(self._base, doomed))
+        self._sweep_one(doomed)
 
     def keys(self) -> list[str]:
         """The keys of all snapshots."""
@@ -133,20 +133,31 @@ class Snapshotter:
         """The layers below `key`, lowest first."""
         return tuple(disk.load_json(os.path.join(self._existing(key), "lower.json"))["lower"])
 
+    def lower_paths(self, key: str) -> list[str]:
+        """The directories below the upper one of `key`, highest first, as its overlay shows them, less mount points."""
+        self._check_layers(key, self.diff_ids(key))
+        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
+        return self._visible(lower)
+
     def diff(self, key: str) -> Iterator[tuple[str, str]]:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
         from wherry.image.changes import changes
 
-        self._check_layers(key, self.diff_ids(key))
-        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
-        return changes(self.upper(key), self._visible(lower))
+        return changes(self.upper(key), self.lower_paths(key))
 
     def sweep(self) -> None:
         """Remove what crashed removals and preparations left."""
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self._base):
-                if name.startswith(".tmp-"):
-                    self._sweep_one(name)
+        with self._leases.guard(shared=False):  # nobody makes one at this moment
+            left = self.leftovers()
+        for name in left:
+            self._sweep_one(name)
+
+    def leftovers(self) -> list[str]:
+        """What is being made or removed, or was when somebody was killed."""
+        try:
+            return sorted(name for name in os.listdir(self._base) if name.startswith(".tmp-"))
+        except FileNotFoundError:
+            return []
 
     def _check_key(self, key: str) -> None:
         if not re.fullmatch(_KEY, key):
@@ -166,9 +177,8 @@ class Snapshotter:
         if len(diff_ids) > _MAX_LAYERS:
             raise WherryError(Kind.UNSUPPORTED, f"{len(diff_ids)} layers: overlay takes at most {_MAX_LAYERS}")
         disk.make_private(self._base)
-        disk.make_private(os.path.join(self.root, "images"))
-        # Shared with pulls, against the sweep of layers: lower.json must be there before a sweep looks again.
-        with disk.locked(os.path.join(self.root, "images", ".lease"), shared=True):
+        # Against the sweep of layers: lower.json must be there before a sweep looks again.
+        with self._leases.guard(shared=True):
             self._check_layers(key, diff_ids)
             self._publish(key, diff_ids, writable)
 
@@ -202,9 +212,13 @@ class Snapshotter:
     def _mount_points(self) -> str:
         """As docker's init layer: without them each start would copy /etc up and make three files in it."""
         path = mount_points(self.root)
-        if os.path.isdir(path):
-            return path
-        disk.make_private(self._base)
+        if not os.path.isdir(path):
+            disk.make_private(self._base)
+            with self._leases.guard(shared=True):
+                self._make_mount_points(path)
+        return path
+
+    def _make_mount_points(self, path: str) -> None:
         temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))  # there a sweep finds it
         for name in ("", *_MOUNT_DIRECTORIES):
             os.mkdir(os.path.join(temporary, name), 0o755)
@@ -219,7 +233,6 @@ class Snapshotter:
             remove_tree(temporary)
             if not os.path.isdir(path):  # else somebody else was faster
                 raise
-        return path
 
     def _copy_root(self, source: str, target: str) -> None:
         # The root directory of an overlay shows the mode and owner of its uppermost layer: the image's, not ours.

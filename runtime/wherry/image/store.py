@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
@@ -17,6 +17,7 @@ from wherry.image import disk
 from wherry.image.blobs import REF_NAME, Blobs
 from wherry.image.manifest import (
     CONFIG_MAX,
+    INDEX_TYPES,
     MANIFEST_MAX,
     Manifest,
     agreed_type,
@@ -33,12 +34,17 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
+    from wherry.image.hosts import Reach
+    from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
+    from wherry.image.push import Pushed
     from wherry.image.unpack import LayerLimits
 
 Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
+Rows = list[Json]
 Names = Sequence[str]
+Sizes = list[int]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -51,6 +57,7 @@ class ImageStore:
     """Images below `root`. Safe for many threads and processes at once.
 
     `insecure`: registries (host[:port]) that may be spoken to by plain http, beside loopback ones.
+    `hosts`: the directory of what is set for registries (hosts.d).
     `helper`: gives a descriptor of the static helper (role `unpack`); by default the installed one.
     `snapshot_format`: of layers that are unpacked from now on, see formats.py.
     `userxattr`: whiteouts and opaque marks as user.overlay.*, for overlays mounted inside a user namespace.
@@ -61,6 +68,7 @@ class ImageStore:
         root: str,
         *,
         insecure: Collection[str] = (),
+        hosts: str = "",
         userxattr: bool = False,
         helper: Callable[[], int] | None = None,
         limits: LayerLimits | None = None,
@@ -69,6 +77,7 @@ class ImageStore:
         self.root = check_place(root)
         self.blobs = Blobs(self.root)
         self._insecure = frozenset(insecure)
+        self._hosts = hosts
         self._userxattr = userxattr
         self._helper = helper
         self._limits = limits
@@ -76,14 +85,49 @@ class ImageStore:
 
     # ---- getting images
 
-    def pull(self, name: str, platform: Platform | None = None, progress: Progress = _silent) -> ImageRecord:
-        """Fetch `name` from its registry and unpack it. `platform` None: this machine's."""
+    @property
+    def reach(self) -> Reach:
+        """How registries are reached."""
+        from wherry.image.hosts import Reach
+
+        return Reach(self._hosts, self._insecure)
+
+    def pull(
+        self,
+        name: str,
+        platform: Platform | None = None,
+        progress: Progress = _silent,
+        *,
+        all_platforms: bool = False,
+    ) -> ImageRecord:
+        """Fetch `name` from its registry and unpack it. `platform` None: this machine's.
+
+        `all_platforms`: keep the index and the images of all its platforms; this machine's is unpacked.
+        """
         from wherry.image.registry import RegistrySource
 
         reference = Reference.parse(name)
-        source = RegistrySource(reference, insecure=self._insecure)
+        source = RegistrySource(reference, self.reach)
         with contextlib.closing(source):
+            if all_platforms:
+                return self._take_all(source, [reference.stored()], progress)
             return self._take(source, [reference.stored()], platform, progress)
+
+    def push(self, name: str, progress: Progress = _silent, *, all_tags: bool = False) -> Iterator[Pushed]:
+        """Send an image, or all tags of a repository, to the registry of its name; what came there, one by one."""
+        from wherry.image.push import push
+
+        return push(self.blobs, self.reach, name, progress, all_tags=all_tags)
+
+    def referrers(self, name: str, artifact_type: str = "") -> Rows:
+        """What refers to an image in its registry, as descriptors."""
+        from wherry.image.referrers import referrers
+
+        reference, digest = Reference.parse(name), ""
+        with contextlib.suppress(WherryError):
+            record = self.get(name)
+            digest = record.target or record.manifest
+        return referrers(reference, digest, self.reach, artifact_type)
 
     def load(self, source: str, progress: Progress = _silent, platform: Platform | None = None) -> ImageRecord:
         """Take the image of `oci:DIR[:tag]`, `oci-archive:FILE[:tag]` or `docker-archive:FILE[:tag]` into the store."""
@@ -95,18 +139,29 @@ class ImageStore:
         """Like load, but of a source that holds several images takes all when no tag is given (docker load)."""
         from wherry.image.archive import open_sources
 
-        records = []
-        with open_sources(source, self.blobs.ingest, only_one=only_one) as found:
-            for one in found:
-                records.append(self._take(one, one.names, platform, progress))
-        return records
+        with self._storing(source), open_sources(source, self.blobs, only_one=only_one) as found:
+            return [self._take(one, one.names, platform, progress) for one in found]
+
+    def load_found(self, path: str, file: Readable | None = None, progress: Progress = _silent) -> Records:
+        """Take every image of a directory or archive of any kind: what lies at `path`, or what `file` gives, packed or
+        not, when it is read from its beginning to its end."""
+        from wherry.image.archive import open_found
+
+        with self._storing(path), open_found(path, file, self.blobs) as found:
+            return [self._take(one, one.names, None, progress) for one in found]
 
     def ensure_unpacked(self, record: ImageRecord, progress: Progress = _silent) -> None:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
         missing = [d for d in record.config.diff_ids if not os.path.isdir(layer_path(self.root, d))]
         if missing:
-            with self.blobs.lease():
-                self._puller(progress).unpack_all(record.layers, record.config.diff_ids)
+            with self.blobs.lease(), self._puller(progress) as puller:
+                self.use(record)
+                puller.unpack_all(record.layers, record.config.diff_ids)
+
+    def use(self, record: ImageRecord) -> None:
+        """Under a lease of `blobs`: what is there of the image stays until the end of that, also without its names."""
+        documents = (record.target, record.manifest) if record.target else (record.manifest,)
+        self.blobs.use(*documents, record.id, *(x.digest for x in record.layers), *record.config.diff_ids)
 
     # ---- looking
 
@@ -120,6 +175,11 @@ class ImageStore:
                 return self._record(descriptor, names)
         return self._by_id(name_or_id, images)
 
+    def get_manifest(self, digest: str) -> ImageRecord:
+        """The image of the digest of its manifest, or index."""
+        descriptor, names = self._grouped()[digest]
+        return self._record(descriptor, names)
+
     def list(self) -> Records:
         """All images, newest first. One that cannot be read is left out: `gc` and `rmi` deal with it."""
         records = []
@@ -129,10 +189,42 @@ class ImageStore:
         return sorted(records, key=lambda record: -record.created)
 
     def config_json(self, record: ImageRecord) -> Json:
-        """The image's whole config document, as it was pulled."""
+        """The image's whole config document, as it was pulled or made."""
         return parse_document(self.blobs.read(record.id, CONFIG_MAX), CONFIG_MAX, f"config {record.id}")
 
+    def layer_sizes(self, record: ImageRecord) -> Sizes:
+        """Bytes of each unpacked layer, lowest first."""
+        return [_layer_bytes(layer_path(self.root, diff_id)) for diff_id in record.config.diff_ids]
+
+    def save(self, images: Sequence[tuple[ImageRecord, Names]], target: str | int, form: str = "docker") -> None:
+        """Write images, each under some of its names, to a path or (an archive) a descriptor; formats: save.FORMATS."""
+        from wherry.image.save import Saved, save
+
+        with self.blobs.lease():
+            for record, _ in images:
+                self.use(record)
+            saved = []
+            for record, names in images:
+                descriptor = self._meant(self._descriptor(record.target or record.manifest))
+                saved.append(Saved(record, descriptor, self.manifest(descriptor).config, tuple(names)))
+            save(self.blobs, saved, form, target)
+
     # ---- names and lifetime
+
+    def untag(self, record: ImageRecord, names: Names = ()) -> None:
+        """Take these names (all without any) from an image, which stays."""
+        doomed = [str(Reference.parse(name).stored()) for name in names] or list(record.names)
+        missing = [name for name in doomed if name not in record.names]
+        if missing:
+            raise WherryError(Kind.NOT_FOUND, f"{missing[0]} is not a name of image {record.id[7:19]}",
+                              hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
+        self.blobs.untag(doomed)
+
+    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
+        """Give a stored image these names."""
+        descriptor = self._descriptor(record.target or record.manifest)
+        self.blobs.name(descriptor, [str(Reference.parse(name)) for name in names])
+        return self.get_manifest(descriptor.digest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""
@@ -140,7 +232,7 @@ class ImageStore:
         if target.digest:
             raise WherryError(Kind.INVALID, f"{new_name} has a digest: a tag cannot be given to it")
         record = self.get(name_or_id)
-        self.blobs.name(self._descriptor(record.manifest), [str(target)])
+        self.blobs.name(self._descriptor(record.target or record.manifest), [str(target)])
         return str(target)
 
     def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
@@ -149,22 +241,23 @@ class ImageStore:
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
         """
         record = self.get(name_or_id)
-        by_id = not any(self._is_named(name_or_id, record.manifest, (name,)) for name in record.names)
+        entry = record.target or record.manifest
+        by_id = not any(self._is_named(name_or_id, entry, (name,)) for name in record.names)
         if by_id and len(record.names) > 1 and not force:
             raise WherryError(Kind.CONFLICT, f"image {record.id[7:19]} has several names: {', '.join(record.names)}",
                               hint="remove them by name, or use --force")  # fmt: skip
         doomed = list(record.names) if by_id else [str(Reference.parse(name_or_id).stored())]
         done = [f"Untagged: {Reference.parse(name).familiar()}" for name in doomed]
         last = set(doomed) >= set(record.names)
-        self.blobs.change(lambda entries: _dropped(entries, record.manifest, doomed, whole=last))
+        self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep, wait=False)
+            self._sweep(keep)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
-        return self._sweep(keep, wait=True)
+        return self._sweep(keep)
 
     def unmount_layers(self) -> None:
         """Take away the mounts of all layers, in this mount namespace, before the layers themselves are."""
@@ -189,20 +282,38 @@ class ImageStore:
         return Puller(self.blobs, unpacker, progress)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
+        with self._storing(source.what):
+            wanted = platform or host_platform()
+            with self._puller(progress) as puller:
+                descriptor = puller.take(source, wanted, strict=platform is not None)
+            self.blobs.name(descriptor, names)
+            return self._record(descriptor, self._names_of(descriptor.digest))
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
         try:
             self.blobs.ensure()
             with self.blobs.lease():
-                wanted = platform or host_platform()
-                descriptor = self._puller(progress).take(source, wanted, strict=platform is not None)
-                self.blobs.name(descriptor, names)
-                return self._record(descriptor, self._names_of(descriptor.digest))
+                yield
         except OSError as error:
-            raise disk.os_failure(f"cannot store image {source.what}", error) from error
+            raise disk.os_failure(f"cannot store image {what}", error) from error
 
-    def _sweep(self, keep: Iterable[str], *, wait: bool) -> int:
+    def _take_all(self, source: Source, names: Names, progress: Progress) -> ImageRecord:
+        from wherry.image.platforms import take_all
+
+        with self._storing(source.what):
+            descriptor = take_all(self.blobs, source, progress)
+            self._record(descriptor, ())  # an artifact gets no name
+            self.blobs.name(descriptor, names)
+            record = self._record(descriptor, self._names_of(descriptor.digest))
+            with self._puller(progress) as puller:
+                puller.unpack_all(record.layers, record.config.diff_ids)
+            return record
+
+    def _sweep(self, keep: Iterable[str]) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep), wait=wait)
+        return sweep(self, frozenset(keep))
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}
@@ -244,7 +355,8 @@ class ImageStore:
             raise WherryError(Kind.NOT_FOUND, f"no such image: {text[:300]}", hint="see `wherry images`, or pull it")
         return next(iter(found.values()))
 
-    def _record(self, descriptor: Descriptor, names: tuple[str, ...]) -> ImageRecord:
+    def _record(self, target: Descriptor, names: tuple[str, ...]) -> ImageRecord:
+        descriptor = self._meant(target)
         manifest = self.manifest(descriptor)
         what = f"config {manifest.config.digest}"
         config = parse_config(parse_document(self._stored(manifest.config.digest, CONFIG_MAX), CONFIG_MAX, what), what)
@@ -257,7 +369,16 @@ class ImageStore:
             manifest.layers,
             size,
             created_time(config.created),
+            target.digest if target.digest != descriptor.digest else "",
         )
+
+    def _meant(self, target: Descriptor) -> Descriptor:
+        """The manifest that a name leads to, for this machine where it leads to an index."""
+        if target.media_type not in INDEX_TYPES:
+            return target
+        from wherry.image.indexes import chosen
+
+        return chosen(self.blobs, target, host_platform())
 
     def manifest(self, descriptor: Descriptor) -> Manifest:
         """The stored manifest of a descriptor."""

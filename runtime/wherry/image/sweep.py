@@ -1,22 +1,22 @@
 """What nobody uses any more: blobs, layers, and what crashes left.
 
-Decides by index.json, by the snapshots on disk and by what the caller keeps. Works only while no pull and no new
-snapshot is under way (the lease of blobs.py).
+Decides by index.json, by the snapshots on disk, by what the caller keeps and by what living work uses (leases.py), so
+that it can run beside pulls. What goes is taken out of its place while nobody can begin to use it, and removed after.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
 from wherry.image import disk
-from wherry.image.manifest import CONFIG_MAX, parse_config, parse_document
+from wherry.image.indexes import chosen, documents
+from wherry.image.leases import InUse
+from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
 from wherry.kernel.files import remove_tree
 from wherry.model import Json
@@ -27,47 +27,31 @@ if TYPE_CHECKING:
 __all__ = ["sweep", "unmount_layers", "usage"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
+_ALGORITHMS = ("sha256", "sha512")
 _PARTIAL_AGE = 24 * 3600.0  # a broken pull may go on where it ended for a day
-_TEMPORARY_AGE = 3600.0
-_PATIENCE = 5.0
+_PATIENCE = 5.0  # seconds: the guard is held for moments only
 
 
-@contextlib.contextmanager
-def _alone(store: ImageStore, wait: bool) -> Iterator[bool]:
-    """Hold the lease alone; False where others hold it (after some patience, with `wait`)."""
-    disk.make_private(store.blobs.place)
-    fd = os.open(
-        os.path.join(store.blobs.place, ".lease"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
-    deadline = time.monotonic() + (_PATIENCE if wait else 0)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.05)
-        yield True
-    finally:
-        os.close(fd)
-
-
-def sweep(store: ImageStore, keep: frozenset[str], *, wait: bool) -> int:
-    """Remove what is unused; the bytes freed. Does nothing while a pull runs: the next sweep will."""
-    with _alone(store, wait) as alone:
+def sweep(store: ImageStore, keep: frozenset[str]) -> int:
+    """Remove what is unused; the bytes freed."""
+    with store.blobs.leases.alone(_PATIENCE) as alone:
         if not alone:
             return 0
         _drop_broken(store)
+        in_use = store.blobs.leases.in_use()
         blobs, diff_ids = _used(store)
-        Snapshotter(store.root).sweep()
-        diff_ids |= keep | _of_snapshots(store.root)
-        freed = _sweep_blobs(store, blobs)
-        freed += _sweep_layers(store, {diff_id.partition(":")[2] for diff_id in diff_ids})
-        _sweep_temporary(store)
-    return freed
+        freed, doomed = _doom_blobs(store, in_use, blobs)
+        more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
+        doomed += layers + _leftovers(store, in_use)
+        snapshots = Snapshotter(store.root).leftovers()
+    for place, name in doomed:
+        _remove_unheld(place, name)
+    for name in snapshots:
+        _remove(os.path.join(store.root, "snapshots"), name)
+    return freed + more
+
+
+_Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nobody looks for
 
 
 def _drop_broken(store: ImageStore) -> None:
@@ -86,7 +70,8 @@ def _readable(store: ImageStore, digest: str) -> bool:
 
 
 def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
-    descriptor = next(entry for entry in store.blobs.entries() if entry.digest == digest)
+    top = next(entry for entry in store.blobs.entries() if entry.digest == digest)
+    descriptor = chosen(store.blobs, top, host_platform())
     manifest = store.manifest(descriptor)
     what = f"config {manifest.config.digest}"
     try:
@@ -94,7 +79,9 @@ def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
     except FileNotFoundError:
         raise disk.os_failure(what, FileNotFoundError(2, "missing")) from None
     config = parse_config(parse_document(data, CONFIG_MAX, what), what)
-    return {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}, set(config.diff_ids)
+    found = list(documents(store.blobs, top))
+    blobs = {blob.digest for document in found for blob in document.blobs}
+    return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
 
 
 def _used(store: ImageStore) -> tuple[set[str], set[str]]:
@@ -120,29 +107,58 @@ def _names(path: str) -> list[str]:
         return []
 
 
-def _sweep_blobs(store: ImageStore, used: set[str]) -> int:
-    freed = 0
-    for algorithm in ("sha256", "sha512"):
+def _doom(place: str, name: str, into: str) -> tuple[str, str]:
+    """A temporary name for what goes: a crash in the middle leaves no half thing under its own."""
+    doomed = disk.fresh_name(".tmp-doomed-")
+    os.rename(os.path.join(place, name), os.path.join(into, doomed))
+    return into, doomed
+
+
+def _doom_blobs(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, _Doomed]:
+    freed, doomed = 0, []
+    for algorithm in _ALGORITHMS:
         place = os.path.join(store.blobs.place, "blobs", algorithm)
         for name in _names(place):
-            if f"{algorithm}:{name}" not in used:
-                freed += os.stat(os.path.join(place, name)).st_size
-                os.unlink(os.path.join(place, name))
-    return freed
+            status = os.stat(os.path.join(place, name), follow_symlinks=False)
+            if f"{algorithm}:{name}" not in used and not in_use.keeps(f"{algorithm}:{name}", status):
+                freed += status.st_size
+                doomed.append(_doom(place, name, store.blobs.ingest))
+    return freed, doomed
 
 
-def _sweep_layers(store: ImageStore, used: set[str]) -> int:
+def _doom_layers(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, _Doomed]:
     place = os.path.join(store.root, "layers")
-    freed = 0
+    names = {diff_id.partition(":")[2] for diff_id in used}
+    claimed = InUse(frozenset(digest.partition(":")[2] for digest in in_use.digests), in_use.since)
+    freed, doomed = 0, []
     for name in _names(place):
-        if re.fullmatch(_HEX, name) and name not in used:
-            freed += layer_bytes(os.path.join(place, name))
-            doomed = disk.fresh_name(".tmp-")  # a crash in the middle leaves no half layer under its name
-            os.rename(os.path.join(place, name), os.path.join(place, doomed))
-            _remove(place, doomed)
-        elif name.startswith(".tmp-"):
-            _remove_unheld(place, name)
-    return freed
+        path = os.path.join(place, name)
+        if re.fullmatch(_HEX, name) and name not in names and not claimed.keeps(name, os.lstat(path)):
+            freed += layer_bytes(path)
+            doomed.append(_doom(place, name, place))
+    return freed, doomed
+
+
+def _leftovers(store: ImageStore, in_use: InUse) -> _Doomed:
+    """What the dead left half made. Names of partial blobs are reused: they are locked, as living temporaries."""
+    ingest, layers = store.blobs.ingest, os.path.join(store.root, "layers")
+    found: _Doomed = [(layers, name) for name in _names(layers) if name.startswith(".tmp-")]
+    for name in _names(ingest):
+        if name.startswith((".tmp-", "layer-")) or _older(os.path.join(ingest, name), _PARTIAL_AGE):
+            found.append((ingest, name))
+    with store.blobs.locked():
+        for name in _names(store.blobs.place):
+            if ".tmp-" in name:  # of an index.json that was never finished: who writes one holds the lock
+                os.unlink(os.path.join(store.blobs.place, name))
+    return [(place, name) for place, name in found if _is_old(os.path.join(place, name), in_use)]
+
+
+def _is_old(path: str, in_use: InUse) -> bool:
+    """Made before any living work began: that has no lock on it yet, perhaps."""
+    try:
+        return not in_use.keeps("", os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def layer_bytes(path: str) -> int:
@@ -184,18 +200,6 @@ def _remove_unheld(place: str, name: str) -> None:
             _remove(place, name)
         finally:
             os.close(held)
-
-
-def _sweep_temporary(store: ImageStore) -> None:
-    for name in _names(store.blobs.ingest):
-        path = os.path.join(store.blobs.ingest, name)
-        if name.startswith((".tmp-", "layer-")) or _older(path, _PARTIAL_AGE):
-            _remove_unheld(store.blobs.ingest, name)
-    for name in _names(store.blobs.place):
-        path = os.path.join(store.blobs.place, name)
-        if ".tmp-" in name and _older(path, _TEMPORARY_AGE):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
 
 
 def _older(path: str, age: float) -> bool:

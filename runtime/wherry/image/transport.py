@@ -7,7 +7,7 @@ to know what a manifest or a blob is.
 from __future__ import annotations
 
 import ipaddress
-import os
+import json
 import random
 import re
 import threading
@@ -17,21 +17,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from wherry.errors import Kind, WherryError
+from wherry.image.trust import Origin, context, host_of, origin_of
 
 if TYPE_CHECKING:
-    import requests
+    import ssl
 
-__all__ = ["Patience", "Response", "Retry", "Transport", "is_loopback", "origin_of"]
+    import requests
+    from requests.adapters import HTTPAdapter
+
+__all__ = ["Patience", "Response", "Retry", "Transport", "Upload", "is_loopback"]
 
 _REDIRECTS = 8
 _CHUNK = 256 << 10
-_SYSTEM_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_ERROR_MAX = 64 << 10
+_CONNECTIONS = 8
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CURES = {
     "name or service not known": "is the name right, and does this host reach its name servers?",
     "no address associated with hostname": "is the name right, and does this host reach its name servers?",
     "connection refused": "nothing listens there: is the port right, and does the registry run?",
 }
+_REFUSALS = (
+    ("(?i)alert certificate required|alert bad certificate|alert handshake failure|alert unknown ca",
+     "it wants a client certificate that it trusts", "name one in hosts.d/HOST/hosts.toml: client = [[CERT, KEY]]"),
+    ("CERTIFICATE_VERIFY_FAILED|doesn't match",
+     "the TLS certificate is not trusted", "name its authority in hosts.d/HOST/hosts.toml: ca = FILE"),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS", 'if it is to be trusted: server = "http://HOST" in hosts.toml'),
+    ("Tunnel connection failed: 40[37]", "the proxy refuses", "does HTTPS_PROXY name a user and password of it?"),
+)  # fmt: skip
 
 
 class Patience(NamedTuple):
@@ -42,9 +55,18 @@ class Patience(NamedTuple):
     document: float = 60.0  # of a whole small answer
     window: float = 60.0  # within which a large one must bring `window_bytes`
     window_bytes: int = 16 << 10
+    settle: float = 300.0  # of the answer to an upload's end: the registry reads it all again
     attempts: int = 5
     pause: float = 0.5  # doubled each time
     longest_pause: float = 30.0
+    longest_wait: float = 120.0  # that a registry may ask for (Retry-After)
+
+
+class Upload(NamedTuple):
+    """A request's body of `size` bytes; `pieces` begins anew each time: a redirect sends it again."""
+
+    size: int
+    pieces: Callable[[], Iterator[bytes]]
 
 
 class Retry(Exception):
@@ -64,16 +86,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def origin_of(url: str) -> tuple[str, str, int]:
-    """(scheme, host, port): what credentials are bound to."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
-    except ValueError:
-        port = 0
-    return parts.scheme, (parts.hostname or "").lower(), port
 
 
 class Response:
@@ -99,7 +111,7 @@ class Response:
             got += len(data)
             if time.monotonic() - since > self._patience.window:
                 if got < self._patience.window_bytes:
-                    raise Retry(f"{_host(self.url)} sends too slowly")
+                    raise Retry(f"{host_of(self.url)} sends too slowly")
                 since, got = time.monotonic(), 0
         raise WherryError(Kind.CONFLICT, "cancelled")
 
@@ -109,13 +121,22 @@ class Response:
         for chunk in self.chunks():
             data += chunk
             if len(data) > limit:
-                raise WherryError(Kind.INVALID, f"{what}: {_host(self.url)} sends more than {limit} bytes")
+                raise WherryError(Kind.INVALID, f"{what}: {host_of(self.url)} sends more than {limit} bytes")
             if time.monotonic() > deadline:
-                raise Retry(f"{_host(self.url)} takes too long for {what}")
+                raise Retry(f"{host_of(self.url)} takes too long for {what}")
         length = self.headers.get("Content-Length", "")
         if length.isdecimal() and len(data) < int(length):
-            raise Retry(f"{_host(self.url)} broke off after {len(data)} of {length} bytes")
+            raise Retry(f"{host_of(self.url)} broke off after {len(data)} of {length} bytes")
         return bytes(data)
+
+    def words(self) -> str:
+        """distribution-spec, error codes: what the registry says, made harmless for a terminal."""
+        try:
+            errors = json.loads(self.body(_ERROR_MAX, "error"))["errors"]
+            text = "; ".join(f"{error['code']} {error.get('message', '')}".strip() for error in errors[:3])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Retry, WherryError):
+            return ""
+        return " (" + "".join(c if c.isprintable() else "?" for c in text)[:300] + ")"
 
     def close(self) -> None:
         self._inner.close()
@@ -125,10 +146,6 @@ class Response:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 class _translated:
@@ -144,16 +161,19 @@ class _translated:
         import requests
         import urllib3
 
-        if isinstance(error, requests.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise WherryError(
-                Kind.DENIED, f"{_host(self._url)}: the TLS certificate is not trusted ({_short(error)})",
-                hint="install its certificate authority, or mark the registry insecure",
-            ) from error  # fmt: skip
+        self._settled(error)
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
             why = _short(error)
-            raise Retry(f"{_host(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
+            raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
+
+    def _settled(self, error: BaseException | None) -> None:
+        """What no second attempt would change."""
+        text, host = str(error), host_of(self._url)
+        for pattern, words, hint in _REFUSALS:
+            if error is not None and re.search(pattern, text):
+                raise WherryError(Kind.DENIED, f"{host}: {words} ({_short(error)})", hint=hint) from error
 
 
 def _short(error: BaseException | None) -> str:
@@ -164,20 +184,39 @@ def _short(error: BaseException | None) -> str:
     return ((inner[1] or inner[2]) if inner else text)[:200]
 
 
-class Transport:
-    """Requests to one registry and to where it redirects, with one pool of connections. Used by many threads."""
+class _Sized:
+    """An upload as requests takes it: pieces under a Content-Length."""
 
-    def __init__(self, *, insecure: Collection[str] = (), patience: Patience | None = None) -> None:
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._upload.pieces()
+
+    def __len__(self) -> int:
+        return self._upload.size
+
+
+class Transport:
+    """Requests to one registry and to where it redirects, with one pool of connections. Used by many threads.
+
+    `own`: what was set for the registry's origin; nobody else sees its certificate and headers.
+    """
+
+    def __init__(
+        self, *, insecure: Collection[str] = (), patience: Patience | None = None, own: Origin | None = None
+    ) -> None:
         self.patience = patience or Patience()
         self._insecure = frozenset(insecure)
+        self._own = own or Origin()
         self._session: requests.Session | None = None
+        self._secure = False
         self._answered = False
         self._lock = threading.Lock()
 
     def plain_allowed(self, url: str) -> bool:
         """Whether plain http may be spoken to the host of `url`."""
-        parts = urlsplit(url)
-        return is_loopback(parts.hostname or "") or self.marked_insecure(parts.netloc.rpartition("@")[2])
+        return is_loopback(urlsplit(url).hostname or "") or self.marked_insecure(host_of(url)) or self._is_own(url)
 
     def marked_insecure(self, netloc: str) -> bool:
         return netloc in self._insecure
@@ -189,26 +228,30 @@ class Transport:
         headers: Mapping[str, str],
         *,
         authorization: str = "",
-        data: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
+        upload: Upload | None = None,
+        slow: bool = False,
     ) -> Response:
-        """One request, redirects followed by hand: Authorization stays with its origin, https never ends in http."""
+        """One request, redirects followed by hand: Authorization stays with its origin, https never ends in http.
+
+        `slow`: the answer may take long.
+        """
         first = origin_of(url)
         for _ in range(_REDIRECTS):
             self._check(url)
-            own = {**headers, **({"Authorization": authorization} if authorization and origin_of(url) == first else {})}
-            response = self._once(method, url, own, data)
+            given = {"Authorization": authorization} if authorization and origin_of(url) == first else {}
+            own = dict(self._own.headers) if self._is_own(url) else {}
+            response = self._once(method, url, {**own, **headers, **given}, form or upload, slow=slow)
             if response.status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
                 return response
             response.close()
-            target = urljoin(url, response.headers["Location"])
-            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-                raise WherryError(
-                    Kind.DENIED, f"{_host(url)} redirects from https to {urlsplit(target).scheme or 'nowhere'}"
-                )
-            if data is not None:
-                raise WherryError(Kind.DENIED, f"{_host(url)} redirects a request that carries a secret")
+            target = _redirected(url, response)
+            if form is not None:
+                raise WherryError(Kind.DENIED, f"{host_of(url)} redirects a request that carries a secret")
+            if method not in ("GET", "HEAD") and response.status not in (307, 308):
+                raise WherryError(Kind.INVALID, f"{host_of(url)} answers {method} with a redirect ({response.status})")
             url = target
-        raise WherryError(Kind.UNAVAILABLE, f"{_host(url)} redirects in a loop")
+        raise WherryError(Kind.UNAVAILABLE, f"{host_of(url)} redirects in a loop")
 
     def persist(self, what: str, attempt: Callable[[], Any], progressed: Callable[[], int] = lambda: 0) -> Any:
         """Call until it succeeds or patience ends; an attempt that brought something new starts the count again."""
@@ -220,6 +263,9 @@ class Transport:
                 if progressed() > seen:
                     tries, seen = 0, progressed()
                 tries += 1
+                if error.after > self.patience.longest_wait:
+                    hint = f"it asks to wait {error.after:.0f} seconds; a limit may be higher after `wherry login`"
+                    raise WherryError(Kind.UNAVAILABLE, f"{what}: {error}", hint=hint) from error
                 if error.cure and not self._answered:  # a registry that was there a moment ago may come back
                     raise WherryError(Kind.UNAVAILABLE, f"{what}: {error}", hint=error.cure) from error
                 if tries >= self.patience.attempts:
@@ -233,56 +279,92 @@ class Transport:
 
     def _pause(self, tries: int, after: float) -> None:
         patience = self.patience
-        pause = max(after, patience.pause * 2 ** (tries - 1) * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
-        time.sleep(min(pause, patience.longest_pause))
+        pause = patience.pause * 2 ** (tries - 1) * (0.5 + random.random())  # noqa: S311 - jitter, no secret
+        time.sleep(max(after, min(pause, patience.longest_pause)))
+
+    def _is_own(self, url: str) -> bool:
+        return bool(self._own.url) and origin_of(url) == origin_of(self._own.url)
 
     def _check(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise WherryError(Kind.INVALID, f"cannot fetch {url[:200]!r}: not http or https")
         if parts.scheme == "http" and not self.plain_allowed(url):
-            raise WherryError(
-                Kind.DENIED, f"{_host(url)} wants plain http", hint="mark it insecure if you trust the network"
-            )
+            hint = 'if you trust the network: server = "http://HOST" in hosts.d/HOST/hosts.toml'
+            raise WherryError(Kind.DENIED, f"{host_of(url)} wants plain http", hint=hint)
 
-    def _once(self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | None) -> Response:
-        session = self._open()
-        verify: bool | str = not self.marked_insecure(_host(url)) and _certificates()
+    def _once(
+        self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | Upload | None, *, slow: bool
+    ) -> Response:
+        session = self._open(url)
+        body: Any = (_Sized(data) if data.size else b"") if isinstance(data, Upload) else data
+        verify = not (self.marked_insecure(host_of(url)) or (self._own.skip_verify and self._is_own(url)))
+        read = self.patience.settle if slow else self.patience.read
         with _translated(url):
             inner = session.request(
-                method, url, headers=dict(headers), data=data, stream=True, allow_redirects=False, verify=verify,
-                timeout=(self.patience.connect, self.patience.read), proxies=_proxies(url),
+                method, url, headers=dict(headers), data=body, stream=True, allow_redirects=False, verify=verify,
+                timeout=(self._own.connect or self.patience.connect, read), proxies=_proxies(url),
             )  # fmt: skip
         self._answered = True
         response = Response(inner, self.patience)
         if response.status in _TRANSIENT:
+            words, after = response.words(), _retry_after(response.headers.get("Retry-After", ""))
             response.close()
-            raise Retry(
-                f"{_host(url)} answers {response.status}", _retry_after(response.headers.get("Retry-After", ""))
-            )
+            raise Retry(f"{host_of(url)} answers {response.status}{words}", after)
         return response
 
-    def _open(self) -> requests.Session:
+    def _open(self, url: str) -> requests.Session:
         with self._lock:
             if self._session is None:
                 import requests
-                from requests.adapters import HTTPAdapter
 
                 self._session = requests.Session()
-                self._session.trust_env = (
-                    False  # ~/.netrc would add credentials behind our back; proxies are read below
-                )
+                self._session.trust_env = False  # ~/.netrc would add credentials behind our back
                 self._session.headers.update({"User-Agent": "wherry", "Accept-Encoding": "identity"})
-                for scheme in ("http://", "https://"):
-                    self._session.mount(scheme, HTTPAdapter(pool_maxsize=8))
+                self._session.mount("http://", _adapter())
+            if not self._secure and url.startswith("https:"):
+                self._secure = True
+                self._mount_tls(self._session)
             return self._session
 
+    def _mount_tls(self, session: requests.Session) -> None:
+        """An authority that was added for a registry holds for its token server too; nothing else of it does."""
+        own = self._own
+        session.mount("https://", _adapter(context(own, private=False, verify=True)))
+        if own.url and (own.client or own.skip_verify):
+            session.mount(f"{own.url}/", _adapter(context(own, private=True, verify=not own.skip_verify)))
+        for netloc in self._insecure:
+            session.mount(f"https://{netloc}/", _adapter(context(own, private=False, verify=False)))
+        if own.skip_verify or self._insecure:
+            import urllib3
 
-def _certificates() -> bool | str:
-    for path in (os.environ.get("SSL_CERT_FILE", ""), _SYSTEM_CERTIFICATES):
-        if path and os.path.exists(path):
-            return path
-    return True
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for
+
+
+def _adapter(tls: ssl.SSLContext | None = None) -> HTTPAdapter:
+    """requests reads files of certificates at each connection; here a context is made once."""
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *words: Any, **more: Any) -> Any:
+            return super().init_poolmanager(*words, ssl_context=tls, **more)
+
+        def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
+            return super().proxy_manager_for(proxy, ssl_context=tls, **more)
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            del url, cert
+            conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
+
+    return Adapter(pool_maxsize=_CONNECTIONS)
+
+
+def _redirected(url: str, response: Response) -> str:
+    target = urljoin(url, response.headers["Location"])
+    scheme = urlsplit(target).scheme
+    if urlsplit(url).scheme == "https" and scheme != "https":
+        raise WherryError(Kind.DENIED, f"{host_of(url)} redirects from https to {scheme or 'nowhere'}")
+    return target
 
 
 def _proxies(url: str) -> dict[str, str]:
@@ -292,4 +374,12 @@ def _proxies(url: str) -> dict[str, str]:
 
 
 def _retry_after(text: str) -> float:
-    return float(text) if text.isdecimal() and len(text) < 6 else 0.0
+    """RFC 9110, 10.2.3: seconds, or a date."""
+    if text.isdecimal():
+        return float(text[:9])
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,33 +1,32 @@
-"""A stored layer becomes a directory: inflate, hash, and feed the confined helper (native/unpack.c).
+"""Packed bytes become a layer: through the worker that inflates and hashes into the confined helper (native/unpack.c).
 
 Decides how much may come out of a layer and that it is published only when its diff id is right. The tar format is the
 helper's; what images are is the store's.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import functools
-import hashlib
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk, formats
 from wherry.image.snapshot import layer_path
+from wherry.image.worker import Worker, verdict
 from wherry.kernel.files import remove_tree
 
-__all__ = ["LayerLimits", "Unpacker", "inflate"]
+__all__ = ["LayerLimits", "LayerStream", "Unpacker"]
 
 _CHUNK = 256 << 10
-_QUEUE = 8
 _FIRST_FREE = 16  # descriptors below are rearranged for the helper
 _REPORT_MAX = 8192
-_ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_CLAIM_SECONDS = 3600.0
 
 
 class LayerLimits(NamedTuple):
@@ -43,142 +42,69 @@ class LayerLimits(NamedTuple):
         return min(self.total, max(self.free, packed * self.ratio))
 
 
-class _Inflater(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
+def pipe() -> tuple[int, int]:
+    """A wide one: (read, write), above the descriptors that the helper's are arranged among."""
+    import fcntl
+
+    with contextlib.ExitStack() as low:
+        ends = os.pipe2(os.O_CLOEXEC)
+        for fd in ends:
+            low.callback(os.close, fd)
+        with contextlib.suppress(OSError):  # above the user's pipe limit: slower, no more
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+        return _high(ends[0]), _high(ends[1])
 
 
-def _gzip_inflater() -> _Inflater:
-    try:
-        from isal import isal_zlib  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        import zlib
+def _high(fd: int) -> int:
+    import fcntl
 
-        return zlib.decompressobj(wbits=31)
-    inflater: _Inflater = isal_zlib.decompressobj(wbits=31)
-    return inflater
-
-
-def inflate(file: BinaryIO) -> Iterator[bytes]:
-    """The tar stream of a layer, whatever its compression: the first bytes tell (the diff id is verified anyway)."""
-    head = file.read(4)
-    file.seek(0)
-    if head.startswith(_GZIP):
-        yield from _gunzip(file)
-    elif head == _ZSTD:
-        yield from _unzstd(file)
-    else:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    inflater = _gzip_inflater()
-    fed = False  # a member has begun
-    data = file.read(_CHUNK)
-    while data:
-        if not fed and data.count(0) == len(data):  # zeros after the last member pad to a block, as gzip(1) tolerates
-            data = file.read(_CHUNK)
-            continue
-        fed = True
-        chunk = inflater.decompress(data, _CHUNK)
-        if chunk:
-            yield chunk
-        if inflater.eof:
-            data, inflater, fed = inflater.unused_data or file.read(_CHUNK), _gzip_inflater(), False
-        else:
-            data = getattr(inflater, "unconsumed_tail", b"") or file.read(_CHUNK)
-    if fed:
-        yield from _gunzip_rest(inflater)
-
-
-def _gunzip_rest(inflater: _Inflater) -> Iterator[bytes]:
-    while not inflater.eof:
-        chunk = inflater.decompress(b"", _CHUNK)
-        if not chunk:
-            raise EOFError("the gzip stream is truncated")
-        yield chunk
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    import zstandard
-
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-        file, read_size=_CHUNK, read_across_frames=True
-    )
-    while chunk := reader.read(_CHUNK):
-        yield chunk
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
 
 
 class _Child:
     """One helper process with its pipes; always reaped."""
 
     def __init__(self, helper: int, directory: int, arguments: list[str]) -> None:
-        fds = contextlib.ExitStack()
-        with fds:
-            stdin, self.input = self._pipe(fds)
-            self.output, stdout = self._pipe(fds)
-            program, target = self._high(fds, helper), self._high(fds, directory)
+        stdin, self.input = pipe()
+        self.output, stdout = pipe()
+        program, target = _high(helper), _high(directory)
+        self._done = False
+        try:
             self.pid = os.posix_spawn(
                 f"/proc/self/fd/{program}", ["wherry-helper", "unpack", *arguments], {},
                 file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1),
                               (os.POSIX_SPAWN_DUP2, target, 3)],
                 setsigdef=[signal.SIGPIPE], setsigmask=[],
             )  # fmt: skip
-            self.input, self.output = os.dup(self.input), os.dup(self.output)
-
-    @staticmethod
-    def _high(fds: contextlib.ExitStack, fd: int) -> int:
-        import fcntl
-
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-        fds.callback(os.close, high)
-        return high
-
-    def _pipe(self, fds: contextlib.ExitStack) -> tuple[int, int]:
-        import fcntl
-
-        read, write = os.pipe2(os.O_CLOEXEC)
-        fds.callback(os.close, read)
-        fds.callback(os.close, write)
-        with contextlib.suppress(OSError):  # above the user's pipe limit: slower, no more
-            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
-        return self._high(fds, read), self._high(fds, write)
-
-    def feed(self, data: bytes) -> bool:
-        """Write all; False when the helper has ended (its report says why)."""
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self.input, view) :]
-        except BrokenPipeError:
-            return False
-        return True
+        except BaseException:
+            self.end_input()
+            os.close(self.output)
+            raise
+        finally:
+            for fd in (stdin, stdout, program, target):
+                os.close(fd)
 
     def end_input(self) -> None:
+        """Our end of its standard input."""
         if self.input >= 0:
             os.close(self.input)
             self.input = -1
 
     def report(self) -> list[str]:
         """Wait for the end; the words of its report."""
-        self.end_input()
         text = b""
         while len(text) < _REPORT_MAX and (part := os.read(self.output, _REPORT_MAX - len(text))):
             text += part
+        self._done = True
         return text.decode("utf-8", "backslashreplace").split("\n", 2)
 
     def close(self) -> None:
         """Reap it; one that still runs is killed first."""
-        running = self.input >= 0
-        self.end_input()
-        os.close(self.output)
-        if running:
+        if not self._done:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
+        self.end_input()
+        os.close(self.output)
         os.waitpid(self.pid, 0)
 
 
@@ -202,27 +128,25 @@ class Unpacker:
     ) -> None:
         self._root = root
         self._wanted = snapshot_format
+        self._unfit: set[str] = set()  # layers that the format cannot hold
         self._userxattr = userxattr
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
+        self._worker = Worker()
+
+    def close(self) -> None:
+        """End the process that inflates."""
+        self._worker.close()
+
+    def __enter__(self) -> Unpacker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def has(self, diff_id: str) -> bool:
         """Whether the layer is there; nothing is locked or made."""
         return os.path.isdir(layer_path(self._root, diff_id))
-
-    def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
-        """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
-        target = layer_path(self._root, diff_id)
-        if os.path.isdir(target):
-            return False
-        disk.make_private(os.path.join(self._root, "layers"))
-        lock = os.path.join(self._root, "ingest", f"layer-{diff_id.partition(':')[2]}.lock")
-        disk.make_private(os.path.dirname(lock))
-        with disk.claim(lock, unlink=True):
-            if os.path.isdir(target):
-                return False
-            self._unpack(blob, diff_id, target, report, stop)
-        return True
 
     @functools.cached_property
     def format(self) -> formats.Format:
@@ -241,6 +165,7 @@ class Unpacker:
         try:
             child = self._start(temporary, 0, formats.EROFS)
             try:
+                child.end_input()
                 words = child.report()
             finally:
                 child.close()
@@ -249,33 +174,82 @@ class Unpacker:
             self._discard(temporary)
             os.close(held)
 
-    def _unpack(
-        self, blob: str, diff_id: str, target: str, report: Callable[[int, int], None], stop: threading.Event
-    ) -> None:
+    def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
+        """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
         try:
-            self._unpack_as(self.format, blob, diff_id, target, report, stop)
-        except formats.DoesNotFitError:
-            self._unpack_as(formats.DIRECTORY, blob, diff_id, target, report, stop)
+            return self._unpack(blob, diff_id, report, stop)
+        except formats.DoesNotFitError:  # as a directory, then
+            return self._unpack(blob, diff_id, report, stop)
 
-    def _unpack_as(  # noqa: PLR0917  # as above, in one format
-        self, how: formats.Format, blob: str, diff_id: str, target: str, report: Callable[[int, int], None],
-        stop: threading.Event,
-    ) -> None:  # fmt: skip
+    def _unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
+        packed = 0 if self.has(diff_id) else os.stat(blob).st_size
+        with self.stream(diff_id, packed, stop) as stream:
+            if stream is None:
+                return False
+            with open(blob, "rb") as file:
+                while not stream.ended and (chunk := file.read(_CHUNK)):
+                    stream.write(chunk)
+                    report(file.tell(), packed)
+            stream.finish()
+        return True
+
+    @contextlib.contextmanager
+    def stream(
+        self, diff_id: str, packed: int, stop: threading.Event, *, wait: bool = True
+    ) -> Iterator[LayerStream | None]:
+        """A stream that makes the layer of `packed` bytes, or None when the layer is there.
+
+        Without `wait` also None while another makes it. What is not finished when this ends leaves nothing.
+        """
+        target = layer_path(self._root, diff_id)
+        if os.path.isdir(target):
+            yield None
+            return
+        disk.make_private(os.path.join(self._root, "layers"))
+        lock = os.path.join(self._root, "ingest", f"layer-{diff_id.partition(':')[2]}.lock")
+        disk.make_private(os.path.dirname(lock))
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+            except WherryError:
+                if wait:
+                    raise
+                yield None
+                return
+            yield None if os.path.isdir(target) else held.enter_context(self._making(diff_id, target, packed, stop))
+
+    @contextlib.contextmanager
+    def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)  # tells gc that someone works here
-        try:
-            os.mkdir(os.path.join(temporary, "fs"), 0o755)
-            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
-            entries, size = self._fill(temporary, how, blob, diff_id, report, stop)
+
+        how = formats.DIRECTORY if diff_id in self._unfit else self.format
+
+        def publish(words: list[str], digest: str) -> None:
+            try:
+                entries, size = self._judge(words, diff_id, digest)
+            except formats.DoesNotFitError:
+                self._unfit.add(diff_id)
+                raise
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
             disk.fsync_dir(parent)
-        except BaseException:
-            self._discard(temporary)
-            raise
+
+        try:
+            os.mkdir(os.path.join(temporary, "fs"), 0o755)
+            os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
+            most = self._limits.bytes_for(packed)
+            stream = LayerStream(self._start(os.path.join(temporary, how.place), most, how), stop, publish)
+            try:
+                stream.begin(self._worker, diff_id, most)
+                yield stream
+            finally:
+                stream.close()
         finally:
+            if os.path.isdir(temporary):  # not published
+                self._discard(temporary)
             os.close(held)
 
     @staticmethod
@@ -285,22 +259,6 @@ class Unpacker:
             remove_tree(os.path.basename(temporary), fd)
         finally:
             os.close(fd)
-
-    def _fill(  # noqa: PLR0917  # as above
-        self, directory: str, how: formats.Format, blob: str, diff_id: str, report: Callable[[int, int], None],
-        stop: threading.Event,
-    ) -> tuple[int, int]:  # fmt: skip
-        with open(blob, "rb") as file:
-            packed = os.fstat(file.fileno()).st_size
-            most = self._limits.bytes_for(packed)
-            child = self._start(os.path.join(directory, how.place), most, how)
-            watch = _Watch(lambda done: report(done, packed), stop)
-            try:
-                digest = _pump(file, child, diff_id.partition(":")[0], watch, most)
-                words = child.report()
-            finally:
-                child.close()
-        return self._judge(words, diff_id, digest)
 
     def _start(self, directory: str, most: int, how: formats.Format) -> _Child:
         helper = self._helper()
@@ -315,7 +273,7 @@ class Unpacker:
             os.close(helper)
 
     @staticmethod
-    def _judge(words: list[str], diff_id: str, digest: str | None) -> tuple[int, int]:
+    def _judge(words: list[str], diff_id: str, digest: str) -> tuple[int, int]:
         first = words[0].split()
         if first[:1] == ["fail"] and len(words) == 3 and len(first) == 3:
             raise _refusal(diff_id, int(first[1]), int(first[2]), words[1], words[2])
@@ -350,71 +308,69 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
 
 
-class _Watch(NamedTuple):
-    """Who wants to know how far it is, and who may stop it."""
-
-    report: Callable[[int], None]
-    stop: threading.Event
-
-
 class _Cancelled(WherryError):
     def __init__(self) -> None:
         super().__init__(Kind.CONFLICT, "cancelled")
 
 
-def _pump(file: BinaryIO, child: _Child, algorithm: str, watch: _Watch, most: int) -> str | None:
-    """Inflate here, hash and write in a second thread. The diff id in hex, None where the helper ended early."""
-    chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
-    hashed = hashlib.new(algorithm)
-    alive = threading.Event()
-    alive.set()
+class LayerStream:
+    """Packed bytes in, a layer out: to the worker that inflates and hashes, from there to the helper that unpacks.
 
-    def drain() -> None:
-        while (chunk := chunks.get()) is not None:
-            if alive.is_set():
-                hashed.update(chunk)
-                if not child.feed(chunk):
-                    alive.clear()
+    A failure shows in `finish` only; `ended` tells that more bytes would be for nothing.
+    """
 
-    worker = threading.Thread(target=drain, name="unpack", daemon=True)
-    worker.start()
-    try:
-        _inflate_into(file, chunks, watch, alive, most)
-    except _broken_streams() as error:
-        raise WherryError(Kind.INVALID, f"a layer's compressed data is damaged: {error}") from error
-    finally:
-        chunks.put(None)
-        worker.join()
-    return hashed.hexdigest() if alive.is_set() else None
+    def __init__(self, child: _Child, stop: threading.Event, publish: Callable[[list[str], str], None]) -> None:
+        self._child, self._stop, self._publish = child, stop, publish
+        self._packed = self._report = -1
+        self.ended = False
 
+    def begin(self, worker: Worker, diff_id: str, most: int) -> None:
+        """Have the worker wait for the first byte."""
+        packed, self._packed = pipe()
+        self._report, report = pipe()
+        try:
+            worker.begin(diff_id.partition(":")[0], most, packed, self._child.input, report)
+        finally:
+            os.close(packed)
+            os.close(report)
+            self._child.end_input()  # the worker's now
 
-def _broken_streams() -> tuple[type[BaseException], ...]:
-    import zlib
+    def write(self, data: bytes) -> None:
+        """The next packed bytes; waits where the unpacking is slower."""
+        view = memoryview(data)
+        try:
+            while view and not self.ended:
+                if self._stop.is_set():
+                    raise _Cancelled
+                view = view[os.write(self._packed, view) :]
+        except BrokenPipeError:  # its report says why
+            self.ended = True
 
-    kinds: list[type[BaseException]] = [zlib.error, EOFError]
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        kinds.append(zstandard.ZstdError)
-    with contextlib.suppress(ImportError):
-        from isal import isal_zlib
-
-        kinds.append(isal_zlib.error)
-    return tuple(kinds)
-
-
-def _inflate_into(
-    file: BinaryIO, chunks: queue.Queue[bytes | None], watch: _Watch, alive: threading.Event, most: int
-) -> None:
-    total = 0
-    for chunk in inflate(file):
-        if watch.stop.is_set():
+    def finish(self) -> None:
+        """All bytes are there: compare the diff id and publish the layer, synced; else say why not."""
+        if self._stop.is_set():
             raise _Cancelled
-        if not alive.is_set():
-            return
-        total += len(chunk)
-        if total > most:
-            raise WherryError(Kind.INVALID, f"a layer inflates to more than {most} bytes",
-                              hint="this looks like a decompression bomb")  # fmt: skip
-        chunks.put(chunk)
-        watch.report(file.tell())
+        self._end_packed()
+        words = self._child.report()
+        self._publish(words, self._digest())
+
+    def _digest(self) -> str:
+        try:
+            return verdict(self._report)
+        except WherryError as error:
+            if error.kind is Kind.CONFLICT:  # the helper ended first: its report says why
+                return ""
+            raise
+
+    def close(self) -> None:
+        """Let go; a helper that still works is killed."""
+        self._end_packed()
+        if self._report >= 0:
+            os.close(self._report)
+            self._report = -1
+        self._child.close()
+
+    def _end_packed(self) -> None:
+        if self._packed >= 0:
+            os.close(self._packed)
+            self._packed = -1

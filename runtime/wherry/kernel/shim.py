@@ -221,6 +221,19 @@ def attach_device_program(cgroup: int, code: bytes, *, replace: bool = False) ->
     raise OSError(number, "; ".join(words[-3:]) or os.strerror(number), "device program")
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): wait until all that was written to the file system of `fd` is on its device."""
+    _checked(_lib.sh_syncfs(fd))
+
+
+def only_compute() -> None:
+    """From here on this process reads and writes what it holds or is given (recvmsg), makes threads, and nothing else.
+
+    A seccomp filter, for good; to be called before there are threads.
+    """
+    _checked(_lib.sh_only_compute())
+
+
 def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
     """An anonymous file holding `data` that nobody can change any more, at its start."""
     fd = _checked(_lib.sh_memfd(os.fsencode(name), int(executable)))

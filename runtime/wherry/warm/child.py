@@ -96,7 +96,7 @@ def _utf8(env: Mapping[str, str]) -> bool:
 
 def _served(ask: wire.Ask) -> Callable[..., int] | None:
     """The program's main, where this command is one for us."""
-    if ask.program == "wherry" and _short_verb(ask.argv) and not _terminal(ask):
+    if ask.program == "wherry" and _short_verb(ask.argv, ask.env) and not _terminal(ask):
         from wherry.cli.main import main
 
         return lambda words, env, later: main(words, env, None, later)
@@ -115,11 +115,22 @@ def _plugin(name: str) -> Callable[..., int] | None:
     return plugin and (lambda _words, env, _later: plugin(sys.argv, env, sys.stdin.buffer, sys.stdout.buffer))
 
 
-def _short_verb(argv: tuple[str, ...]) -> bool:
+def _short_verb(argv: tuple[str, ...], env: Mapping[str, str]) -> bool:
     """Whether it is one of ours: `ps`, `container ps`; what follows a group's name is a verb by itself."""
     words = _words(argv, _PLACES)
     verb = next(words, "")
-    return verb in _VERBS or (verb in _GROUPS and next(words, "") in _VERBS)
+    verb = next(words, "") if verb in _GROUPS else verb
+    return verb in _VERBS or (verb == "pull" and _here(argv, env))
+
+
+def _here(argv: tuple[str, ...], env: Mapping[str, str]) -> bool:
+    """Whether what is to be pulled is there: then a question to its registry is mostly all. A download starts cold."""
+    from wherry.cli import quick
+    from wherry.engine import images
+    from wherry.engine.config import place
+
+    line = quick.read(argv)
+    return line is not None and images.has_name(place(env=env, **line.places), str(line.values.get("image", "")))
 
 
 def _words(argv: tuple[str, ...], with_value: tuple[str, ...]) -> Iterator[str]:

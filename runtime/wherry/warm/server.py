@@ -42,11 +42,11 @@ _EVENTS: Final = 1 << 16  # bytes
 _LISTEN_FD: Final = 3  # SD_LISTEN_FDS_START
 #: imported by what is served, but not at the top of a module
 _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipaddress", "hashlib",
-                "tomllib", "encodings.ascii")  # fmt: skip
+                "tomllib", "encodings.ascii", "encodings.idna", "requests.adapters")  # fmt: skip
 #: what hot commands do without; above all click, which explains lines that are not plain
 _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.completion", "wherry.cli.manual", "wherry.cli.progress",
-                   "wherry.cli.tree", "wherry.image.transport",
-                   "wherry.image.registry", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
+                   "wherry.cli.tree", "wherry.image.worker", "wherry.warm.server", "wherry.__main__",
+                   "wherry.boot")  # fmt: skip
 
 
 def main(directory: str, idle: float = _IDLE) -> None:

@@ -8,7 +8,7 @@ from wherry.cli import human, parse
 from wherry.cli.app import App, verb
 from wherry.cli.options import Values, one, switch
 from wherry.cli.table import LISTING, Column, Look, filters, show
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 FILTERS = ("before", "dangling", "label", "reference", "since")
@@ -79,35 +79,25 @@ def images(app: App, values: Values) -> None:
     "pull",
     "IMAGE",
     one("--platform", parse.platform, "OS/ARCH", "the platform to fetch, where an image has several"),
+    switch("--all-platforms", "fetch the images of all platforms; this machine's is unpacked"),
     switch("-q --quiet", "print the name only"),
     aliases="wherry image pull, wherry pull",
     examples="""
 wherry pull alpine:3
+wherry pull --all-platforms alpine:3
 wherry pull --platform linux/arm64 ghcr.io/org/app
 wherry pull oci:./layout:latest""",
 )
 def pull(app: App, values: Values) -> None:
     """Fetch an image from a registry, or from oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."""
-    record = app.engine.pull(values["image"], values["platform"] or "", app.progress(values["quiet"]))
+    if values["all_platforms"] and values["platform"]:
+        raise WherryError(Kind.INVALID, "--platform and --all-platforms exclude each other")
+    record = app.engine.pull(
+        values["image"], values["platform"] or "", app.progress(values["quiet"]), all_platforms=values["all_platforms"]
+    )
     if not values["quiet"]:
-        app.out(f"Digest: {record.manifest}")
+        app.out(f"Digest: {record.target or record.manifest}")
     app.out(record.names[0] if record.names else record.id)
-
-
-@verb(
-    "load",
-    "SOURCE",
-    switch("-q --quiet", "do not show progress"),
-    aliases="wherry image load, wherry load",
-    examples="wherry load oci:./layout\nwherry load docker-archive:./image.tar",
-)
-def load(app: App, values: Values) -> None:
-    """Load every image of oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."""
-    for record in app.engine.load(values["source"], app.progress(values["quiet"])):
-        for name in record.names:
-            app.out(f"Loaded image: {name}")
-        if not record.names:
-            app.out(f"Loaded image ID: {record.id}")
 
 
 @verb(

@@ -1,0 +1,178 @@
+"""From the store to a registry: blobs first, several at a time, then the documents that name them.
+
+Decides what has to be sent: nothing that is there, nothing that the registry can mount from a repository of its own.
+Refuses to know which name the user gave and how the store keeps images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+from wherry.errors import Kind, WherryError
+from wherry.image.blobs import REF_NAME, Blobs
+from wherry.image.hosts import Endpoint, Reach, endpoints
+from wherry.image.indexes import Stored, documents
+from wherry.image.reference import Reference
+from wherry.image.remote import Remote
+from wherry.image.transport import Upload
+from wherry.image.upload import BlobUpload
+from wherry.model import Descriptor, ProgressEvent
+
+__all__ = ["Pushed", "Pusher", "push"]
+
+_PARALLEL = 4
+_REPOSITORIES_MAX = 8  # that a blob may be mounted from, and a token is asked for
+
+
+class Pushed(NamedTuple):
+    """What is in the registry now."""
+
+    name: str
+    tag: str
+    descriptor: Descriptor
+
+
+def push(
+    blobs: Blobs, reach: Reach, name: str, progress: Callable[[ProgressEvent], None], *, all_tags: bool = False
+) -> Iterator[Pushed]:
+    """Push the image of a name, or those of all tags of a repository, one after the other."""
+    reference = Reference.parse(name)
+    if reference.digest:
+        raise WherryError(Kind.INVALID, "cannot push a digest reference", hint=f"tag it: {reference.name}:TAG")
+    found = _named(blobs, reference, all_tags=all_tags)
+    pusher = Pusher(blobs, reference, reach, progress)
+    with blobs.lease(), contextlib.closing(pusher):
+        for one, top in found:
+            yield pusher.push(one, top)
+
+
+def _named(blobs: Blobs, wanted: Reference, *, all_tags: bool) -> list[tuple[Reference, Descriptor]]:
+    found = []
+    for entry in blobs.entries():
+        if name := entry.annotations.get(REF_NAME):
+            reference = Reference.parse(name)
+            if reference == wanted or (all_tags and reference.name == wanted.name and reference.tag):
+                found.append((reference, entry._replace(annotations={})))
+    if not found:
+        what = f"repository: {wanted.name}" if all_tags else f"tag: {wanted.name}:{wanted.tag}"
+        raise WherryError(Kind.NOT_FOUND, f"an image does not exist locally with the {what}",
+                          hint="see `wherry images`, and `wherry tag`")  # fmt: skip
+    return found
+
+
+class Pusher:
+    """Sends images of the store to one repository. Close it."""
+
+    def __init__(
+        self, blobs: Blobs, repository: Reference, reach: Reach, progress: Callable[[ProgressEvent], None]
+    ) -> None:
+        self._blobs = blobs
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._there: set[str] = set()
+        self._elsewhere = _elsewhere(blobs, repository)
+        self.what = repository.name
+        sources = dict.fromkeys(name for names in self._elsewhere.values() for name in names)
+        scopes = [f"repository:{name}:pull" for name in list(sources)[:_REPOSITORIES_MAX]]
+        endpoint = _endpoint(repository, reach)
+        self._remote = Remote(repository, endpoint, reach, actions="pull,push", scopes=scopes)
+
+    def push(self, reference: Reference, top: Descriptor) -> Pushed:
+        """Everything of a stored image, or of an index with all its images; its name comes last."""
+        found = list(documents(self._blobs, top))
+        self._send_blobs(found)
+        for document in found[:-1]:
+            self._document(document, document.descriptor.digest)
+        self._document(found[-1], reference.tag or top.digest)
+        return Pushed(str(reference), reference.tag, top)
+
+    def close(self) -> None:
+        self._remote.close()
+
+    # ---- blobs
+
+    def _send_blobs(self, found: Sequence[Stored]) -> None:
+        configs = {document.blobs[0].digest for document in found if document.blobs}
+        wanted = {blob.digest: blob for document in found for blob in document.blobs if blob.digest not in self._there}
+        for blob in wanted.values():
+            if not self._blobs.has(blob):
+                raise WherryError(Kind.NOT_FOUND, f"blob {blob.digest} is not in the store",
+                                  hint="pull the image again, with --all-platforms where it has several")  # fmt: skip
+            if blob.digest not in configs:
+                self._say(blob, "Preparing")
+        with ThreadPoolExecutor(_PARALLEL, "push") as pool:
+            futures = [pool.submit(self._send, blob, silent=digest in configs) for digest, blob in wanted.items()]
+            try:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def _send(self, blob: Descriptor, *, silent: bool) -> None:
+        def report(done: int) -> None:
+            if not silent:
+                self._say(blob, "Pushing", done)
+
+        sources = self._elsewhere.get(blob.digest, ())
+        word = BlobUpload(self._remote, blob, self._blobs.path(blob.digest), report, self._stop).run(sources)
+        if not silent:
+            self._say(blob, word, blob.size)
+        self._there.add(blob.digest)
+
+    def _say(self, blob: Descriptor, status: str, done: int = 0) -> None:
+        with self._lock:
+            self._progress(ProgressEvent(blob.digest.partition(":")[2][:12], status, done, blob.size))
+
+    # ---- documents
+
+    def _document(self, document: Stored, name: str) -> None:
+        what = f"{self.what}: manifest {name}"
+        self._remote.persist(what, lambda: self._put(document, name, what))
+
+    def _put(self, document: Stored, name: str, what: str) -> None:
+        digest = document.descriptor.digest
+        headers = {"Content-Type": document.descriptor.media_type}
+        upload = Upload(len(document.data), lambda: iter([document.data]))
+        url = self._remote.url(f"manifests/{name}")
+        with self._remote.send("PUT", url, headers, upload=upload, slow=True) as response:
+            self._remote.expect(response, (200, 201, 202), what)
+            told = response.headers.get("Docker-Content-Digest", digest)
+        if told != digest and told.partition(":")[0] == digest.partition(":")[0]:
+            raise WherryError(Kind.INVALID, f"{what}: the registry has {told[:140]} instead of {digest}",
+                              hint="the registry is damaged, or something between changes what is sent")  # fmt: skip
+
+
+def _endpoint(repository: Reference, reach: Reach) -> Endpoint:
+    """The first endpoint that takes images (containerd's order)."""
+    for endpoint in endpoints(repository.registry, reach):
+        if "push" in endpoint.capabilities:
+            return endpoint
+    raise WherryError(Kind.PRECONDITION, f"no endpoint of {repository.registry} takes images",
+                      hint='give one the capability "push" in hosts.d')  # fmt: skip
+
+
+def _elsewhere(blobs: Blobs, repository: Reference) -> Mapping[str, tuple[str, ...]]:
+    """Where else in this registry a blob may be: in the repositories that images here have names of."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in blobs.entries():
+        name = entry.annotations.get(REF_NAME)
+        other = Reference.parse(name) if name else None
+        if other and other.registry == repository.registry and other.repository != repository.repository:
+            for blob in _blobs_of(blobs, entry):
+                found.setdefault(blob.digest, {})[other.repository] = None
+    return {digest: tuple(names) for digest, names in found.items()}
+
+
+def _blobs_of(blobs: Blobs, entry: Descriptor) -> Iterator[Descriptor]:
+    """What an image consists of; nothing of one that is damaged: this is only a guess where blobs may be."""
+    with contextlib.suppress(WherryError, OSError):
+        for document in documents(blobs, entry):
+            yield from document.blobs

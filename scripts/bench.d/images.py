@@ -1,0 +1,268 @@
+"""Images beside the peers: pull, save, load, push, rmi of one large image, interleaved by round, each on a fresh ext4.
+
+Started by `scripts/bench images` inside the peers' namespaces. A round makes for each peer a new file system on a loop
+device, starts its daemon there, and goes through the steps; wall seconds of each command, CPU seconds of the whole
+machine, peak memory of the command. ROOT of wherry is synced by it before it answers; the peers sync as they like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parents[2]
+REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
+IMAGE = f"{REGISTRY}/big:test"
+SIZE = 12 << 30  # of the sparse file; what is written is less
+#: in their order; those of one name twice are two states
+STEPS = ("pull", "present", "first_read", "warm_read", "save", "push", "rmi", "again", "rmi_again", "watched",
+         "rmi_watched", "load", "rmi_load")  # fmt: skip
+WHAT = {
+    "pull": "`pull`, fresh file system", "present": "`pull` when the image is there", "save": "`save` to a file",
+    "push": "`push` to another repository", "rmi": "`rmi`", "again": "`pull` right after the image was removed",
+    "load": "`load` of what was saved", "first_read": "first read of all files, caches dropped",
+    "warm_read": "the same again", "watched": "memory of a `pull`: all its processes, RSS every 10 ms",
+}  # fmt: skip
+#: (step, whose, the most of the fastest peer's, of whom if not of the fastest)
+BARS = (
+    ("pull", "wherry-directory", 0.4, ""), ("pull", "wherry-erofs", 0.3, ""), ("again", "wherry-directory", 0.7, ""),
+    ("again", "wherry-erofs", 0.25, ""), ("rmi", "wherry-directory", 1.0, "ctr"), ("rmi", "wherry-erofs", 0.1, "ctr"),
+    ("present", "wherry-erofs", 0.5, "podman"), ("save", "wherry-erofs", 0.7, ""), ("load", "wherry-erofs", 0.7, ""),
+    ("push", "wherry-erofs", 0.7, ""),
+)  # fmt: skip
+WHERRY = {
+    "cli": f"{TOP}/.venv/bin/wherry --root {{fs}}/root --state {{run}}/wherry-images --config {{fs}}/wherry.toml",
+    "pull": f"{{cli}} pull -q {IMAGE}", "save": f"{{cli}} save -o {{fs}}/saved {IMAGE}",
+    "tag": f"{{cli}} tag {IMAGE} {{target}}", "push": "{cli} push -q {target}", "untag": "{cli} rmi {target}",
+    "rmi": f"{{cli}} rmi {IMAGE}", "load": "{cli} load -q -i {fs}/saved", "watched": f"{{cli}} pull -q {IMAGE}",
+    "warm_read": "sh -c 'find {fs}/root/layers/*/fs -type f -print0 | xargs -0 cat | wc -c'",
+}  # fmt: skip
+CTR = {
+    "cli": "ctr --address {run}/images-containerd.sock",
+    "pull": f"{{cli}} images pull --plain-http {IMAGE}", "save": f"{{cli}} images export {{fs}}/saved {IMAGE}",
+    "tag": f"{{cli}} images tag {IMAGE} {{target}}", "push": "{cli} images push --plain-http {target}",
+    "untag": "{cli} images rm --sync {target}", "rmi": f"{{cli}} images rm --sync {IMAGE}",
+    "load": "{cli} images import {fs}/saved",
+    "daemon": "containerd --config {fs}/containerd.toml", "ready": "{cli} version",
+}  # fmt: skip
+DOCKER = {
+    "cli": "docker --host unix://{run}/images-docker.sock",
+    "pull": f"{{cli}} pull -q {IMAGE}", "save": f"{{cli}} save -o {{fs}}/saved {IMAGE}",
+    "tag": f"{{cli}} tag {IMAGE} {{target}}", "push": "{cli} push -q {target}", "untag": "{cli} rmi {target}",
+    "rmi": f"{{cli}} rmi {IMAGE}", "load": "{cli} load -q -i {fs}/saved",
+    "daemon": "dockerd --containerd {scratch}/containerd.sock --host unix://{run}/images-docker.sock"
+    " --data-root {fs}/docker --exec-root {run}/images-docker"
+    " --pidfile {run}/images-docker.pid --config-file {scratch}/dockerd.json"
+    " --bridge none --iptables=false",
+    "ready": "{cli} info",
+}  # fmt: skip
+PODMAN = {
+    "cli": "env CONTAINERS_CONF={scratch}/containers.conf podman --root {fs}/podman --runroot {run}/images-podman",
+    "pull": f"{{cli}} pull -q --tls-verify=false {IMAGE}", "save": f"{{cli}} save -q -o {{fs}}/saved {IMAGE}",
+    "tag": f"{{cli}} tag {IMAGE} {{target}}", "push": "{cli} push -q --tls-verify=false {target}",
+    "untag": "{cli} rmi {target}", "rmi": f"{{cli}} rmi {IMAGE}", "load": "{cli} load -q -i {fs}/saved",
+}  # fmt: skip
+PEERS: dict[str, dict[str, str]] = {
+    "wherry-directory": {**WHERRY, "env": "WHERRY_SNAPSHOT_FORMAT=directory"},
+    "wherry-erofs": {**WHERRY, "env": "WHERRY_SNAPSHOT_FORMAT=erofs"},
+    "ctr": CTR, "docker": DOCKER, "podman": PODMAN,
+}  # fmt: skip
+HEAD = "| | runs | median s | min to max | CPU s | peak MiB |"
+SAME = {
+    "first_read": "warm_read", "rmi_watched": "rmi", "present": "pull", "again": "pull", "rmi_again": "rmi",
+    "rmi_load": "rmi",
+}  # fmt: skip
+
+
+def busy_seconds() -> float:
+    """CPU seconds that the whole machine has worked since boot."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, _idle, _wait, irq, soft, *_ = map(int, first.split()[1:])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """MiB of a process and all below it; what they share counts once for each."""
+    with contextlib.suppress(OSError, IndexError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for task in os.listdir(f"/proc/{pid}/task"):
+            if task != str(pid):
+                below += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 + sum(resident(int(child)) for child in below)
+    return 0.0
+
+
+class Peer:
+    """One runtime on one fresh file system."""
+
+    def __init__(self, name: str, templates: dict[str, str], scratch: Path, fs: Path, number: int) -> None:
+        self.name, self._templates = name, templates
+        # a repository that the registry does not know; the registry may know its blobs from others, for all alike
+        target = f"{REGISTRY}/pushed-{name}-{number}-{os.getpid()}:test"
+        self._words = {"scratch": scratch, "run": scratch / "run", "fs": fs, "target": target}
+        key, _, value = templates.get("env", "").partition("=")
+        self._env = {**os.environ, **({key: value} if key else {})}
+
+    def command(self, step: str) -> list[str]:
+        """A template, filled in."""
+        text = self._templates[step].replace("{cli}", self._templates["cli"])
+        return shlex.split(text.format(**self._words))
+
+    def has(self, step: str) -> bool:
+        """Whether this runtime has the step."""
+        return step in self._templates
+
+    def do(self, step: str) -> dict[str, float]:
+        """Run a step: seconds of wall, of the machine's CPUs, and MiB at its peak."""
+        peak, command = 0.0, SAME.get(step, step)
+        if step == "first_read":
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        before, start = busy_seconds(), time.perf_counter()
+        with open(Path(str(self._words["fs"])) / "output", "wb") as output:
+            process = subprocess.Popen(self.command(command), env=self._env, stdout=output, stderr=output)
+            while step == "watched" and not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                peak = max(peak, resident(process.pid))
+                time.sleep(0.01)
+            _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        if status:
+            words = (Path(str(self._words["fs"])) / "output").read_text(errors="replace")[-1000:]
+            raise SystemExit(f"{self.name}: {step} failed: {words}")
+        return {"wall": wall, "cpu": busy_seconds() - before, "rss": peak or usage.ru_maxrss / 1024}
+
+    @contextlib.contextmanager
+    def daemon(self) -> Iterator[None]:
+        """Its daemon, where it has one."""
+        if not self.has("daemon"):
+            yield
+            return
+        with open(Path(str(self._words["scratch"])) / f"images-{self.name}.log", "ab") as log:
+            process = subprocess.Popen(self.command("daemon"), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            for _ in range(300):
+                if not subprocess.run(self.command("ready"), capture_output=True, check=False).returncode:
+                    break
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextlib.contextmanager
+def fresh(scratch: Path) -> Iterator[Path]:
+    """A new ext4 on a loop device."""
+    image, place = scratch / "fresh.img", scratch / "fresh"
+    place.mkdir(exist_ok=True)
+    with open(image, "wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--recursive", str(place)], check=True)
+        image.unlink()
+
+
+def write_configs(scratch: Path, fs: Path) -> None:
+    """What the daemons read."""
+    (fs / "containerd.toml").write_text(
+        f'version = 2\nroot = "{fs}/containerd"\nstate = "{scratch}/run/images-containerd"\n'
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\n  address = "{scratch}/run/images-containerd.sock"\n'
+    )
+    (fs / "wherry.toml").write_text("")
+
+
+def one_round(scratch: Path, name: str, number: int, steps: list[str]) -> dict[str, dict[str, float]]:
+    """All steps of one peer on a file system of its own."""
+    found: dict[str, dict[str, float]] = {}
+    with fresh(scratch) as fs:
+        write_configs(scratch, fs)
+        peer = Peer(name, PEERS[name], scratch, fs, number)
+        with peer.daemon():
+            for step in steps:
+                if not peer.has(SAME.get(step, step)):
+                    continue
+                if step == "push":
+                    peer.do("tag")
+                found[step] = peer.do(step)
+                if step == "push":
+                    peer.do("untag")
+    return found
+
+
+def report(samples: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Tables and bars in markdown."""
+    lines: list[str] = []
+    for step, what in WHAT.items():
+        rows = samples.get(step)
+        if not rows:
+            continue
+        lines += ["", f"### {what}", "", HEAD, "|---|---|---|---|---|---|"]
+        for name, runs in rows.items():
+            walls = sorted(run["wall"] for run in runs)
+            cpu, rss = (statistics.median(run[key] for run in runs) for key in ("cpu", "rss"))
+            spread = f"{statistics.median(walls):.2f} | {walls[0]:.2f} to {walls[-1]:.2f}"
+            lines.append(f"| {name} | {len(runs)} | {spread} | {cpu:.2f} | {rss:.0f} |")
+    return "\n".join(["| work | bar | wall | CPU | |", "|---|---|---|---|---|", *bars(samples), *lines]) + "\n"
+
+
+def bars(samples: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
+    """A line for each bar; the fastest peer by wall time is the measure of both."""
+    lines = []
+    for step, ours, most, whom in BARS:
+        rows = samples.get(step, {})
+        peers = [name for name in rows if not name.startswith("wherry") and whom in ("", name)]
+        if ours not in rows or not peers:
+            continue
+        middle = {
+            key: {name: statistics.median(run[key] for run in runs) for name, runs in rows.items()}
+            for key in ("wall", "cpu")
+        }
+        best = min(peers, key=middle["wall"].__getitem__)
+        wall, cpu = (middle[key][ours] / middle[key][best] for key in ("wall", "cpu"))
+        met = "met" if wall <= most and (step != "pull" or cpu <= most) else "**missed**"
+        lines.append(f"| {WHAT[step]}, {ours} | at most {most} of {best}'s | {wall:.2f} | {cpu:.2f} | {met} |")
+    return lines
+
+
+def main() -> None:
+    """Rounds of all peers; prints tables, keeps samples."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    args = parser.parse_args()
+    scratch = Path(os.environ["BENCH_HOME"])
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for number in range(args.rounds):
+        for name in args.peers.split(","):
+            for step, sample in one_round(scratch, name, number, args.steps.split(",")).items():
+                samples.setdefault(step, {}).setdefault(name, []).append(sample)
+                words = (f"{key} {value:.2f}" for key, value in sample.items())
+                print(f"{number} {name:17} {step:9}", *words, flush=True)
+    text: Any = report(samples)
+    print(text)
+    if args.json:
+        args.json.write_text(json.dumps(samples))
+    if args.markdown:
+        args.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
