@@ -54,6 +54,7 @@ def commit(
         base = _base(house, row)
         below = making.layers_of(base)
         house.images.use(base)
+        rootfs.settle(house, house.snapshots.diff_ids(row.id))
         upper, lower = house.snapshots.upper(row.id), house.snapshots.lower_paths(row.id)
         with _held_still(house, row, pause):
             layer = making.add_layer(house.images.blobs, lambda out: write_layer(upper, lower, out))

@@ -135,6 +135,7 @@ class Snapshotter:
 
     def lower_paths(self, key: str) -> list[str]:
         """The directories below the upper one of `key`, highest first, as its overlay shows them, less mount points."""
+        self._check_layers(key, self.diff_ids(key))
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
         return self._visible(lower)
 
@@ -142,7 +143,6 @@ class Snapshotter:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
         from wherry.image.changes import changes
 
-        self._check_layers(key, self.diff_ids(key))
         return changes(self.upper(key), self.lower_paths(key))
 
     def sweep(self) -> None:
