@@ -8,6 +8,7 @@ import http.server
 import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -597,3 +598,34 @@ def test_prune_beside_a_build(wherry: Wherry, build: Build, context: Path) -> No
     assert process.wait(60) == 0
     assert wherry.out("run", "--rm", "--network", "none", "slow", "cat", "/g") == "x"
     wherry("system", "check")
+
+
+KILLS = int(os.environ.get("WHERRY_KILLS", "8"))
+
+
+@pytest.mark.seconds(120 + 10 * KILLS)
+def test_kills_at_random_moments(wherry: Wherry, build: Build, context: Path) -> None:
+    """Whatever a build was killed in: the store is whole, a sweep leaves nothing, and the next build works."""
+    (context / "d").mkdir()
+    for number in range(200):
+        (context / f"d/{number}").write_text(str(number) * 100)
+    text = (
+        "FROM busybox AS a\nRUN --mount=type=secret,id=s --mount=type=cache,target=/c echo x > /f; touch /c/x\nCOPY d /d\n"
+        "FROM busybox AS b\nWORKDIR /w\nRUN --mount=target=/ctx cp -r /ctx/d .\nFROM a\nCOPY --from=b /w /w\nRUN ls /w/d > /l\n"
+    )
+    secret = ("--secret", "id=s,env=PATH")
+    began = time.monotonic()
+    build(text, *secret)
+    length = time.monotonic() - began
+    for _ in range(KILLS):
+        process = wherry.popen("build", "-q", "--no-cache", "--network", "none", *secret, "-t", "app", context,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(random.uniform(0.05, length))
+        process.kill()
+        process.wait(20)
+        wherry("gc")
+        assert "clean" in wherry("system", "check").stdout
+        assert _idle(wherry)
+        assert not list(wherry.state.glob("build/*"))
+    build(text, *secret)
+    assert sh(wherry, "wc -l < /l; cat /f") == "200\nx"
