@@ -610,8 +610,15 @@ def test_kills_at_random_moments(wherry: Wherry, build: Build, context: Path) ->
     for number in range(200):
         (context / f"d/{number}").write_text(str(number) * 100)
     text = (
-        "FROM busybox AS a\nRUN --mount=type=secret,id=s --mount=type=cache,target=/c echo x > /f; touch /c/x\nCOPY d /d\n"
-        "FROM busybox AS b\nWORKDIR /w\nRUN --mount=target=/ctx cp -r /ctx/d .\nFROM a\nCOPY --from=b /w /w\nRUN ls /w/d > /l\n"
+        "FROM busybox AS a\n"
+        "RUN --mount=type=secret,id=s --mount=type=cache,target=/c echo x > /f; touch /c/x\n"
+        "COPY d /d\n"
+        "FROM busybox AS b\n"
+        "WORKDIR /w\n"
+        "RUN --mount=target=/ctx cp -r /ctx/d .\n"
+        "FROM a\n"
+        "COPY --from=b /w /w\n"
+        "RUN ls /w/d > /l\n"
     )
     secret = ("--secret", "id=s,env=PATH")
     began = time.monotonic()

@@ -14,8 +14,8 @@ from wherry.engine.build import drafts, stages
 from wherry.engine.build.drafts import Draft, Words
 from wherry.errors import WherryError
 from wherry.image.dockerfile import parse
+from wherry.image.instructions import meaning
 from wherry.image.patterns import matcher, read_ignore
-from wherry.image.statements import meaning
 from wherry.model import Platform
 
 # ---- patterns

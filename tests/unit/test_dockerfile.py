@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.errors import WherryError
-from wherry.image import dockerfile, statements
+from wherry.image import dockerfile, instructions
 from wherry.image.dockerfile import Heredoc
-from wherry.image.statements import Arg, Cmd, Command, Copy, Env, From, Healthcheck, Run
+from wherry.image.instructions import Arg, Cmd, Command, Copy, Env, From, Healthcheck, Run
 from wherry.image.variables import BadVariable, expand, expand_text
 
 
-def says(text: str) -> list[statements.Meaning]:
+def says(text: str) -> list[instructions.Meaning]:
     """What the instructions of a file mean."""
     file = dockerfile.parse(text)
-    return [statements.meaning(at, file.escape).says for at in file.instructions]
+    return [instructions.meaning(at, file.escape).says for at in file.instructions]
 
 
 def refused(text: str) -> str:
@@ -124,7 +124,7 @@ def test_refusals_name_the_line(text: str, sentence: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         for at in dockerfile.parse(text).instructions:
-            statements.meaning(at)
+            instructions.meaning(at)
     except WherryError:
         pass
 
@@ -134,7 +134,7 @@ def test_any_instruction_is_read_or_refused(parts: list[str]) -> None:
     text = "\n".join(f"{word} {part}" for word, part in zip(dockerfile.WORDS * 2, parts * 3, strict=False))
     try:
         for at in dockerfile.parse(text).instructions:
-            statements.meaning(at)
+            instructions.meaning(at)
     except WherryError:
         pass
 
@@ -168,12 +168,12 @@ def test_from_copy_healthcheck() -> None:
 
 def test_mounts() -> None:
     at = dockerfile.parse("RUN x").instructions[0]
-    mount = statements.run_mount(at, "type=cache,dst=/c,sharing=locked,uid=3")
+    mount = instructions.run_mount(at, "type=cache,dst=/c,sharing=locked,uid=3")
     assert (mount.type, mount.target, mount.options) == ("cache", "/c", {"sharing": "locked", "uid": "3"})
-    assert statements.run_mount(at, "source=a,target=/b").type == "bind"
+    assert instructions.run_mount(at, "source=a,target=/b").type == "bind"
     for text in ("type=ssh", "type=cache", "type=bind,target=/x,size=3", "type=tmpfs,size=1"):
         with pytest.raises(WherryError):
-            statements.run_mount(at, text)
+            instructions.run_mount(at, text)
 
 
 # ---- variables

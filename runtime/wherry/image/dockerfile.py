@@ -1,7 +1,7 @@
 """A Dockerfile's lines as instructions: directives, comments, continuations, here-documents and flags. Pure.
 
 Decides where an instruction begins and ends, what its word and its flags are, and which line is wrong. Refuses to know
-what an instruction means (statements.py) and what a variable holds (variables.py).
+what an instruction means (instructions.py) and what a variable holds (variables.py).
 """
 
 from __future__ import annotations

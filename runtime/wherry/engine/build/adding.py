@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import refuse
 from wherry.image.fetch import fetch, is_url
+from wherry.image.instructions import Copy, Step
 from wherry.image.patterns import EVERYTHING, Ignore
-from wherry.image.statements import Copy, Step
 
 from .context import begins_as_archive
 from .copying import Item, Order, gather, write

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from wherry.image.author import NewLayer
 from wherry.image.dockerfile import refuse
-from wherry.image.statements import (
+from wherry.image.instructions import (
     Arg,
     Cmd,
     Command,
@@ -33,7 +33,7 @@ from wherry.model import Json, Platform
 
 from .stages import expanded
 
-__all__ = ["PROXIES", "Draft", "Words", "apply", "argv", "empty", "joined", "noted", "with_layer"]
+__all__ = ["PROXIES", "SETS", "Draft", "Words", "apply", "argv", "empty", "joined", "noted", "with_layer"]
 
 PROXIES = tuple(
     name for word in ("HTTP", "HTTPS", "FTP", "NO", "ALL") for name in (f"{word}_PROXY", f"{word.lower()}_proxy")
@@ -130,7 +130,7 @@ def argv(draft: Draft, command: Command) -> list[str]:
 
 def apply(draft: Draft, step: Step, words: Words) -> Draft:
     """An instruction that touches no file."""
-    return noted(_READ[type(step.says)](draft, step, words), _line(step), "", layer=False)
+    return noted(SETS[type(step.says)](draft, step, words), _line(step), "", layer=False)
 
 
 def _line(step: Step) -> str:
@@ -204,7 +204,7 @@ def _entrypoint(draft: Draft, step: Step, _words: Words) -> Draft:
     """A new entrypoint has no use for the command of the base's."""
     assert isinstance(step.says, Entrypoint)
     command = draft.config.get("Cmd") if draft.commanded else None
-    return draft.with_config(Entrypoint=argv(draft, step.says.command), Cmd=command)
+    return draft.with_config(Entrypoint=argv(draft, step.says.command) or None, Cmd=command)
 
 
 def _shell(draft: Draft, step: Step, _words: Words) -> Draft:
@@ -244,7 +244,7 @@ def _maintainer(draft: Draft, step: Step, _words: Words) -> Draft:
     return draft._replace(document={**draft.document, "author": step.says.name})
 
 
-_READ: dict[type, Callable[[Draft, Step, Words], Draft]] = {
+SETS: dict[type, Callable[[Draft, Step, Words], Draft]] = {
     Arg: _arg, Cmd: _cmd, Entrypoint: _entrypoint, Env: _env, Expose: _expose, Healthcheck: _healthcheck, Label: _label,
     Maintainer: _maintainer, OnBuild: _onbuild, Shell: _shell, StopSignal: _stop_signal, User: _user, Volume: _volume,
 }  # fmt: skip

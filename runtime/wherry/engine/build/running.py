@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import Instruction, refuse
-from wherry.image.statements import Run, RunMount, Step, run_mount
+from wherry.image.instructions import Run, RunMount, Step, run_mount
 from wherry.model import (
     ATTACH_EXIT,
     ATTACH_STDERR,

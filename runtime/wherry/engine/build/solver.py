@@ -20,8 +20,8 @@ from wherry.engine import images, users
 from wherry.engine.house import House
 from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import parse, refuse
+from wherry.image.instructions import Copy, Run, Step, Workdir, meaning
 from wherry.image.patterns import has_glob, read_ignore
-from wherry.image.statements import Copy, Run, Step, Workdir, meaning
 from wherry.model import Json, Platform
 
 from . import adding, context, drafts, running, stages

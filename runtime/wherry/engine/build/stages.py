@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import Dockerfile, Instruction, refuse
-from wherry.image.statements import Arg, Copy, From, Run, Step, Workdir, meaning, run_mount
+from wherry.image.instructions import Arg, Copy, From, Run, Step, Workdir, meaning, run_mount
 from wherry.image.variables import BadVariable, expand
 from wherry.model import Platform
 
