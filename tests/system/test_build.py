@@ -141,6 +141,42 @@ def test_a_directory_instead_of_an_image(wherry: Wherry, build: Build, tmp_path:
     assert "app" not in wherry.out("images")
 
 
+def test_what_copy_keeps(wherry: Wherry, build: Build, context: Path) -> None:
+    """From another stage: owners, rights, devices, hard links, attributes. Flags of COPY."""
+    for name in ("a/b/keep", "a/b/skip.tmp", "a/c/keep"):
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text(name)
+    os.link(context / "a/b/keep", context / "a/b/twin")
+    build(
+        "FROM busybox AS from\n"
+        "RUN mkdir /o && cp /bin/busybox /o/s && chown 33:7 /o/s && chmod 6755 /o/s && ln /o/s /o/hard && "
+        "mknod /o/null c 1 3 && mkfifo /o/pipe && ln -s gone /o/link && mkdir -m 1777 /o/sticky\n"
+        "FROM busybox\n"
+        "COPY --from=from /o /kept\n"
+        "COPY --from=from --chown=1:2 --chmod=0700 /o /given/\n"
+        "COPY --exclude=**/*.tmp a /some/\n"
+        "COPY --parents a/*/keep /with/\n"
+        "COPY --parents a/./c/keep /pivot/\n"
+        "COPY --link a/c/keep /linked/\n"
+        "COPY a/b /twins/\n"
+    )  # fmt: skip
+    listing = "cd {0}; for f in *; do stat -c '%n %a %u %g %h %F' $f; done"
+    assert sh(wherry, listing.format("/kept")).splitlines() == [
+        "hard 6755 33 7 2 regular file", "link 777 0 0 1 symbolic link", "null 644 0 0 1 character special file",
+        "pipe 644 0 0 1 fifo", "s 6755 33 7 2 regular file", "sticky 1777 0 0 2 directory",
+    ]  # fmt: skip
+    assert {line.split()[1] for line in sh(wherry, listing.format("/given")).splitlines()} == {"700", "777"}
+    found = sh(wherry, "find /some /with /pivot /linked -type f | sort; stat -c %h /twins/keep")
+    assert found.split() == ["/linked/keep", "/pivot/c/keep", "/some/b/keep", "/some/b/twin", "/some/c/keep",
+                             "/with/a/b/keep", "/with/a/c/keep", "2"]  # fmt: skip
+
+
+def test_a_linked_copy_depends_on_nothing_below(build: Build, context: Path) -> None:
+    (context / "f").write_text("x")
+    build("FROM busybox\nRUN true\nCOPY --link f /d/f\n")
+    assert steps(build("FROM busybox\nRUN echo other > /other\nCOPY --link f /d/f\n"))["COPY --link f /d/f"] == "CACHED"
+
+
 # ---- the cache
 
 

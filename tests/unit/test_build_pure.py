@@ -28,11 +28,17 @@ from wherry.model import Platform
         ("?x", "ax", True), ("?x", "/x", False), ("[a-c]x", "bx", True), ("[^a-c]x", "bx", False), ("[^a]", "/", False),
         ("**/x", "x", True), ("**/x", "a/b/x", True), ("a/**", "a/b/c", True), ("a/**/z", "a/z", True),
         ("a/**/z", "a/b/c/z", True), ("\\*", "*", True), ("\\*", "a", False), ("a.b", "axb", False),
-        ("[a\\]]", "]", True),
+        ("[a\\]]", "]", True), ("**.log", "a/b.log", True), ("a**", "ab/c", True), ("a**", "ba/c", False),
     ],
 )  # fmt: skip
 def test_patterns_of_go(pattern: str, path: str, fits: bool) -> None:
     assert bool(matcher(pattern).match(path)) == fits
+
+
+def test_no_pattern_takes_for_ever() -> None:
+    """A Dockerfile or an ignore file of somebody else: regular expressions would go back and forth for years."""
+    assert not matcher("*a" * 60 + "b").match("a" * 250)
+    assert not matcher("**/a/" * 60 + "b").match("a/" * 250 + "a")
 
 
 @pytest.mark.parametrize("pattern", ["[", "[]", "a\\", "[z-a]", "[a"])
