@@ -97,6 +97,7 @@ RUN false
 FROM one
 COPY --from=0 /out/f /again
 COPY --from=two /o /o2
+COPY --from=localhost/base / /whole/
 RUN test -e /out/f && echo yes > /yes
 """,
     "scratch": 'FROM scratch\nCOPY a.txt /\nENV A=b\nCMD ["/a"]\n',

@@ -139,6 +139,12 @@ def test_a_directory_instead_of_an_image(wherry: Wherry, build: Build, tmp_path:
     assert (tmp_path / "out/f").read_text() == "x\n"
     assert os.readlink(tmp_path / "out/l") == "/etc/passwd"
     assert "app" not in wherry.out("images")
+    with open(tmp_path / "out.tar", "wb") as file:
+        assert (
+            wherry.popen("build", "-o", "-", tmp_path / "context", stdout=file, stderr=subprocess.DEVNULL).wait(60) == 0
+        )
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert {info.name: info.mode for info in archive} == {"f": 0o644, "l": 0o777}
 
 
 def test_what_copy_keeps(wherry: Wherry, build: Build, context: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wherry.cli import human, parse
-from wherry.cli.app import App, is_terminal, verb
+from wherry.cli.app import App, fd_of, is_terminal, verb
 from wherry.cli.commands.prune import ALL, FILTER, FORCE, sure
 from wherry.cli.options import Flag, Surroundings, Values, absolute, labels, many, one, switch, text
 from wherry.cli.table import filters
@@ -50,6 +51,17 @@ def secret(flag: str, value: str) -> dict[str, str]:
     return given
 
 
+def output(flag: str, value: str) -> tuple[str, str]:
+    """DIR, - (a tar on standard output), type=local,dest=DIR or type=tar,dest=FILE: the kind, and where."""
+    fields = dict(field.partition("=")[::2] for field in value.split(","))
+    if "type" not in fields:
+        fields = {"type": "tar" if value == "-" else "local", "dest": value}
+    kind, place = fields["type"], fields.get("dest", "-" if fields["type"] == "tar" else "")
+    if kind not in ("local", "tar") or not place:
+        raise parse.bad(flag, value, "unknown output", "DIR, - or type=tar,dest=FILE; for an image: build, then save")
+    return kind, place
+
+
 FLAGS: tuple[Flag, ...] = (
     many("--add-host", parse.add_host, "HOST:IP", "add a line to the hosts file of RUN"),
     many("--build-arg", text, "NAME[=VALUE]", "the value of an ARG; without =, the environment's"),
@@ -60,7 +72,7 @@ FLAGS: tuple[Flag, ...] = (
     switch("--load", "accepted for buildx's sake: an image is always stored here"),
     one("--network", parse.choice("default", "none", "host"), "MODE", "network of RUN: default, none or host"),
     switch("--no-cache", "do every step again"),
-    one("-o --output", text, "DIR", "write the root file system to a directory; no image is made"),
+    one("-o --output", output, "DIR", "the root file system instead of an image: DIR, - (tar), type=tar,dest=FILE"),
     one("--platform", parse.platform, "OS/ARCH", "the platform to build for"),
     one("--progress", parse.choice(*PROGRESS), "TYPE", "auto, plain, tty, quiet or rawjson"),
     switch("--pull", "ask the registry for newer base images"),
@@ -80,13 +92,12 @@ def build(app: App, values: Values) -> int:
 
     for source in values["cache_from"]:
         app.warn(f"--cache-from {source} is not used: steps are found by their contents in this wherry's own cache")
-    options = options_of(app, values)
     quiet = values["quiet"] or values["progress"] == "quiet"
     before = signal.signal(signal.SIGTERM, _interrupted)  # as ctrl-c: the steps' containers go too
     view = _view(app, values["progress"] or "auto", quiet)
     try:
-        with view:
-            built = app.engine.build(options, view)
+        with view, _tar(app, values) as tar:
+            built = app.engine.build(options_of(app, values, tar), view)
     except StepFailed as error:
         _show(app, error)
         raise
@@ -126,13 +137,14 @@ def _write(path: str, text: str) -> None:
 # ---- options
 
 
-def options_of(app: App, values: Values) -> BuildOptions:
+def options_of(app: App, values: Values, tar: int = -1) -> BuildOptions:
     """The typed wish that the command line stands for."""
     from wherry.engine.build.values import BuildOptions
 
     path = _context(app, values["path"])
     file = values["file"] or ""
     args = dict(_arguments(app, values["build_arg"]))
+    kind, place = values["output"] or ("", "")
     return BuildOptions(
         context=path,
         file=file if file in ("", "-") else _dockerfile(app, file, path),
@@ -150,7 +162,8 @@ def options_of(app: App, values: Values) -> BuildOptions:
         shm_size=values["shm_size"],
         ulimits=tuple(values["ulimit"]),
         epoch=_epoch(args.get("SOURCE_DATE_EPOCH", app.env.get("SOURCE_DATE_EPOCH", ""))),
-        output=absolute(_output(values["output"]), app.cwd) if values["output"] else "",
+        output=absolute(place, app.cwd) if kind == "local" else "",
+        tar=tar,
     )
 
 
@@ -197,15 +210,20 @@ def _epoch(value: str) -> int | None:
     return int(value)
 
 
-def _output(value: str) -> str:
-    """DIR, or docker's type=local,dest=DIR."""
-    fields = dict(field.partition("=")[::2] for field in value.split(","))
-    if "type" not in fields and "dest" not in fields:
-        return value
-    if fields.get("type", "local") != "local" or not fields.get("dest"):
-        raise WherryError(Kind.UNSUPPORTED, f"output {value!r} is not supported",
-                          hint="-o DIR or type=local,dest=DIR; an image: build it, then wherry save")  # fmt: skip
-    return fields["dest"]
+@contextlib.contextmanager
+def _tar(app: App, values: Values) -> Iterator[int]:
+    """Where a tar goes; -1 where none is asked."""
+    kind, place = values["output"] or ("", "")
+    if kind != "tar":
+        yield -1
+    elif place == "-":
+        if is_terminal(app.stdio.stdout):
+            raise WherryError(Kind.INVALID, "a tar is not written to a terminal", hint="send it to a file or a pipe")
+        app.stdio.stdout.flush()
+        yield fd_of(app.stdio.stdout)
+    else:
+        with open(absolute(place, app.cwd), "wb") as file:
+            yield file.fileno()
 
 
 # ---- a failure

@@ -26,7 +26,7 @@ from .drafts import Draft
 from .trees import Entry, Tree
 from .work import Work
 
-__all__ = ["documents", "export", "sources"]
+__all__ = ["documents", "export", "export_tar", "sources"]
 
 _REMOTE = ("git@", "git://", "ssh://")
 _CHECKSUM = re.compile(r"sha256:[a-f0-9]{64}")
@@ -125,3 +125,16 @@ def export(work: Work, draft: Draft, directory: str) -> None:
             write(fd, Order((Item(tree, "", entries),), "/", True, None, None))
     finally:
         os.close(fd)
+
+
+def export_tar(work: Work, draft: Draft, fd: int) -> None:
+    """The same as a tar."""
+    from wherry.image.layertar import write_tree
+    from wherry.kernel import files
+
+    with open(fd, "wb", closefd=False) as file, work.view(draft) as root:
+        top = files.open_beneath(root, ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            write_tree(top, file.write)
+        finally:
+            os.close(top)

@@ -341,6 +341,10 @@ class _Solver:
                 adding.export(self.work, draft, self.options.output)
                 vertex.say("note", f"copying files to {self.options.output} done")
             return Built("")
+        if self.options.tar >= 0:
+            with self.teller.step("exporting to client tarball"):
+                adding.export_tar(self.work, draft, self.options.tar)
+            return Built("")
         return self._store(draft)
 
     def _store(self, draft: Draft) -> Built:

@@ -45,6 +45,7 @@ class BuildOptions(NamedTuple):
     ulimits: tuple[str, ...] = ()
     epoch: int | None = None
     output: str = ""  # a directory, for the file system in the place of an image
+    tar: int = -1  # a descriptor, for the file system's tar in the place of an image
 
 
 class BuildEvent(NamedTuple):
