@@ -169,6 +169,27 @@ def test_a_plain_server_that_should_speak_tls(store, settings, image):
         assert "http://" in caught.value.hint
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_is_set_for_a_registry_ends_at_a_redirect(store, settings, certificates, image, trusted):
+    """Its certificate is shown to nobody else, and nobody else goes unverified."""
+    mine, pair = certificates.sign("client"), certificates.server
+    with serving(image, pair, certificates.bundle) as server, serving(image, pair, certificates.bundle) as other:
+        server.rules.append(
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"https://{other.address}{h.path}"}))
+        )
+        trust = f'ca = "{certificates.bundle}"' if trusted else "skip_verify = true"
+        settings(server.address, f'server = "https://{server.address}"\n{trust}\nclient = [["{mine[0]}", "{mine[1]}"]]')
+        fresh = ImageStore(store.root + "2", helper=store._helper, hosts=store._hosts)
+        if trusted:
+            assert fresh.pull(f"{server.address}/a/b:1").names
+            assert len(other.log) == 2
+        else:
+            refused(fresh, f"{server.address}/a/b:1", "certificate is not trusted")
+            assert other.log == []
+        assert len(server.shown) == len(server.log)
+        assert other.shown == []
+
+
 # ---- mirrors
 
 

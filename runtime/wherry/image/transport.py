@@ -166,7 +166,7 @@ class _translated:
 
         self._settled(error)
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
-            raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
+            raise WherryError(Kind.INVALID, f"cannot ask {self._url[:200]!r}: {error}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
             why = "it does not speak TLS" if "WRONG_VERSION_NUMBER" in str(error) else _short(error)
             raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
@@ -363,6 +363,8 @@ class _Wires:
     def add(self, connection: Any) -> None:
         with self._lock:
             self._open.add(connection)
+        if self._cut.is_set():  # it was being made while the others were cut
+            self.cut()
 
     def cut(self) -> None:
         """End all of them; `check` raises from now on."""
@@ -393,7 +395,8 @@ def _adapter(wires: _Wires, tls: ssl.SSLContext | None = None) -> HTTPAdapter:
 
         def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
             manager = super().proxy_manager_for(proxy, ssl_context=tls, **more)
-            manager.pool_classes_by_scheme = _pools(wires)
+            if proxy.lower().startswith("http"):  # SOCKS has pools of its own, without which it would be no proxy
+                manager.pool_classes_by_scheme = _pools(wires)
             return manager
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
