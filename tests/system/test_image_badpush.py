@@ -6,7 +6,9 @@ import base64
 import json
 import os
 import signal
+import stat
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -323,6 +325,53 @@ def test_a_right_that_is_missing(store, server):
     ]
     refused(store, server, "denies access", Kind.DENIED)
     assert len(server.log) < 30
+
+
+def test_kill_9_in_the_middle_and_on_from_there(store, server, image):
+    digest, third = image.layers[0]["digest"], threading.Event()
+
+    def stall(handler: Handler) -> bool:
+        at = handler.headers.get("Content-Range", "")
+        if handler.command != "PATCH" or not at.startswith(f"{2 << 20}-") or third.is_set():
+            return False
+        third.set()
+        time.sleep(20)
+        return True
+
+    server.rules.append(stall)
+    program = (
+        "import sys; from wherry.image import upload; from wherry.image.store import ImageStore\n"
+        "upload._SMALL, upload._CHUNK = 100_000, 1 << 20\n"
+        "list(ImageStore(sys.argv[1]).push(sys.argv[2]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, store.root, f"{server.address}/a/b:1"])
+    assert third.wait(20)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    ingest = Path(store.root, "ingest")
+    (remembered,) = ingest.iterdir()
+    assert stat.S_IMODE(remembered.stat().st_mode) == 0o600
+    server.log.clear()
+    push(store, server)
+    assert arrived(server, image)
+    assert [h["Content-Range"].partition("-")[0] for h in of_layer(server, "PATCH")] == [str(2 << 20)]
+    assert list(ingest.iterdir()) == []
+    # what was remembered may be nonsense, of a session that is gone, or refused
+    server.rules.append(on("/uploads/old", lambda h: h.reply(401), method="GET"))
+    place = f"http://{server.address}/v2/a/b/blobs/uploads"
+    for text in (
+        "",
+        "http://",
+        f"{place}/gone?x=1\n",
+        f"{place}/old\n",
+        "http://192.0.2.1/x\n",
+        "file:///etc/passwd\n",
+    ):
+        server.uploaded.pop(digest)
+        remembered.write_text(text)
+        push(store, server)
+        assert arrived(server, image)
+        assert list(ingest.iterdir()) == []
 
 
 def test_two_pushes_at_once(store, server, image):

@@ -130,7 +130,8 @@ class Pusher:
                 self._say(blob, "Pushing", done)
 
         sources = self._elsewhere.get(blob.digest, ())
-        word = BlobUpload(self._remote, blob, self._blobs.path(blob.digest), report, self._stop).run(sources)
+        upload = BlobUpload(self._remote, blob, self._blobs.path(blob.digest), report, self._stop)
+        word = upload.run(sources, self._blobs.ingest)
         if not silent:
             self._say(blob, word, blob.size)
         self._there.add(blob.digest)
