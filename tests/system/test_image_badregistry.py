@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -591,6 +592,25 @@ def test_a_mirrors_header_is_for_the_mirror_alone(store, server, image):
         assert len(server.log) == 2
         assert {headers.get("authorization") for _, _, headers in mirror.log} == {"Bearer secret"}
         assert not [headers for _, _, headers in server.log if "Bearer" in str(headers)]
+
+
+def test_ctrl_c_ends_waiting_for_another_pull(store, server, image, tmp_path):
+    digest = image.layers[0]["digest"]
+    partial = Path(store.root, "ingest", digest.replace(":", "-"))
+    partial.parent.mkdir(parents=True)
+    with open(partial, "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        env = {**os.environ, "WHERRY_ROOT": store.root, "WHERRY_STATE": str(tmp_path / "state")}
+        command = [*COMMAND, "pull", f"{server.address}/a/b:1"]
+        child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline().endswith("Pulling fs layer\n")
+        time.sleep(0.3)
+        assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=5)
+        assert child.returncode == 130
+    pull(store, server)
 
 
 # ---- tags

@@ -193,7 +193,7 @@ class Unpacker:
         disk.make_private(os.path.dirname(lock))
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0, stop=stop))
             except WherryError:
                 if wait:
                     raise
