@@ -374,6 +374,26 @@ def test_kill_9_in_the_middle_and_on_from_there(store, server, image):
         assert list(ingest.iterdir()) == []
 
 
+def test_a_registry_that_lists_referrers_itself(store, server, image, tmp_path):
+    signed = Image(tar(entry("s", b"s")))
+    signed.manifest_json["subject"] = image.descriptor
+    signed.seal()
+    store.load(f"oci:{signed.layout(tmp_path / 'signed')}:latest")
+    store.tag(signed.config["digest"], f"{server.address}/a/b:signed")
+    subject = {"OCI-Subject": image.descriptor["digest"]}
+    server.rules.append(on("/manifests/signed", lambda h: h.body() and h.reply(201, headers=subject), method="PUT"))
+    list(store.push(f"{server.address}/a/b:signed"))
+    tag = image.descriptor["digest"].replace(":", "-")
+    assert not server.requests(tag)
+    server.rules.clear()
+    list(store.push(f"{server.address}/a/b:signed"))
+    assert json.loads(server.manifests[tag])["manifests"][0]["digest"] == signed.descriptor["digest"]
+    server.manifests[tag] = image.manifest
+    with pytest.raises(WherryError, match="is something else") as caught:
+        list(store.push(f"{server.address}/a/b:signed"))
+    assert caught.value.kind is Kind.CONFLICT
+
+
 def test_two_pushes_at_once(store, server, image):
     failures: list[WherryError] = []
 

@@ -197,6 +197,23 @@ def test_nothing_is_sent_that_is_there_or_can_be_mounted(registry, store, tmp_pa
     assert raw(names[0]) == raw(names[1])
 
 
+def test_what_refers_to_another_image_is_listed(registry, store, tmp_path):
+    """The distribution's registry has no referrers API: the tag that stands for it is written."""
+    base, signed = sample(), sample()
+    store.load(f"oci:{base.layout(tmp_path / 'base')}:latest")
+    store.tag(base.config["digest"], f"{registry}/signed:base")
+    list(store.push(f"{registry}/signed:base"))
+    signed.manifest_json |= {"subject": base.descriptor, "artifactType": "application/x", "annotations": {"a": "b"}}
+    signed.seal()
+    store.load(f"oci:{signed.layout(tmp_path / 'signed')}:latest")
+    store.tag(signed.config["digest"], f"{registry}/signed:by")
+    for _ in range(2):  # once in the list, however often it is pushed
+        list(store.push(f"{registry}/signed:by"))
+        assert store.referrers(f"{registry}/signed:base") == [
+            {**signed.descriptor, "artifactType": "application/x", "annotations": {"a": "b"}}
+        ]
+
+
 def test_all_tags(registry, store, tmp_path):
     for n in range(3):
         image = sample()
