@@ -169,7 +169,7 @@ def tags(record: ImageRecord) -> list[str]:
 def _names(record: ImageRecord) -> tuple[list[str], list[str]]:
     named = tags(record)
     repositories = dict.fromkeys(tag.rpartition(":")[0] for tag in named)
-    digests = [f"{repository}@{record.manifest}" for repository in repositories]
+    digests = [f"{repository}@{record.target or record.manifest}" for repository in repositories]
     return named, digests + [_familiar(name) for name in record.names if "@" in name]
 
 

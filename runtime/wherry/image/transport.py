@@ -164,6 +164,8 @@ class _translated:
         import requests
         import urllib3
 
+        if error is None or isinstance(error, WherryError):
+            return
         self._settled(error)
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             raise WherryError(Kind.INVALID, f"cannot ask {self._url[:200]!r}: {error}") from error
@@ -171,17 +173,17 @@ class _translated:
             why = "it does not speak TLS" if "WRONG_VERSION_NUMBER" in str(error) else _short(error)
             raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
 
-    def _settled(self, error: BaseException | None) -> None:
+    def _settled(self, error: BaseException) -> None:
         """What no second attempt would change."""
         text, host = str(error), host_of(self._url)
         for pattern, words, hint in _REFUSALS:
-            if error is not None and re.search(pattern, text):
+            if re.search(pattern, text):
                 raise WherryError(Kind.DENIED, f"{host}: {words} ({_short(error)})", hint=hint) from error
 
 
-def _short(error: BaseException | None) -> str:
+def _short(error: BaseException) -> str:
     """The innermost reason, without urllib3's object names."""
-    text = str(getattr(error, "reason", None) or (error.args[0] if error and error.args else error))
+    text = str(getattr(error, "reason", None) or (error.args[0] if error.args else error))
     reason = r"\[Errno -?\d+\] ([^')\"]+)|(timed out|[Rr]efused|[Nn]ame or service not known)"
     inner = re.search(rf"(?:Caused by \w+\()?.*?(?:{reason})", text)
     return ((inner[1] or inner[2]) if inner else text)[:200]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urljoin
 
 from wherry.errors import Kind, WherryError
+from wherry.image import disk
 from wherry.image.remote import Remote
 from wherry.image.sessions import Session, held
 from wherry.image.transport import Response, Retry, Upload
@@ -195,7 +196,10 @@ class BlobUpload:
 
     def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         """The file's bytes; what was sent is told before it is acknowledged."""
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # the connection's are another matter
+            raise disk.os_failure(f"stored blob {self._blob.digest}", error) from error
         try:
             while start < end:
                 if self._stop.is_set():
