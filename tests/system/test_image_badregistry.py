@@ -433,10 +433,12 @@ def test_foreign_layers_are_refused_with_the_reason(store, server, image, kind):
     assert not server.requests("/blobs/")
 
 
-def test_wrong_size_in_the_manifest(store, server, image):
-    layer = {**image.layers[0], "size": image.layers[0]["size"] - 1}
+@pytest.mark.parametrize(("wrong", "words"), [(-1, "longer than"), (1, "has .* bytes of blob")])
+def test_wrong_size_in_the_manifest(store, server, image, wrong, words):
+    layer = {**image.layers[0], "size": image.layers[0]["size"] + wrong}
     manifest_is(server, {**image.manifest_json, "layers": [layer]})
-    refused(store, server, "longer than", Kind.INVALID)
+    refused(store, server, words, Kind.INVALID)
+    assert len(server.requests(layer["digest"])) == 1
 
 
 # ---- waiting
