@@ -333,6 +333,22 @@ def test_login_tries_before_it_keeps(engine, config, guarded, store):
     assert refused(store, f"{guarded}/private/app:1", "denies access").hint.endswith(f"`wherry login {guarded}`")
 
 
+def test_login_by_the_registry_s_name_where_it_is_elsewhere(tmp_path, settings, config, guarded, store):
+    """`server` says where; a mirror before it never sees the secret."""
+    name = "registry.invalid"
+    with serving(Image(tar(entry("f", b"x")))) as mirror:
+        mirror.rules.append(on("/v2/", lambda h: h.reply(401, headers={"WWW-Authenticate": 'Basic realm="x"'})))
+        host = f'[host."http://{mirror.address}"]\ncapabilities = ["pull", "resolve"]'
+        settings(name, f'server = "http://{guarded}"\n{host}')
+        engine = Engine(Place(str(tmp_path / "root"), str(tmp_path / "state"), str(tmp_path / "wherry.toml")))
+        engine.login(name, "anna", "s3cret")
+        assert list(json.loads(config.read_text())["auths"]) == [name]
+        assert mirror.log == []
+        there_and_back(store, f"{name}/private/app:2")
+        assert mirror.log
+        assert not [headers for _, _, headers in mirror.log if "Authorization" in headers]
+
+
 def test_docker_and_podman_understand_what_is_kept(engine, config, guarded, tmp_path):
     engine.login(guarded, "anna", "s3cret")
     words = ["skopeo", "list-tags", "--tls-verify=false", "--authfile", config, f"docker://{guarded}/private/app"]

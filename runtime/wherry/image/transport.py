@@ -454,5 +454,5 @@ def _retry_after(text: str) -> float:
 
     try:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
