@@ -132,6 +132,26 @@ def test_an_answer_that_is_lost_costs_no_byte(store, server, image):
     assert starts[1] == 1 << 20
 
 
+def test_bytes_of_a_broken_attempt_that_come_late_are_no_end(store, server, image):
+    """The registry is still busy with what broke off when it is asked how far that is."""
+
+    def half(handler: Handler) -> None:
+        name = urlsplit(handler.path).path.rpartition("/")[2]
+        server.sessions[name] += handler.body(300_000)
+        handler.break_off()
+
+    def late(handler: Handler) -> None:
+        handler.upload()
+        server.sessions[urlsplit(handler.path).path.rpartition("/")[2]] += b"late"
+
+    server.rules += [
+        on("/uploads/", half, times=1, method="PATCH"),
+        on("/uploads/", late, times=1, method="GET"),
+    ]
+    push(store, server)
+    assert arrived(server, image)
+
+
 def test_a_lost_answer_to_the_end_is_found_to_have_arrived(store, server, image):
     def silent(handler: Handler) -> None:
         name = urlsplit(handler.path).path.rpartition("/")[2]

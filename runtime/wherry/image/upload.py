@@ -51,6 +51,7 @@ class BlobUpload:
         self._session = Session()
         self._offset = 0  # that the registry has acknowledged
         self._sent = False
+        self._taken_over = False  # what an earlier attempt left is a part of the upload
 
     def run(self, sources: Sequence[str] = (), ingest: str = "") -> str:
         """Bring the blob there; docker's word for how. `sources`: repositories of this registry that may have it.
@@ -149,7 +150,7 @@ class BlobUpload:
             if not 0 < have <= self._blob.size:
                 return False
             self._follow(response)
-            self._offset = have
+            self._offset, self._taken_over = have, True
         return True
 
     # ---- the bytes
@@ -167,6 +168,8 @@ class BlobUpload:
             self._remote.expect(response, (202, 204), self._what)
             self._follow(response)
             have = _acknowledged(response)
+        if have > end and self._taken_over:
+            raise self._anew("")
         if have > end:
             raise WherryError(Kind.INVALID, f"{self._what}: {self._remote.host} has {have} bytes of {end}")
         self._offset = have if have > start else end
@@ -187,12 +190,18 @@ class BlobUpload:
 
     def _lost(self, response: Response) -> None:
         """404: the session is gone; 416: the registry has another number of bytes than we believe."""
+        if response.status == 400 and self._taken_over:
+            raise self._anew(response.words())
         if response.status in (404, 416):
-            words = response.words()
-            if response.status == 404:
-                self._session.location = ""
-            self._offset = 0
-            raise Retry(f"{self._remote.host} lost the upload{words}")
+            raise self._anew(response.words(), keep=response.status == 416)
+
+    def _anew(self, words: str, *, keep: bool = False) -> Retry:
+        """Begin anew, or with `keep` ask again how far it is. Once also where we went on with what an earlier attempt
+        left: its last bytes may have come after we asked how far it was."""
+        if not keep:
+            self._cancel()
+        self._offset, self._taken_over = 0, False
+        return Retry(f"{self._remote.host} lost the upload{words}")
 
     def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         """The file's bytes; what was sent is told before it is acknowledged."""
