@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
@@ -33,8 +34,10 @@ _REMOVERS = 4
 _PATIENCE = 5.0  # seconds: the guard is held for moments only
 
 
-def sweep(store: ImageStore, keep: frozenset[str]) -> int:
-    """Remove what is unused; the bytes freed."""
+def sweep(
+    store: ImageStore, keep: frozenset[str], later: Callable[[Callable[[], object]], object] | None = None
+) -> int:
+    """Remove what is unused; the bytes freed. `later` is given the removal itself, once all is out of its place."""
     with store.blobs.leases.alone(_PATIENCE) as alone:
         if not alone:
             return 0
@@ -44,9 +47,8 @@ def sweep(store: ImageStore, keep: frozenset[str]) -> int:
         more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
         doomed += layers + _leftovers(store, in_use)
         snapshots = Snapshotter(store.root).leftovers()
-    remove_doomed(doomed)
-    for name in snapshots:
-        _remove(os.path.join(store.root, "snapshots"), name)
+    doomed += [(os.path.join(store.root, "snapshots"), name) for name in snapshots]
+    (later or (lambda step: step()))(lambda: remove_doomed(doomed))
     return freed + more
 
 
