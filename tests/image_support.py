@@ -279,6 +279,13 @@ def skopeo_push(layout: Path, tag: str, target: str, *options: str) -> None:
 # ---- trees
 
 
+def _attribute(path: Path, name: str) -> bytes:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:  # capabilities that are none
+        return os.strerror(error.errno or 0).encode()
+
+
 def tree(root: Path) -> dict[str, tuple[Any, ...]]:
     """What a directory holds, with everything that an image says of it."""
     found: dict[str, tuple[Any, ...]] = {}
@@ -290,9 +297,7 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
             content = os.readlink(path)
         elif kind == stat.S_IFREG:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        attributes = {
-            name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
-        }
+        attributes = {name: _attribute(path, name) for name in os.listxattr(path, follow_symlinks=False)}
         found[str(path.relative_to(root))] = (
             oct(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev, content, attributes,
             status.st_nlink if kind != stat.S_IFDIR else 0,

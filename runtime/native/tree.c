@@ -11,7 +11,7 @@
 enum {
     CHUNK = 1 << 20,
     FIRST_TABLE = 1 << 12,   /* slots */
-    TREE_LIMIT = 256 << 20,  /* bytes, garbage included: about 1.5 million entries */
+    TREE_LIMIT = 64 << 20,   /* bytes, garbage included: about 400,000 entries */
 };
 
 static struct {

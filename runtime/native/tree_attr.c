@@ -126,7 +126,7 @@ static int put_acl(struct unpack *u, struct inode *inode, uint8_t index, const c
     return put(u, inode, index, "", value, size);
 }
 
-/* cap_convert_nscap(): a capability of version 2 or 3. */
+/* cap_convert_nscap(): a capability of version 2 or 3. (An empty one passes, and is none.) */
 static bool is_capability(const char *value, size_t size)
 {
     uint32_t magic = 0;
@@ -149,7 +149,7 @@ int wh_tree_set_attr(struct unpack *u, struct inode *inode, const char *name, co
             return 0; /* xattr_permission() */
         if (!name[length])
             return wh_fail(u, EINVAL, "an extended attribute without a name");
-        if (!strcmp(name, "security.capability") && !is_capability(value, size))
+        if (size && !strcmp(name, "security.capability") && !is_capability(value, size))
             return wh_fail(u, EINVAL, "cannot set file capabilities");
         return put(u, inode, index, name + length, value, size);
     }
