@@ -25,7 +25,7 @@ from wherry.model import Descriptor
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out", "unmount_layers"]
+__all__ = ["is_old", "layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out", "unmount_layers"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _ALGORITHMS = ("sha256", "sha512")
@@ -151,10 +151,10 @@ def _leftovers(store: ImageStore, in_use: InUse) -> Doomed:
         for name in names_in(store.blobs.place):
             if ".tmp-" in name:  # of an index.json that was never finished: who writes one holds the lock
                 os.unlink(os.path.join(store.blobs.place, name))
-    return [(place, name) for place, name in found if _is_old(os.path.join(place, name), in_use)]
+    return [(place, name) for place, name in found if is_old(os.path.join(place, name), in_use)]
 
 
-def _is_old(path: str, in_use: InUse) -> bool:
+def is_old(path: str, in_use: InUse) -> bool:
     """Made before any living work began: that has no lock on it yet, perhaps."""
     try:
         return not in_use.keeps("", os.lstat(path))
