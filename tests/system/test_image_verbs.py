@@ -272,9 +272,14 @@ def test_archives_are_kept_from_terminals(wherry: Wherry, busybox: str) -> None:
 def test_a_save_that_is_killed_or_has_no_room_leaves_no_archive(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
     wherry("load", "-q", busybox)
     (tmp_path / "old.tar").write_bytes(b"old")
-    done = wherry("save", "-o", "/dev/full", "busybox", check=False)
-    assert done.returncode == 1
-    assert "No space left" in done.stderr
+    box = wherry.name("box")
+    wherry("create", "--name", box, "busybox", "true")
+    for words in (("save", "-o", "/dev/full", "busybox"), ("export", "-o", "/dev/full", box)):
+        done = wherry(*words, check=False)
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+    assert wherry("export", "-o", tmp_path / "no/such/place", box, check=False).returncode == 1
+    assert os.listdir(tmp_path) == [name for name in os.listdir(tmp_path) if not name.endswith(".tmp")]
     wherry("save", "-o", tmp_path / "old.tar", "busybox")
     assert (tmp_path / "old.tar").stat().st_mode & 0o777 == 0o600
     with tarfile.open(tmp_path / "old.tar") as archive:
