@@ -15,7 +15,6 @@ __all__ = ["Readable", "broken_streams", "inflate"]
 _PACKED = 64 << 10  # what was not used of a piece is copied: small pieces
 _CHUNK = 256 << 10
 _ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
-_MARK = b"wherry: the end of a zstd stream"  # a frame of it ends with its checksum, not with these bytes
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -116,6 +115,9 @@ def _gunzip_rest(inflater: _Inflater) -> Iterator[bytes]:
         yield chunk
 
 
+_MARK = b"wherry: the end of a zstd stream"  # a frame of it ends with its checksum, not with these bytes
+
+
 class _Ended:
     """A reader that gives one frame more than there is: the library says nothing of a stream that breaks off."""
 
@@ -132,15 +134,21 @@ class _Ended:
 def _unzstd(file: Readable) -> Iterator[bytes]:
     import zstandard
 
-    packed = zstandard.ZstdCompressor(write_checksum=True).compress(_MARK)
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-        cast(BinaryIO, _Ended(file, packed)), read_size=_PACKED, read_across_frames=True
-    )
     held = b""
-    while chunk := reader.read(_CHUNK):
+    for chunk in _frames(_Ended(file, zstandard.ZstdCompressor(write_checksum=True).compress(_MARK))):
         held += chunk
         if len(held) > len(_MARK):
             yield held[: -len(_MARK)]
             held = held[-len(_MARK) :]
     if held != _MARK:  # what broke off took the frame for its own
         raise EOFError("the zstd stream is truncated")
+
+
+def _frames(file: Readable) -> Iterator[bytes]:
+    import zstandard
+
+    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
+        cast(BinaryIO, file), read_size=_PACKED, read_across_frames=True
+    )
+    while chunk := reader.read(_CHUNK):
+        yield chunk
