@@ -15,7 +15,7 @@ import pytest
 
 from helpers.badregistry import Handler, on, serving
 from helpers.wherry import Wherry, until
-from image_support import Image, entry, folder, helper_factory, need_format, needs_root, sha, tar
+from image_support import Image, entry, folder, helper_factory, needs_root, sha, tar
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_layer
@@ -100,27 +100,6 @@ def test_damage_is_found_and_mended(store, tmp_path, damage):
     assert store.check().findings == store.check().leftovers == ()
     assert load(store, tmp_path, "app", tar(entry("h", b"again"))).names == ("docker.io/x/app:1",)
     assert store.get("x/other:1").id == other.id
-
-
-@pytest.mark.parametrize("zeros", [0, -9000 % 512, -9000 % 512 + 1024, 10240])
-def test_a_layer_that_keeps_its_archive_is_read_through(store, helper, tmp_path, zeros):
-    """erofs: the archive's own digest tells. Its length is known to 4 KiB only; trailers of all kinds are in it."""
-    need_format("erofs", tmp_path, helper)
-    store = ImageStore(store.root, helper=helper, snapshot_format="erofs")
-    body = tar(entry("f", os.urandom(8999) + b"x")).rstrip(b"\0")
-    image = load(store, tmp_path, "app", body + bytes(zeros))
-    assert store.check().findings == ()
-    path = Path(store.root, "layers", image.config.diff_ids[0][7:], "layer.erofs")
-    with open(path, "r+b") as file:
-        file.seek(4096 + 512 + 4000)
-        file.write(b"!")
-    assert store.check(quick=True).findings == ()
-    (finding,) = store.check().findings
-    assert (finding.kind, finding.problem) == ("layer", "its bytes have another digest")
-    store.repair(store.check())
-    assert store.check().findings == ()
-    store.ensure_unpacked(store.get("x/app:1"))
-    assert store.check().findings == ()
 
 
 def test_a_quick_check_reads_no_blobs(store, tmp_path):

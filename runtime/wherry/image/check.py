@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import WherryError
-from wherry.image import disk, formats
+from wherry.image import disk
 from wherry.image.blobs import REF_NAME
 from wherry.image.indexes import chosen, documents
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.reference import DIGEST
-from wherry.image.snapshot import Snapshotter, layer_path
+from wherry.image.snapshot import Snapshotter
 from wherry.image.sweep import is_old, names_in, remove_doomed, take_out
 from wherry.model import Descriptor
 
@@ -31,7 +31,6 @@ __all__ = ["Finding", "Report", "check", "repair"]
 
 _HEX = {64: "sha256", 128: "sha512"}
 _CHUNK = 1 << 20
-_TAIL = 4096
 
 
 class Finding(NamedTuple):
@@ -62,16 +61,14 @@ def check(store: ImageStore, *, quick: bool) -> Report:
         in_use = store.blobs.leases.in_use()
         leftovers = [path for path in _temporary(store) if is_old(path, in_use)]
     if not quick:
-        findings += _damaged(store, looked.stored)
-        findings += _damaged_layers(store, looked.whole)
+        findings += _damaged(store, [f"{a}:{name}" for a, name in looked.stored])
     return Report(tuple(findings), tuple(leftovers), looked.counts)
 
 
 class _Look:
     def __init__(self, store: ImageStore) -> None:
         self._store = store
-        self.stored: list[str] = []  # digests of blobs
-        self.whole: list[str] = []  # diff ids of layers
+        self.stored: list[tuple[str, str]] = []
         self.counts = {"images": 0, "blobs": 0, "layers": 0, "snapshots": 0}
 
     def everything(self) -> Iterator[Finding]:
@@ -103,7 +100,7 @@ class _Look:
                 if not re.fullmatch(DIGEST, f"{algorithm}:{name}") or not regular:
                     yield Finding("blob", f"{algorithm}:{name}", "is no blob: its name is no digest, or it is no file")
                 else:
-                    self.stored.append(f"{algorithm}:{name}")
+                    self.stored.append((algorithm, name))
 
     def _images(self) -> Iterator[Finding]:
         entries = {entry.digest: entry for entry in self._store.blobs.entries()}
@@ -126,8 +123,6 @@ class _Look:
                 yield Finding("layer", name, "is no layer: its name is no diff id")
             elif problem := layer_problem(os.path.join(place, name)):
                 yield Finding("layer", f"{algorithm}:{name}", problem, "pull its image again")
-            else:
-                self.whole.append(f"{algorithm}:{name}")
 
     def _snapshots(self) -> Iterator[Finding]:
         snapshots = Snapshotter(self._store.root)
@@ -179,39 +174,6 @@ def _damaged(store: ImageStore, digests: list[str]) -> list[Finding]:
         found = pool.map(lambda digest: _is_right(store.blobs.path(digest), digest), digests)
         return [Finding("blob", digest, "its bytes have another digest", "pull its image again")
                 for digest, right in zip(digests, found, strict=True) if not right]  # fmt: skip
-
-
-def _damaged_layers(store: ImageStore, diff_ids: list[str]) -> Iterator[Finding]:
-    """Layers that keep their archive (erofs) can be read through; of those that are files nothing tells more."""
-    for diff_id in diff_ids:
-        span = formats.archive_of(layer_path(store.root, diff_id))
-        if span is not None and not _holds(*span, diff_id):
-            yield Finding("layer", diff_id, "its bytes have another digest", "pull its image again")
-
-
-def _holds(path: str, start: int, end: int, digest: str) -> bool:
-    """Whether the bytes from `start` on have this digest, up to somewhere in the last block of 4 KiB before `end`."""
-    import hashlib
-
-    algorithm, _, expected = digest.partition(":")
-    hashed = hashlib.new(algorithm)
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            left = max(end - start - _TAIL, 0)
-            while left and (data := file.read(min(left, _CHUNK))):
-                hashed.update(data)
-                left -= len(data)
-            tail = file.read(min(end - start, _TAIL))
-    except FileNotFoundError:  # removed meanwhile
-        return True
-    except OSError:
-        return False
-    for at in range(len(tail)):
-        if hashed.hexdigest() == expected:
-            return True
-        hashed.update(tail[at : at + 1])
-    return hashed.hexdigest() == expected
 
 
 def _is_right(path: str, digest: str) -> bool:

@@ -10,19 +10,15 @@ to mount it. Refuses to know how a layer is filled, and mounts nothing that anyb
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Mount
 
-__all__ = [
-    "CHOICES", "DIRECTORY", "EROFS", "DoesNotFitError", "Format", "archive_of", "choose", "is_ready", "layer_mount"
-]  # fmt: skip
+__all__ = ["CHOICES", "DIRECTORY", "EROFS", "DoesNotFitError", "Format", "choose", "is_ready", "layer_mount"]
 
 _FILE = "layer.erofs"
-_SUPERBLOCK, _ARCHIVE, _BLOCK, _MAGIC = 1024, 4096, 512, 0xE0F5E1E2  # native/unpack_erofs.c
 
 
 class Format(NamedTuple):
@@ -74,20 +70,6 @@ def layer_mount(layer: str) -> Mount | None:
 def _mount(layer: str) -> Mount:
     # devices, set-id bits and programs count by the flags of the overlay's mount, not by those of its layers
     return Mount("erofs", os.path.join(layer, _FILE), os.path.join(layer, "fs"), ("ro", "nodev", "nosuid", "noexec"))
-
-
-def archive_of(layer: str) -> tuple[str, int, int] | None:
-    """The file that holds the layer's archive as it came, and between which bytes: zeros may follow it there, and it is
-    nowhere in a file that is damaged at its head. None where the layer is files."""
-    path = os.path.join(layer, _FILE)
-    try:
-        with open(path, "rb") as file:
-            magic, meta = struct.unpack("<I36xI", os.pread(file.fileno(), 44, _SUPERBLOCK))
-    except FileNotFoundError:
-        return None
-    except struct.error:
-        return path, 0, 0
-    return (path, _ARCHIVE, meta * _BLOCK) if magic == _MAGIC else (path, 0, 0)
 
 
 def is_ready(layer: str) -> bool:
