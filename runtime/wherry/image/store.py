@@ -49,6 +49,7 @@ Records = list[ImageRecord]
 Rows = list[Json]
 Names = Sequence[str]
 Sizes = list[int]
+Later = Callable[[Callable[[], object]], object]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -247,10 +248,13 @@ class ImageStore:
         self.blobs.name(self._descriptor(record.target or record.manifest), [str(target)])
         return str(target)
 
-    def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
+    def remove(
+        self, name_or_id: str, force: bool = False, keep: Iterable[str] = (), later: Later | None = None
+    ) -> Lines:
         """Untag, and delete the image with its last name. What was done, in docker's words ("Untagged: ...").
 
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
+        `later` is given what nobody waits for: the files are nameless by then.
         """
         record = self.get(name_or_id)
         entry = record.target or record.manifest
@@ -264,7 +268,7 @@ class ImageStore:
         self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep)
+            self._sweep(keep, later)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
@@ -334,10 +338,10 @@ class ImageStore:
                 puller.unpack_all(record.layers, record.config.diff_ids)
             return record
 
-    def _sweep(self, keep: Iterable[str]) -> int:
+    def _sweep(self, keep: Iterable[str], later: Later | None = None) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep))
+        return sweep(self, frozenset(keep), later)
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}
