@@ -14,8 +14,6 @@ import stat
 import subprocess
 import tarfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,19 +189,61 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Certificates:
+    """An authority of the test's own, and what it signed. `bundle` holds the authority."""
+
+    server: tuple[Path, Path]
+
+    def __init__(self, place: Path) -> None:
+        need("openssl")
+        place.mkdir(parents=True, exist_ok=True)
+        self.place = place
+        self.bundle = place / "ca.crt"
+        subject = ("-subj", "/CN=authority of a test", "-days", "2")
+        self._openssl("req", "-x509", *self._key("ca"), *subject, "-out", "ca.crt")
+
+    def sign(self, name: str, subject_names: str = "") -> tuple[Path, Path]:
+        """Certificate and key; `subject_names` such as "IP:127.0.0.1,DNS:registry.test"."""
+        (self.place / f"{name}.ext").write_text(f"subjectAltName={subject_names}\n" if subject_names else "")
+        self._openssl("req", "-new", *self._key(name), "-subj", f"/CN={name}", "-out", f"{name}.csr")
+        by = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", *by, "-extfile", f"{name}.ext", "-out", f"{name}.crt")
+        return self.place / f"{name}.crt", self.place / f"{name}.key"
+
+    @staticmethod
+    def _key(name: str) -> tuple[str, ...]:
+        return "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key"
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self.place, check=True, capture_output=True, timeout=60)
+
+
 @contextlib.contextmanager
-def real_registry(scratch: Path, user: str = "", secret: str = "") -> Iterator[str]:
-    """The distribution's registry on loopback; host:port. With a user: basic authentication."""
+def real_registry(
+    scratch: Path,
+    user: str = "",
+    secret: str = "",
+    *,
+    tls: tuple[Path, Path] | None = None,
+    client_ca: Path | None = None,
+    more: dict[str, Any] | None = None,
+) -> Iterator[str]:
+    """The distribution's registry on loopback; host:port. With a user: basic authentication.
+
+    `tls`: its certificate and key; `client_ca`: only clients with a certificate of this authority; `more`: settings.
+    """
     need("docker-registry")
     scratch.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config: dict[str, Any] = {
         "version": 0.1, "log": {"level": "error"}, "storage": {"filesystem": {"rootdirectory": str(scratch / "data")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
+        "http": {"addr": f"127.0.0.1:{port}"}, **(more or {}),
     }  # fmt: skip
+    if tls:
+        config["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
+        config["http"]["tls"] |= {"clientcas": [str(client_ca)]} if client_ca else {}
     if user:
-        import crypt
-
+        crypt = pytest.importorskip("crypt", reason="Python's crypt, gone in 3.13, makes the password file")
         hashed = crypt.crypt(secret, crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16))
         (scratch / "htpasswd").write_text(f"{user}:{hashed}\n")
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(scratch / "htpasswd")}}
@@ -211,21 +251,19 @@ def real_registry(scratch: Path, user: str = "", secret: str = "") -> Iterator[s
     with open(scratch / "log", "wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", str(scratch / "config.json")], stdout=log, stderr=log)
     try:
-        _await(f"http://127.0.0.1:{port}/v2/", process)
+        _await(port, process)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _await(url: str, process: subprocess.Popen[bytes]) -> None:
+def _await(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            socket.create_connection(("127.0.0.1", port), 2).close()
             return
-        except urllib.error.HTTPError:
-            return  # 401: it is there
         except OSError:
             assert process.poll() is None, "the registry ended"
             time.sleep(0.05)

@@ -21,7 +21,9 @@ import audit
 from helpers import gotools, hostile, tools
 from helpers.bundles import make_root
 from helpers.ociruntime import Space, wrapper
+from helpers.registry import Registry
 from helpers.wherry import until
+from wherry.image.store import ImageStore
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -199,6 +201,18 @@ def test_podman_confinement(podman: Podman) -> None:
     done = podman.run("--rm", *flags, IMAGE, "sh", "-c", script)
     assert done.stdout.split("\n")[:4] == ["touch: /x: Read-only file system", "box", "1024", "4096"]
     assert done.stdout.split()[-6:] == ["CapBnd:", f"{1:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
+
+
+def test_podman_pulls_and_runs_what_we_push(podman: Podman, busybox: str, tmp_path: Path) -> None:
+    store = ImageStore(str(tmp_path / "store"))
+    record = store.load(f"{busybox}:busybox:latest")
+    with Registry(tmp_path / "registry") as registry:
+        name = f"{registry.host}/ours/busybox:1"
+        store.tag(record.id, name)
+        list(store.push(name))
+        podman("pull", "-q", "--tls-verify=false", name)
+        assert podman.run("--rm", name, "echo", "hello").stdout == "hello\n"
+        assert podman.out("image", "inspect", "--format", "{{.Id}}", name) == record.id.removeprefix("sha256:")
 
 
 def test_podman_inspect(podman: Podman, runtime: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from image_support import MANIFEST, Image
@@ -76,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         sessions = self.server.sessions
         name = urlsplit(self.path).path.rpartition("/")[2]
         if self.command == "POST":
-            name = f"session{len(sessions)}"
+            name = os.urandom(8).hex()
             sessions[name] = b""
         elif name not in sessions:
             self.reply(404, b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"no such upload"}]}')
@@ -157,8 +160,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(image: Image) -> Iterator[Server]:
+def serving(image: Image, tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
+    """`tls`: its certificate and key."""
     server = Server(image)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

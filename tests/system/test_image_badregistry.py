@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from helpers.badregistry import QUICK, Handler, Server, ask, on, serving
-from helpers.wherry import until
+from helpers.wherry import COMMAND, until
 from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
 from wherry.errors import Kind, WherryError
 from wherry.image.auth import Credentials
@@ -580,3 +580,78 @@ def test_when_all_fail_each_is_named(store, server, image):
         error = refused(mirrored(store, server, mirror), server, "not found", Kind.NOT_FOUND)
         assert mirror.address in error.hint
         assert server.address in error.message
+
+
+def test_a_mirrors_header_is_for_the_mirror_alone(store, server, image):
+    with serving(image) as mirror:
+        mirror.rules.append(
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"http://{server.address}{h.path}"}))
+        )
+        pull(mirrored(store, server, mirror, 'authorization = "Bearer secret"'), server)
+        assert len(server.log) == 2
+        assert {headers.get("authorization") for _, _, headers in mirror.log} == {"Bearer secret"}
+        assert not [headers for _, _, headers in server.log if "Bearer" in str(headers)]
+
+
+# ---- tags
+
+
+def test_tags_come_page_by_page(store, server):
+    def page(handler: Handler) -> None:
+        last = int(parse_qs(urlsplit(handler.path).query).get("last", ["0"])[0])
+        body = {"tags": [f"t{last}", f"t{last + 1}", "no tag", "../x", 5, None]}
+        link = {"Link": f'</v2/a/b/tags/list?last={last + 2}&n=2>; rel="next"'} if last < 6 else {}
+        handler.reply(200, json.dumps(body).encode(), link)
+
+    server.rules.append(on("/tags/list", page))
+    assert store.tags(f"{server.address}/a/b") == [f"t{n}" for n in range(8)]
+
+
+def test_tags_without_end_and_none_at_all(store, server):
+    same = {"Link": '</v2/a/b/tags/list?last=1>; rel="next"'}
+    server.rules.append(on("/tags/list", lambda h: h.reply(200, b'{"tags":["t"]}', same)))
+    with pytest.raises(WherryError, match="more than 100 pages"):
+        store.tags(f"{server.address}/a/b")
+    server.rules[:] = [on("/tags/list", lambda h: h.reply(200, b'{"tags":null}'))]
+    assert store.tags(f"{server.address}/a/b") == []
+
+
+# ---- an end that does not wait
+
+
+def test_one_layer_s_failure_ends_the_others_at_once(store, server, monkeypatch):
+    monkeypatch.setattr(ImageStore, "reach", Reach(patience=QUICK._replace(read=30, connect=30)))
+    server.image = image = Image(tar(entry("f", b"x")), tar(entry("g", b"y")))
+    server.rules += [
+        on(image.layers[0]["digest"], lambda _h: time.sleep(60)),
+        on(image.layers[1]["digest"], lambda h: h.reply(404)),
+    ]
+    started = time.monotonic()
+    refused(store, server, "not found", Kind.NOT_FOUND)
+    assert time.monotonic() - started < 5
+
+
+def test_ctrl_c_ends_at_once_and_keeps_what_came(store, server, tmp_path):
+    server.image = image = Image(tar(entry("f", os.urandom(3 << 20))))
+    digest, data = image.layers[0]["digest"], image.blobs[image.layers[0]["digest"]]
+
+    def stall(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[: 1 << 20])
+        handler.wfile.flush()
+        time.sleep(60)
+
+    server.rules.append(on(digest, stall, times=1))
+    env = {**os.environ, "WHERRY_ROOT": store.root, "WHERRY_STATE": str(tmp_path / "state")}
+    command = [*COMMAND, "pull", f"{server.address}/a/b:1"]
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    partial = Path(store.root, "ingest", digest.replace(":", "-"))
+    until(lambda: partial.exists() and partial.stat().st_size == 1 << 20)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=5)[0]
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    pull(store, server)
+    assert server.requests(digest)[-1]["Range"] == f"bytes={1 << 20}-"

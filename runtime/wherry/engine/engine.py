@@ -280,6 +280,12 @@ class Engine:
             return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
 
+    def pull_tags(self, name: str, platform: str = "", progress: Progress | None = None) -> Iterator[ImageRecord]:
+        """Fetch the images of all tags of a repository, one by one."""
+        from . import registries
+
+        return registries.pull_tags(self._house, name, platform, progress)
+
     def push(self, name: str, progress: Progress | None = None, *, all_tags: bool = False) -> Iterator[Json]:
         """Send an image (all tags of a repository) to the registry of its name: Name, Tag, Digest, Size of each."""
         from . import registries
@@ -316,9 +322,7 @@ class Engine:
 
         return registries.referrers(self._house, name, artifact_type)
 
-    def load(
-        self, source: str, progress: Progress | None = None, stream: Readable | None = None
-    ) -> list[ImageRecord]:
+    def load(self, source: str, progress: Progress | None = None, stream: Readable | None = None) -> list[ImageRecord]:
         """Load every image of `oci:DIR[:tag]`, `oci-archive:FILE`, `docker-archive:FILE`, of a path whose kind is found
         out, or of the archive (packed or not) that `stream` gives; `source` is then what it is called."""
         from . import images
@@ -339,9 +343,7 @@ class Engine:
         """Make an image of a container: what it changed on top of its image, and what it was asked as the config."""
         from . import authoring
 
-        return authoring.commit(
-            self._house, ref, name, author=author, message=message, changes=changes, pause=pause
-        )
+        return authoring.commit(self._house, ref, name, author=author, message=message, changes=changes, pause=pause)
 
     def export(self, ref: str, out: Callable[[bytes], object]) -> None:
         """Give the tar of a container's root to `out`."""

@@ -14,7 +14,7 @@ from wherry.model import ImageRecord, Json, ProgressEvent
 from . import events
 from .house import House
 
-__all__ = ["login", "login_again", "logins", "logout", "pull_all", "push", "referrers", "repository"]
+__all__ = ["login", "login_again", "logins", "logout", "pull_all", "pull_tags", "push", "referrers", "repository"]
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -43,8 +43,20 @@ def pull_all(house: House, name: str, progress: Progress | None) -> ImageRecord:
     return record
 
 
+def pull_tags(house: House, name: str, platform: str, progress: Progress | None) -> Iterator[ImageRecord]:
+    """Fetch all images of a repository."""
+    from . import images
+
+    found, tagged = repository(name)
+    if tagged:
+        raise WherryError(Kind.INVALID, "tag can't be used with --all-tags/-a")
+    for tag in house.images.tags(found):
+        yield images.pull(house, f"{found}:{tag}", platform, progress)
+
+
 def push(house: House, name: str, progress: Progress | None, *, all_tags: bool) -> Iterator[Json]:
     """Send images; each is told once it is there."""
+    house.prepare()
     for pushed in house.images.push(name, progress or _silent, all_tags=all_tags):
         events.emit(house, "image", "push", pushed.name, {"name": pushed.name})
         top = pushed.descriptor

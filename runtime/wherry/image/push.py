@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from wherry.model import Descriptor, ProgressEvent
 __all__ = ["Pushed", "Pusher", "push"]
 
 _PARALLEL = 4
+_TICK = 0.1  # seconds between two reports of a blob
 _REPOSITORIES_MAX = 8  # that a blob may be mounted from, and a token is asked for
 
 
@@ -112,13 +114,19 @@ class Pusher:
                     future.result()
             except BaseException:
                 self._stop.set()
+                self._remote.abort()
                 for future in futures:
                     future.cancel()
                 raise
 
     def _send(self, blob: Descriptor, *, silent: bool) -> None:
+        last = 0.0
+
         def report(done: int) -> None:
-            if not silent:
+            nonlocal last
+            now = time.monotonic()
+            if not silent and now - last >= _TICK:
+                last = now
                 self._say(blob, "Pushing", done)
 
         sources = self._elsewhere.get(blob.digest, ())

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["DIGEST", "Reference", "is_source"]
+__all__ = ["DIGEST", "TAG", "Reference", "is_source"]
 
 _COMPONENT = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = rf"(?:{_COMPONENT}(?:\.{_COMPONENT})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = rf"({_DOMAIN})/({_PATH}(?:/{_PATH})*)"
-_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 DIGEST = r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}"
 _HEX_ID = r"[a-f0-9]{64}"
 _SOURCES = ("oci:", "oci-archive:", "docker-archive:")
@@ -111,7 +111,7 @@ def _split_registry(rest: str) -> tuple[str, str]:
 
 def _split_tag(text: str, remainder: str) -> tuple[str, str]:
     repository, colon, tag = remainder.partition(":")
-    if colon and not re.fullmatch(_TAG, tag):
+    if colon and not re.fullmatch(TAG, tag):
         raise _invalid(
             text, f"invalid tag {tag[:140]!r}", "a tag is 1 to 128 of A-Z a-z 0-9 _ . - and starts with none of . -"
         )

@@ -11,13 +11,14 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 from wherry.errors import Kind, WherryError
 from wherry.image.blobs import Partial
 from wherry.image.hosts import Reach, endpoints
-from wherry.image.manifest import INDEX_TYPES, MANIFEST_MAX, MANIFEST_TYPES
+from wherry.image.manifest import INDEX_TYPES, MANIFEST_MAX, MANIFEST_TYPES, parse_document
 from wherry.image.pull import Document
-from wherry.image.reference import DIGEST, Reference
+from wherry.image.reference import DIGEST, TAG, Reference
 from wherry.image.remote import Remote
 from wherry.image.transport import Response, Retry
 from wherry.model import Descriptor
@@ -26,6 +27,8 @@ __all__ = ["RegistrySource"]
 
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
+_PAGE, _PAGES_MAX = 1000, 100
+_TICK = 0.2  # seconds within which a stop is seen
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
 
 
@@ -42,6 +45,9 @@ class RegistrySource:
             for n, endpoint in enumerate(found)
         ]
         self._broken: dict[Remote, WherryError] = {}
+        self._closed = threading.Event()
+        self._watched: threading.Event | None = None
+        self._lock = threading.Lock()
         self.what = reference.familiar()
 
     def top(self) -> Document:
@@ -55,6 +61,7 @@ class RegistrySource:
 
     def fetch(self, partial: Partial, report: Callable[[int], None], stop: threading.Event) -> None:
         """Download a blob; goes on where an earlier attempt ended, also one of another process or endpoint."""
+        self._watch(stop)
         self._somewhere("pull", lambda remote: _Download(remote, self.what, partial, report, stop).run())
 
     def referrers(self, digest: str) -> Document | None:
@@ -62,9 +69,30 @@ class RegistrySource:
         found: Document | None = self._somewhere("resolve", lambda remote: _Referrers(remote, self.what).of(digest))
         return found
 
+    def tags(self) -> list[str]:
+        """All tags of the repository."""
+        what = f"{self._reference.name}: tags"
+        found: list[str] = self._somewhere("resolve", lambda remote: remote.persist(what, lambda: _tags(remote, what)))
+        return found
+
     def close(self) -> None:
+        self._closed.set()
         for remote in self._remotes:
             remote.close()
+
+    def _watch(self, stop: threading.Event) -> None:
+        """From now on `stop` also ends what waits for a registry that says nothing."""
+        with self._lock:
+            watched, self._watched = self._watched, stop
+        if watched is None:
+            threading.Thread(target=self._cut_at, args=(stop,), daemon=True).start()
+
+    def _cut_at(self, stop: threading.Event) -> None:
+        while not self._closed.wait(_TICK):
+            if stop.is_set():
+                for remote in self._remotes:
+                    remote.abort()
+                return
 
     # ---- which endpoint
 
@@ -121,6 +149,22 @@ def _document(response: Response, media_type: str, digest: str, what: str) -> Do
             raise WherryError(Kind.INVALID, f"{what}: the registry sent {document.digest} instead of {expected}",
                               hint="the registry is damaged or lies; nothing of it was used")  # fmt: skip
     return document
+
+
+def _tags(remote: Remote, what: str) -> list[str]:
+    """distribution-spec 1.1, listing tags: page by page. What is no tag is left out: it becomes a part of a name."""
+    found: list[str] = []
+    url = remote.url("tags/list", {"n": str(_PAGE)})
+    for _ in range(_PAGES_MAX):
+        with remote.send("GET", url, {}) as response:
+            remote.expect(response, (200,), what)
+            tags = parse_document(response.body(MANIFEST_MAX, what), MANIFEST_MAX, what).get("tags") or ()
+            more = re.match(r"<([^<>]+)>;\s*rel=\"?next", response.headers.get("Link", ""))
+            url = urljoin(response.url, more[1]) if more else ""
+        found += [tag for tag in tags if isinstance(tag, str) and re.fullmatch(TAG, tag)]
+        if not url:
+            return found
+    raise WherryError(Kind.INVALID, f"{what}: more than {_PAGES_MAX} pages", hint="pull those that you need by name")
 
 
 class _Referrers:

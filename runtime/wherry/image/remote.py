@@ -109,6 +109,10 @@ class Remote:
         kind, meaning, hint = _MEANINGS.get(response.status, (Kind.UNAVAILABLE, f"answers {response.status}", ""))
         raise WherryError(kind, f"{what}: {self.host} {meaning}{words}", hint=hint.format(registry=self._registry))
 
+    def abort(self) -> None:
+        """See Transport.abort."""
+        self._transport.abort()
+
     def close(self) -> None:
         self._transport.close()
 
@@ -123,20 +127,11 @@ class Remote:
 
         Asked in TLS first, each plain registry would cost the loading of all certificate authorities, 20 ms.
         """
-        with contextlib.suppress(Retry, WherryError), self._transport.send("GET", f"{self._plain}/", {}) as response:
+        plain, secure = (f"{scheme}://{self.host}/v2" for scheme in ("http", "https"))
+        with contextlib.suppress(Retry, WherryError), self._transport.send("GET", f"{plain}/", {}) as response:
             if response.status != 400 and response.url.startswith("http:"):
-                return self._plain
-        secure = f"https://{self.host}/v2"
-        try:
+                return plain
+        with contextlib.suppress(Retry):
             self._transport.send("GET", f"{secure}/", {}).close()
-        except Retry:
-            return self._plain  # the real request tells what is wrong
-        except WherryError as error:
-            if error.kind is Kind.DENIED and "speak TLS" not in error.message:
-                raise
-            return self._plain
-        return secure
-
-    @property
-    def _plain(self) -> str:
-        return f"http://{self.host}/v2"
+            return secure
+        return plain  # the real request tells what is wrong

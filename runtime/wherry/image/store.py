@@ -119,6 +119,13 @@ class ImageStore:
 
         return push(self.blobs, self.reach, name, progress, all_tags=all_tags)
 
+    def tags(self, name: str) -> Lines:
+        """The tags that the repository of a name has in its registry."""
+        from wherry.image.registry import RegistrySource
+
+        with contextlib.closing(RegistrySource(Reference.parse(name), self.reach)) as source:
+            return source.tags()
+
     def referrers(self, name: str, artifact_type: str = "") -> Rows:
         """What refers to an image in its registry, as descriptors."""
         from wherry.image.referrers import referrers

@@ -6,12 +6,15 @@ to know what a manifest or a blob is.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import random
 import re
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -35,6 +38,7 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CURES = {
     "name or service not known": "is the name right, and does this host reach its name servers?",
     "no address associated with hostname": "is the name right, and does this host reach its name servers?",
+    "it does not speak tls": 'if you trust the network: server = "http://HOST" in hosts.d/HOST/hosts.toml',
     "connection refused": "nothing listens there: is the port right, and does the registry run?",
 }
 _REFUSALS = (
@@ -42,7 +46,6 @@ _REFUSALS = (
      "it wants a client certificate that it trusts", "name one in hosts.d/HOST/hosts.toml: client = [[CERT, KEY]]"),
     ("CERTIFICATE_VERIFY_FAILED|doesn't match",
      "the TLS certificate is not trusted", "name its authority in hosts.d/HOST/hosts.toml: ca = FILE"),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS", 'if it is to be trusted: server = "http://HOST" in hosts.toml'),
     ("Tunnel connection failed: 40[37]", "the proxy refuses", "does HTTPS_PROXY name a user and password of it?"),
 )  # fmt: skip
 
@@ -165,7 +168,7 @@ class _translated:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
-            why = _short(error)
+            why = "it does not speak TLS" if "WRONG_VERSION_NUMBER" in str(error) else _short(error)
             raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
 
     def _settled(self, error: BaseException | None) -> None:
@@ -213,6 +216,7 @@ class Transport:
         self._secure = False
         self._answered = False
         self._lock = threading.Lock()
+        self._wires = _Wires()
 
     def plain_allowed(self, url: str) -> bool:
         """Whether plain http may be spoken to the host of `url`."""
@@ -260,6 +264,7 @@ class Transport:
             try:
                 return attempt()
             except Retry as error:
+                self._wires.check()
                 if progressed() > seen:
                     tries, seen = 0, progressed()
                 tries += 1
@@ -273,6 +278,10 @@ class Transport:
                                       hint="try again later; what is here already is kept") from error  # fmt: skip
                 self._pause(tries, error.after)
 
+    def abort(self) -> None:
+        """Nobody waits any more: cut the connections, so that every request in every thread ends now."""
+        self._wires.cut()
+
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
@@ -280,7 +289,7 @@ class Transport:
     def _pause(self, tries: int, after: float) -> None:
         patience = self.patience
         pause = patience.pause * 2 ** (tries - 1) * (0.5 + random.random())  # noqa: S311 - jitter, no secret
-        time.sleep(max(after, min(pause, patience.longest_pause)))
+        self._wires.sleep(max(after, min(pause, patience.longest_pause)))
 
     def _is_own(self, url: str) -> bool:
         return bool(self._own.url) and origin_of(url) == origin_of(self._own.url)
@@ -296,6 +305,7 @@ class Transport:
     def _once(
         self, method: str, url: str, headers: Mapping[str, str], data: Mapping[str, str] | Upload | None, *, slow: bool
     ) -> Response:
+        self._wires.check()
         session = self._open(url)
         body: Any = (_Sized(data) if data.size else b"") if isinstance(data, Upload) else data
         verify = not (self.marked_insecure(host_of(url)) or (self._own.skip_verify and self._is_own(url)))
@@ -321,7 +331,7 @@ class Transport:
                 self._session = requests.Session()
                 self._session.trust_env = False  # ~/.netrc would add credentials behind our back
                 self._session.headers.update({"User-Agent": "wherry", "Accept-Encoding": "identity"})
-                self._session.mount("http://", _adapter())
+                self._session.mount("http://", _adapter(self._wires))
             if not self._secure and url.startswith("https:"):
                 self._secure = True
                 self._mount_tls(self._session)
@@ -330,33 +340,91 @@ class Transport:
     def _mount_tls(self, session: requests.Session) -> None:
         """An authority that was added for a registry holds for its token server too; nothing else of it does."""
         own = self._own
-        session.mount("https://", _adapter(context(own, private=False, verify=True)))
+        session.mount("https://", _adapter(self._wires, context(own, private=False, verify=True)))
         if own.url and (own.client or own.skip_verify):
-            session.mount(f"{own.url}/", _adapter(context(own, private=True, verify=not own.skip_verify)))
+            tls = context(own, private=True, verify=not own.skip_verify)
+            session.mount(f"{own.url}/", _adapter(self._wires, tls))
         for netloc in self._insecure:
-            session.mount(f"https://{netloc}/", _adapter(context(own, private=False, verify=False)))
+            session.mount(f"https://{netloc}/", _adapter(self._wires, context(own, private=False, verify=False)))
         if own.skip_verify or self._insecure:
             import urllib3
 
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for
 
 
-def _adapter(tls: ssl.SSLContext | None = None) -> HTTPAdapter:
-    """requests reads files of certificates at each connection; here a context is made once."""
+class _Wires:
+    """The connections in use, so that another thread can end what waits for one."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._cut = threading.Event()
+
+    def add(self, connection: Any) -> None:
+        with self._lock:
+            self._open.add(connection)
+
+    def cut(self) -> None:
+        """End all of them; `check` raises from now on."""
+        self._cut.set()
+        with self._lock:
+            sockets = [connection.sock for connection in self._open]
+        for one in sockets:
+            with contextlib.suppress(OSError, AttributeError, TypeError):  # closed meanwhile
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of an SSLSocket too, without a word to the other side
+
+    def check(self) -> None:
+        if self._cut.is_set():
+            raise WherryError(Kind.CONFLICT, "cancelled")
+
+    def sleep(self, seconds: float) -> None:
+        self._cut.wait(seconds)
+        self.check()
+
+
+def _adapter(wires: _Wires, tls: ssl.SSLContext | None = None) -> HTTPAdapter:
+    """Connections that `wires` knows. requests reads files of certificates at each one; here a context is made once."""
     from requests.adapters import HTTPAdapter
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *words: Any, **more: Any) -> Any:
-            return super().init_poolmanager(*words, ssl_context=tls, **more)
+            super().init_poolmanager(*words, ssl_context=tls, **more)
+            self.poolmanager.pool_classes_by_scheme = _pools(wires)
 
         def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
-            return super().proxy_manager_for(proxy, ssl_context=tls, **more)
+            manager = super().proxy_manager_for(proxy, ssl_context=tls, **more)
+            manager.pool_classes_by_scheme = _pools(wires)
+            return manager
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
             del url, cert
             conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
 
     return Adapter(pool_maxsize=_CONNECTIONS)
+
+
+def _pools(wires: _Wires) -> dict[str, type]:
+    """urllib3's pools with connections that tell `wires` of themselves."""
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            wires.add(self)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            wires.add(self)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
 
 
 def _redirected(url: str, response: Response) -> str:

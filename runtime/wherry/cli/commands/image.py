@@ -9,7 +9,7 @@ from wherry.cli.app import App, verb
 from wherry.cli.options import Values, one, switch
 from wherry.cli.table import LISTING, Column, Look, filters, show
 from wherry.errors import Kind, WherryError
-from wherry.model import Json
+from wherry.model import ImageRecord, Json
 
 FILTERS = ("before", "dangling", "label", "reference", "since")
 NONE = "<none>"
@@ -79,6 +79,7 @@ def images(app: App, values: Values) -> None:
     "pull",
     "IMAGE",
     one("--platform", parse.platform, "OS/ARCH", "the platform to fetch, where an image has several"),
+    switch("-a --all-tags", "fetch all images of the repository"),
     switch("--all-platforms", "fetch the images of all platforms; this machine's is unpacked"),
     switch("-q --quiet", "print the name only"),
     aliases="wherry image pull, wherry pull",
@@ -90,12 +91,19 @@ wherry pull oci:./layout:latest""",
 )
 def pull(app: App, values: Values) -> None:
     """Fetch an image from a registry, or from oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."""
-    if values["all_platforms"] and values["platform"]:
-        raise WherryError(Kind.INVALID, "--platform and --all-platforms exclude each other")
-    record = app.engine.pull(
-        values["image"], values["platform"] or "", app.progress(values["quiet"]), all_platforms=values["all_platforms"]
-    )
-    if not values["quiet"]:
+    every, platform, quiet = values["all_platforms"], values["platform"] or "", values["quiet"]
+    if every and (platform or values["all_tags"]):
+        raise WherryError(Kind.INVALID, "--all-platforms excludes --platform and --all-tags")
+    engine, name, progress = app.engine, values["image"], app.progress(quiet)
+    if values["all_tags"]:
+        for record in engine.pull_tags(name, platform, progress):
+            _told(app, record, quiet)
+    else:
+        _told(app, engine.pull(name, platform, progress, all_platforms=every), quiet)
+
+
+def _told(app: App, record: ImageRecord, quiet: bool) -> None:
+    if not quiet:
         app.out(f"Digest: {record.target or record.manifest}")
     app.out(record.names[0] if record.names else record.id)
 
