@@ -75,14 +75,20 @@ def test_as_after_a_reboot(own: Wherry, tmp_path: Path) -> None:
     """Nothing is mounted, and a container exists: it starts, is read and compared."""
     name = own.name()
     own("create", "--name", name, *NONE, "busybox", "sh", "-c", "echo hello > /new; ls /bin/busybox")
-    out = str(tmp_path / "out")
-    for step in (("start", "-a", name), ("diff", name), ("cp", f"{name}:/bin/busybox", out), ("inspect", name)):
-        subprocess.run(["umount", layer(own) / "fs"], check=True, timeout=30)
+    out, base = str(tmp_path / "out"), layer(own)
+    for step in (("start", "-a", name), ("diff", name), ("cp", f"{name}:/bin/busybox", out), ("inspect", name),
+                 ("commit", name, "made:1")):  # fmt: skip
+        subprocess.run(["umount", base / "fs"], check=True, timeout=30)
         assert mounted(own) == []
         done = own(*step)
         if step[0] == "diff":
             assert done.stdout.split() == ["A", "/new"]
-        assert mounted(own) == [f"{layer(own)}/fs"]
+        assert mounted(own) == [f"{base}/fs"]
+    assert (
+        own.out("run", "--rm", *NONE, "made:1", "sh", "-c", "cat /new; test -x /bin/busybox && echo both")
+        == "hello\nboth"
+    )
+    assert len(mounted(own)) == 2
 
 
 def test_each_mount_namespace_has_its_own(own: Wherry) -> None:
@@ -168,6 +174,11 @@ def test_killed_anywhere_between(own: Wherry) -> None:
         assert mounted(own) in ([], [f"{layer(own)}/fs"])
         assert hello(own) == "hello"
     own("gc")
+
+
+def test_doctor_says_which_format(own: Wherry) -> None:
+    said = own("doctor", check=False).stdout
+    assert "layers: erofs" in [line.split(maxsplit=1)[-1] for line in said.splitlines()]
 
 
 def test_explain_mounts_nothing(own: Wherry) -> None:

@@ -202,9 +202,14 @@ class Unpacker:
             making = self._making(diff_id, target, packed, stop, how or self.format)
             yield None if os.path.isdir(target) else held.enter_context(making)
 
-    @functools.cached_property
+    @property
     def format(self) -> formats.Format:
         """What layers are unpacked as here, from now on."""
+        return self.choice[0]
+
+    @functools.cached_property
+    def choice(self) -> tuple[formats.Format, str]:
+        """The format, and why it is not erofs where a probe said so."""
         return formats.choose(self._wanted, self._probe)
 
     def _probe(self) -> str:
