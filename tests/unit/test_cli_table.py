@@ -173,11 +173,16 @@ def test_df_counts_what_could_go() -> None:
         "Images": [{"Size": 100, "Containers": 1}, {"Size": 200, "Containers": 0}],
         "Containers": [{"SizeRw": 10, "State": "running"}, {"SizeRw": 30, "State": "exited"}],
         "Volumes": [{"UsageData": {"Size": 50, "RefCount": 0}}],
+        "Usage": {
+            "Images": {"Size": 300, "Reclaimable": 200}, "Containers": {"Size": 40, "Reclaimable": 30},
+            "Local Volumes": {"Size": 50, "Reclaimable": 50}, "Build Cache": {"Size": 0, "Reclaimable": 0},
+        },
     })  # fmt: skip
     assert [(r["TotalCount"], r["Active"], r["Size"], r["Reclaimable"]) for r in rows] == [
         ("2", "1", "300B", "200B (67%)"),
         ("2", "1", "40B", "30B (75%)"),
         ("1", "0", "50B", "50B (100%)"),
+        ("0", "0", "0B", "0B"),
     ]
 
 

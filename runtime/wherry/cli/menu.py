@@ -82,6 +82,7 @@ NETWORK = {
 }
 
 SYSTEM = {
+    "check": Entry("commands.system:check", "Look whether everything stored is whole"),
     "df": Entry("commands.system:df", "Show how much disk wherry uses"),
     "events": Entry("commands.events:events", "Show events as they happen"),
     "info": Entry("commands.system:info", "Show this wherry and its host"),

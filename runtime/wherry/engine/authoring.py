@@ -62,10 +62,9 @@ def commit(
         command = " ".join(_config(row)["Cmd"] or ())
         document["history"].append(_entry(document["created"], command, author, message))
         record = making.add_image(house.images, document, [*below, layer], [name] if name else [])
-        house.images.ensure_unpacked(record)
     events.emit(house, "image", "create", record.id, {"name": name})
     events.container(house, row, "commit", imageID=record.id, imageRef=name)
-    return house.images.get_manifest(record.manifest)
+    return record
 
 
 def _base(house: House, row: Container) -> ImageRecord:
@@ -146,7 +145,7 @@ def import_tar(
     wanted = images.platform(platform) or host_platform()
     config = instructions.apply({}, changes)
     house.prepare()
-    with house.images.blobs.lease():
+    with _swept_on_failure(house), house.images.blobs.lease():
         layer = making.add_layer(house.images.blobs, lambda out: tar_of(stream, out, origin))
         created = _now()
         document: Json = {
@@ -154,15 +153,19 @@ def import_tar(
             **({"variant": wanted.variant} if wanted.variant else {}), "config": config,
             "history": [_entry(created, "", "", message or f"Imported from {origin}")],
         }  # fmt: skip
-        record = making.add_image(house.images, document, [layer], [])
-        try:
-            house.images.ensure_unpacked(record)
-        except BaseException:
-            house.images.remove(record.id)
-            raise
-        record = house.images.name(record, [name] if name else [])
+        record = making.add_image(house.images, document, [layer], [name] if name else [])
     events.emit(house, "image", "import", record.id, {"name": name or record.id})
     return record
+
+
+@contextlib.contextmanager
+def _swept_on_failure(house: House) -> Iterator[None]:
+    """What was read of something that is no tar of a root goes at once: it may be large."""
+    try:
+        yield
+    except WherryError:
+        images.sweep(house)
+        raise
 
 
 # ---- history ----

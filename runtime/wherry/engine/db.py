@@ -159,6 +159,13 @@ class Database:
         with self._lock:
             self._db.close()
 
+    def problems(self) -> list[str]:
+        """What SQLite itself finds wrong with the file."""
+        said = [str(row[0]) for row in self._rows("PRAGMA quick_check")]
+        broken = self._rows("PRAGMA foreign_key_check")
+        said += [f"row {row} of {table} names what is not in {parent}" for table, row, parent, *_ in broken]
+        return [line for line in said if line != "ok"]
+
     # ---- containers ----
 
     def add_container(

@@ -502,10 +502,18 @@ class Engine:
         return system.container_prune(self._house, filters or {})
 
     def system_df(self) -> Json:
-        """Return docker's `GET /system/df`: LayersSize, Images, Containers, Volumes (each with UsageData)."""
-        from . import system
+        """Return docker's `GET /system/df`: LayersSize, Images, Containers, Volumes (each with UsageData); and "Usage",
+        the Size and what is Reclaimable of each kind, which adds up to ROOT."""
+        from . import usage
 
-        return system.df(self._house)
+        return usage.df(self._house)
+
+    def system_check(self, *, quick: bool = False, repair: bool = False) -> Json:
+        """Look whether everything is whole: {"Findings": [{Kind, Subject, Problem, Cure, Repaired}], "Leftovers": paths
+        that the next sweep takes, "Counts": {...}}. `quick`: without reading blobs through."""
+        from . import checks
+
+        return checks.check(self._house, quick=quick, repair=repair)
 
     def system_prune(self, *, all: bool = False, volumes: bool = False, filters: Filters | None = None) -> Json:
         """Prune containers, networks, images and, if asked, volumes; the union of the four answers."""

@@ -65,6 +65,15 @@ def _everything(house: House, found: Json) -> None:
     _volumes(house, found)
     _network(house, found)
     house.snapshots.sweep()
+    _images(house, found)
+
+
+def _images(house: House, found: Json) -> None:
+    from . import images
+
+    freed = images.sweep(house)
+    if freed:
+        found["images"] = [f"{freed} bytes that nothing used"]
 
 
 def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool = False) -> None:

@@ -84,9 +84,8 @@ class House:
         """The image store."""
         from wherry.image.store import ImageStore
 
-        return ImageStore(
-            self.place.root, hosts=hosts_directory(self.place), snapshot_format=self.settings.snapshot_format
-        )
+        where, how = hosts_directory(self.place), self.settings.snapshot_format
+        return ImageStore(self.place.root, hosts=where, snapshot_format=how)
 
     @cached_property
     def snapshots(self) -> Snapshotter:

@@ -1,4 +1,4 @@
-"""`system df|prune`, `info`, `version`, and `container prune`. Decides docker's shapes."""
+"""`system prune`, `info`, `version`, and `container prune`. Decides docker's shapes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from wherry.model import Json
 
-from . import filters, images, listing, networks, remove, volumes, warm
+from . import filters, images, networks, remove, warm
 from .house import House
 from .status import look
 
-__all__ = ["VERSION", "container_prune", "df", "info", "prune", "reset", "version"]
+__all__ = ["VERSION", "container_prune", "info", "prune", "reset", "version"]
 
 Filters = Mapping[str, Sequence[str]]
 VERSION = "0.1.0"
@@ -34,24 +34,6 @@ def container_prune(house: House, wanted: Filters) -> Json:
             deleted.append(row.id)
             freed += size
     return {"ContainersDeleted": deleted, "SpaceReclaimed": freed}
-
-
-def df(house: House) -> Json:
-    """What takes how much room."""
-    house.prepare()
-    found = []
-    for volume in house.db.volumes():
-        usage = {"Size": house.volumes.usage(volume.dir), "RefCount": len(house.db.volume_users(volume.name))}
-        found.append({**volumes.shape(house, volume), "UsageData": usage})
-    usage = house.images.disk_usage()
-    return {
-        "LayersSize": int(usage.get("layers", 0)),
-        "BlobsSize": int(usage.get("blobs", 0)),
-        "Images": images.listing(house, all=True, filters={}),
-        "Containers": listing.containers(house, all=True, filters={}, size=True, last=0),
-        "Volumes": found,
-        "BuildCache": [],
-    }
 
 
 def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:

@@ -230,7 +230,7 @@ def add_image(
     *,
     annotations: Mapping[str, str] | None = None,
 ) -> ImageRecord:
-    """Store an image of these layers (lowest first) under `names`, nameless where there are none.
+    """Store an image of these layers (lowest first), unpack it, and give it `names`; it is nameless without any.
 
     `rootfs` of the config is made from the layers; all else of it is the caller's.
     """
@@ -245,9 +245,7 @@ def add_image(
     }
     if annotations:
         body["annotations"] = dict(annotations)
-    manifest = _put(store.blobs, OCI_MANIFEST, body)
-    store.blobs.name(manifest, wanted)
-    return store.get_manifest(manifest.digest)
+    return store.adopt(_put(store.blobs, OCI_MANIFEST, body), wanted)
 
 
 def _oci(layer: Descriptor) -> Descriptor:

@@ -73,9 +73,10 @@ def fsync_dir(path: str) -> None:
         os.close(fd)
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """`path` holds either its old content or all of `data`, also after a power cut."""
-    temporary = f"{path}.{fresh_name('tmp-')}"
+def write_atomic(path: str, data: bytes, mode: int = 0o600, *, scratch: str = "") -> None:
+    """`path` holds either its old content or all of `data`, also after a power cut. `scratch`: where to write it first,
+    beside `path` without."""
+    temporary = os.path.join(scratch, fresh_name(".tmp-")) if scratch else f"{path}.{fresh_name('tmp-')}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:

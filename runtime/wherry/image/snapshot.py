@@ -23,7 +23,7 @@ from wherry.image.reference import DIGEST
 from wherry.kernel.files import remove_tree
 from wherry.model import Mount
 
-__all__ = ["Snapshotter", "check_place", "layer_path", "mount_points"]
+__all__ = ["Snapshotter", "check_place", "layer_path", "mount_points", "tree_usage"]
 
 _KEY = r"[a-z0-9-]{1,64}"
 _MAX_LAYERS = 499  # OVL_MAX_STACK, fs/overlayfs/super.c, less the one of mount points
@@ -142,10 +142,29 @@ class Snapshotter:
         return tuple(disk.load_json(os.path.join(self._existing(key), "lower.json"))["lower"])
 
     def lower_paths(self, key: str) -> list[str]:
-        """The directories below the upper one of `key`, highest first, as its overlay shows them, less mount points."""
-        self._check_mounted(key, self.diff_ids(key))
-        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(self.diff_ids(key))]
+        """The directories below the upper one of `key`, highest first, as its overlay shows them, less mount points.
+
+        What `below` names must be mounted.
+        """
+        diff_ids = self.diff_ids(key)
+        self._check_mounted(key, diff_ids)
+        lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(diff_ids)]
         return self._visible(lower)
+
+    def problems(self, key: str) -> list[str]:
+        """What is wrong with the files of a snapshot, if anything is. One that is removed meanwhile is right."""
+        found = self._problems(key)
+        return found if os.path.isdir(self._path(key)) else []
+
+    def _problems(self, key: str) -> list[str]:
+        try:
+            facts = disk.load_json(os.path.join(self._existing(key), "lower.json"))
+            below, writable = [layer_path(self.root, diff_id) for diff_id in facts["lower"]], facts["writable"]
+        except (OSError, WherryError, KeyError, TypeError) as error:
+            return [f"its lower.json cannot be read: {error}"]
+        found = [f"layer {os.path.basename(path)} below it is missing" for path in below if not os.path.isdir(path)]
+        parts = ("upper", "work") if writable else ("empty",)
+        return found + [f"it has no {part}" for part in parts if not os.path.isdir(os.path.join(self._path(key), part))]
 
     def diff(self, key: str) -> Iterator[tuple[str, str]]:
         """(kind, path) of what was added (A), changed (C) or deleted (D), in docker's sense, sorted by path."""
@@ -318,7 +337,7 @@ def _walk(walker: disk.Walker, count: _Count) -> None:
     pending = [count.directory(walker.fd)]
     while pending:
         if pending[-1]:
-            if walker.down(pending[-1].pop()):
+            if walker.down(pending[-1].pop(), quiet=True):
                 pending.append(count.directory(walker.fd))
         else:
             pending.pop()

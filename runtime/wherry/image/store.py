@@ -34,11 +34,15 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
+    from wherry.image.check import Finding, Report
     from wherry.image.hosts import Reach
     from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.push import Pushed
     from wherry.image.unpack import LayerLimits, Unpacker
+    from wherry.image.usage import Usage
+
+    Findings = list[Finding]
 
 Lines = list[str]  # ImageStore.list hides the builtin inside the class
 Records = list[ImageRecord]
@@ -227,11 +231,12 @@ class ImageStore:
                               hint=f"its names: {', '.join(record.names) or 'none'}")  # fmt: skip
         self.blobs.untag(doomed)
 
-    def name(self, record: ImageRecord, names: Names) -> ImageRecord:
-        """Give a stored image these names."""
-        descriptor = self._descriptor(record.target or record.manifest)
-        self.blobs.name(descriptor, [str(Reference.parse(name)) for name in names])
-        return self.get_manifest(descriptor.digest)
+    def adopt(self, manifest: Descriptor, names: Names, progress: Progress = _silent) -> ImageRecord:
+        """An image whose blobs were all made here: it is unpacked, and has its names (canonical) after that."""
+        with self._storing(manifest.digest):
+            self.ensure_unpacked(self._record(manifest, ()), progress)
+            self.blobs.name(manifest, names)
+            return self.get_manifest(manifest.digest)
 
     def tag(self, name_or_id: str, new_name: str) -> str:
         """Give an image one more name; the canonical form of it."""
@@ -278,11 +283,23 @@ class ImageStore:
 
         unmount_layers(self.root)
 
-    def disk_usage(self) -> Json:
-        """Bytes: of blobs, of unpacked layers, and of the layers that no image uses."""
-        from wherry.image.sweep import usage
+    def disk_usage(self) -> Usage:
+        """What blobs and layers take on disk, as `du` counts, and whose they are."""
+        from wherry.image.usage import usage
 
         return usage(self)
+
+    def check(self, *, quick: bool = False) -> Report:
+        """Whether everything here is whole."""
+        from wherry.image.check import check
+
+        return check(self, quick=quick)
+
+    def repair(self, report: Report) -> Findings:
+        """Take away what `check` found damaged; the findings that are mended by it."""
+        from wherry.image.check import repair
+
+        return repair(self, report)
 
     # ---- inside
 

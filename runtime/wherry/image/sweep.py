@@ -19,12 +19,12 @@ from wherry.image.leases import InUse
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.snapshot import Snapshotter
 from wherry.kernel.files import remove_tree
-from wherry.model import Json
+from wherry.model import Descriptor
 
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["sweep", "unmount_layers", "usage"]
+__all__ = ["layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out", "unmount_layers"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _ALGORITHMS = ("sha256", "sha512")
@@ -38,54 +38,43 @@ def sweep(store: ImageStore, keep: frozenset[str]) -> int:
     with store.blobs.leases.alone(_PATIENCE) as alone:
         if not alone:
             return 0
-        _drop_broken(store)
         in_use = store.blobs.leases.in_use()
         blobs, diff_ids = _used(store)
         freed, doomed = _doom_blobs(store, in_use, blobs)
         more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
         doomed += layers + _leftovers(store, in_use)
         snapshots = Snapshotter(store.root).leftovers()
-    _remove_all(doomed)
+    remove_doomed(doomed)
     for name in snapshots:
         _remove(os.path.join(store.root, "snapshots"), name)
     return freed + more
 
 
-def _remove_all(doomed: _Doomed) -> None:
-    """The kernel's work nearly alone: two CPUs take less time for it than one."""
-    if len(doomed) < 2:
-        for place, name in doomed:
-            _remove_unheld(place, name)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(_REMOVERS, "remove") as pool:
-        for _ in pool.map(lambda one: _remove_unheld(*one), doomed):
-            pass
+Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nobody looks for
 
 
-_Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nobody looks for
-
-
-def _drop_broken(store: ImageStore) -> None:
-    """Forget images whose manifest or config is missing or damaged: nothing can be started from them."""
-    broken = {entry.digest for entry in store.blobs.entries() if not _readable(store, entry.digest)}
+def _used(store: ImageStore) -> tuple[set[str], set[str]]:
+    """The blobs and diff ids of all images. One whose manifest or config is missing or damaged is forgotten: nothing
+    can be started from it."""
+    blobs: set[str] = set()
+    diff_ids: set[str] = set()
+    broken: set[str] = set()
+    for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
+        try:
+            more_blobs, more_ids = references(store, entry)
+        except WherryError:
+            broken.add(entry.digest)
+        else:
+            blobs |= more_blobs
+            diff_ids |= more_ids
     if broken:
         store.blobs.change(lambda entries: [entry for entry in entries if entry.digest not in broken])
+    return blobs, diff_ids
 
 
-def _readable(store: ImageStore, digest: str) -> bool:
-    try:
-        _references(store, digest)
-    except WherryError:
-        return False
-    return True
-
-
-def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
-    top = next(entry for entry in store.blobs.entries() if entry.digest == digest)
-    descriptor = chosen(store.blobs, top, host_platform())
-    manifest = store.manifest(descriptor)
+def references(store: ImageStore, top: Descriptor) -> tuple[set[str], set[str]]:
+    """What an image of the index needs: its documents and blobs, and the diff ids of this machine's."""
+    manifest = store.manifest(chosen(store.blobs, top, host_platform()))
     what = f"config {manifest.config.digest}"
     try:
         data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
@@ -97,70 +86,67 @@ def _references(store: ImageStore, digest: str) -> tuple[set[str], set[str]]:
     return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
 
 
-def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    blobs: set[str] = set()
-    diff_ids: set[str] = set()
-    for digest in {entry.digest for entry in store.blobs.entries()}:
-        more_blobs, more_ids = _references(store, digest)
-        blobs |= more_blobs
-        diff_ids |= more_ids
-    return blobs, diff_ids
-
-
 def _of_snapshots(root: str) -> set[str]:
     snapshots = Snapshotter(root)
-    keys = snapshots.keys()
-    return {diff_id for key in keys for diff_id in snapshots.diff_ids(key)}
+    found: set[str] = set()
+    for key in snapshots.keys():  # noqa: SIM118 - no mapping
+        try:
+            found.update(snapshots.diff_ids(key))
+        except (FileNotFoundError, WherryError):
+            if key in snapshots.keys():  # noqa: SIM118 - else it was removed meanwhile
+                raise
+    return found
 
 
-def _names(path: str) -> list[str]:
+def names_in(path: str) -> list[str]:
+    """What a directory holds; nothing where it is not."""
     try:
         return os.listdir(path)
     except FileNotFoundError:
         return []
 
 
-def _doom(place: str, name: str, into: str) -> tuple[str, str]:
+def take_out(place: str, name: str, into: str) -> tuple[str, str]:
     """A temporary name for what goes: a crash in the middle leaves no half thing under its own."""
     doomed = disk.fresh_name(".tmp-doomed-")
     os.rename(os.path.join(place, name), os.path.join(into, doomed))
     return into, doomed
 
 
-def _doom_blobs(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, _Doomed]:
+def _doom_blobs(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, Doomed]:
     freed, doomed = 0, []
     for algorithm in _ALGORITHMS:
         place = os.path.join(store.blobs.place, "blobs", algorithm)
-        for name in _names(place):
+        for name in names_in(place):
             status = os.stat(os.path.join(place, name), follow_symlinks=False)
             if f"{algorithm}:{name}" not in used and not in_use.keeps(f"{algorithm}:{name}", status):
                 freed += status.st_size
-                doomed.append(_doom(place, name, store.blobs.ingest))
+                doomed.append(take_out(place, name, store.blobs.ingest))
     return freed, doomed
 
 
-def _doom_layers(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, _Doomed]:
+def _doom_layers(store: ImageStore, in_use: InUse, used: set[str]) -> tuple[int, Doomed]:
     place = os.path.join(store.root, "layers")
     names = {diff_id.partition(":")[2] for diff_id in used}
     claimed = InUse(frozenset(digest.partition(":")[2] for digest in in_use.digests), in_use.since)
     freed, doomed = 0, []
-    for name in _names(place):
+    for name in names_in(place):
         path = os.path.join(place, name)
         if re.fullmatch(_HEX, name) and name not in names and not claimed.keeps(name, os.lstat(path)):
             freed += layer_bytes(path)
-            doomed.append(_doom(place, name, place))
+            doomed.append(take_out(place, name, place))
     return freed, doomed
 
 
-def _leftovers(store: ImageStore, in_use: InUse) -> _Doomed:
+def _leftovers(store: ImageStore, in_use: InUse) -> Doomed:
     """What the dead left half made. Names of partial blobs are reused: they are locked, as living temporaries."""
     ingest, layers = store.blobs.ingest, os.path.join(store.root, "layers")
-    found: _Doomed = [(layers, name) for name in _names(layers) if name.startswith(".tmp-")]
-    for name in _names(ingest):
+    found: Doomed = [(layers, name) for name in names_in(layers) if name.startswith(".tmp-")]
+    for name in names_in(ingest):
         if name.startswith((".tmp-", "layer-")) or _older(os.path.join(ingest, name), _PARTIAL_AGE):
             found.append((ingest, name))
     with store.blobs.locked():
-        for name in _names(store.blobs.place):
+        for name in names_in(store.blobs.place):
             if ".tmp-" in name:  # of an index.json that was never finished: who writes one holds the lock
                 os.unlink(os.path.join(store.blobs.place, name))
     return [(place, name) for place, name in found if _is_old(os.path.join(place, name), in_use)]
@@ -182,10 +168,35 @@ def layer_bytes(path: str) -> int:
         return 0
 
 
+def remove_doomed(doomed: Doomed) -> None:
+    """Remove what was taken out of its place, and temporaries that nobody holds; what fails is told after the rest.
+
+    The kernel's work nearly alone: two CPUs take less time for it than one.
+    """
+    if len(doomed) < 2:
+        failed = [_attempt(one) for one in doomed]
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(_REMOVERS, "remove") as pool:
+            failed = list(pool.map(_attempt, doomed))
+    for error in failed:
+        if error is not None:
+            raise error
+
+
+def _attempt(one: tuple[str, str]) -> WherryError | None:
+    try:
+        _remove_unheld(*one)
+    except WherryError as error:
+        return error
+    return None
+
+
 def unmount_layers(root: str) -> None:
     """Every layer loses its mount; who has files of it open keeps them."""
     place = os.path.join(root, "layers")
-    for name in _names(place):
+    for name in names_in(place):
         _unmount(os.path.join(place, name, "fs"))
 
 
@@ -220,18 +231,3 @@ def _older(path: str, age: float) -> bool:
         return time.time() - os.stat(path, follow_symlinks=False).st_mtime > age
     except FileNotFoundError:
         return False
-
-
-def usage(store: ImageStore) -> Json:
-    """Bytes of blobs, of unpacked layers, and of those layers that no image uses."""
-    used: set[str] = set()
-    for record in store.list():
-        used.update(diff_id.partition(":")[2] for diff_id in record.config.diff_ids)
-    place = os.path.join(store.root, "layers")
-    sizes = {name: layer_bytes(os.path.join(place, name)) for name in _names(place) if re.fullmatch(_HEX, name)}
-    blobs = os.path.join(store.blobs.place, "blobs", "sha256")
-    return {
-        "blobs": sum(os.stat(os.path.join(blobs, name)).st_size for name in _names(blobs)),
-        "layers": sum(sizes.values()),
-        "reclaimable": sum(size for name, size in sizes.items() if name not in used),
-    }

@@ -128,6 +128,7 @@ class Unpacker:
     ) -> None:
         self._root = root
         self._wanted = snapshot_format
+        self._unfit: set[str] = set()  # layers that the format cannot hold
         self._userxattr = userxattr
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
@@ -146,61 +147,6 @@ class Unpacker:
     def has(self, diff_id: str) -> bool:
         """Whether the layer is there; nothing is locked or made."""
         return os.path.isdir(layer_path(self._root, diff_id))
-
-    def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
-        """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
-        if self.has(diff_id):
-            return False
-        try:
-            return self._unpack(blob, diff_id, report, stop, self.format)
-        except formats.DoesNotFitError:
-            return self._unpack(blob, diff_id, report, stop, formats.DIRECTORY)
-
-    def _unpack(  # as above, in one format
-        self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event, how: formats.Format
-    ) -> bool:
-        packed = os.stat(blob).st_size
-        with self.stream(diff_id, packed, stop, how=how) as stream:
-            if stream is None:
-                return False
-            with open(blob, "rb") as file:
-                while not stream.ended and (chunk := file.read(_CHUNK)):
-                    stream.write(chunk)
-                    report(file.tell(), packed)
-            stream.finish()
-        return True
-
-    @contextlib.contextmanager
-    def stream(
-        self,
-        diff_id: str,
-        packed: int,
-        stop: threading.Event,
-        *,
-        wait: bool = True,
-        how: formats.Format | None = None,
-    ) -> Iterator[LayerStream | None]:
-        """A stream that makes the layer of `packed` bytes, or None when the layer is there.
-
-        Without `wait` also None while another makes it. What is not finished when this ends leaves nothing.
-        """
-        target = layer_path(self._root, diff_id)
-        if os.path.isdir(target):
-            yield None
-            return
-        disk.make_private(os.path.join(self._root, "layers"))
-        lock = os.path.join(self._root, "ingest", f"layer-{diff_id.partition(':')[2]}.lock")
-        disk.make_private(os.path.dirname(lock))
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
-            except WherryError:
-                if wait:
-                    raise
-                yield None
-                return
-            making = self._making(diff_id, target, packed, stop, how or self.format)
-            yield None if os.path.isdir(target) else held.enter_context(making)
 
     @property
     def format(self) -> formats.Format:
@@ -233,17 +179,65 @@ class Unpacker:
             self._discard(temporary)
             os.close(held)
 
+    def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
+        """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
+        try:
+            return self._unpack(blob, diff_id, report, stop)
+        except formats.DoesNotFitError:  # as a directory, then
+            return self._unpack(blob, diff_id, report, stop)
+
+    def _unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
+        packed = 0 if self.has(diff_id) else os.stat(blob).st_size
+        with self.stream(diff_id, packed, stop) as stream:
+            if stream is None:
+                return False
+            with open(blob, "rb") as file:
+                while not stream.ended and (chunk := file.read(_CHUNK)):
+                    stream.write(chunk)
+                    report(file.tell(), packed)
+            stream.finish()
+        return True
+
     @contextlib.contextmanager
-    def _making(  # as above
-        self, diff_id: str, target: str, packed: int, stop: threading.Event, how: formats.Format
-    ) -> Iterator[LayerStream]:
+    def stream(
+        self, diff_id: str, packed: int, stop: threading.Event, *, wait: bool = True
+    ) -> Iterator[LayerStream | None]:
+        """A stream that makes the layer of `packed` bytes, or None when the layer is there.
+
+        Without `wait` also None while another makes it. What is not finished when this ends leaves nothing.
+        """
+        target = layer_path(self._root, diff_id)
+        if os.path.isdir(target):
+            yield None
+            return
+        disk.make_private(os.path.join(self._root, "layers"))
+        lock = os.path.join(self._root, "ingest", f"layer-{diff_id.partition(':')[2]}.lock")
+        disk.make_private(os.path.dirname(lock))
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+            except WherryError:
+                if wait:
+                    raise
+                yield None
+                return
+            yield None if os.path.isdir(target) else held.enter_context(self._making(diff_id, target, packed, stop))
+
+    @contextlib.contextmanager
+    def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)  # tells gc that someone works here
 
+        how = formats.DIRECTORY if diff_id in self._unfit else self.format
+
         def publish(words: list[str], digest: str) -> None:
-            entries, size = self._judge(words, diff_id, digest)
+            try:
+                entries, size = self._judge(words, diff_id, digest)
+            except formats.DoesNotFitError:
+                self._unfit.add(diff_id)
+                raise
             disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
             os.rename(temporary, target)
             disk.fsync_dir(parent)
@@ -252,8 +246,7 @@ class Unpacker:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
             os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
             most = self._limits.bytes_for(packed)
-            child = self._start(os.path.join(temporary, how.place), most, how)
-            stream = LayerStream(child, stop, publish)
+            stream = LayerStream(self._start(os.path.join(temporary, how.place), most, how), stop, publish)
             try:
                 stream.begin(self._worker, diff_id, most)
                 yield stream

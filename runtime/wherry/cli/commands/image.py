@@ -11,7 +11,7 @@ from wherry.cli.table import LISTING, Column, Look, filters, show
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
-FILTERS = ("before", "dangling", "label", "reference", "since")
+FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 NONE = "<none>"
 
 
@@ -66,7 +66,7 @@ wherry images --filter dangling=true -q
 wherry images --format '{{.Repository}}:{{.Tag}} {{.Size}}'""",
 )
 def images(app: App, values: Values) -> None:
-    """List images. Filters: before, dangling, label, reference, since."""
+    """List images. Filters: before, dangling, label, reference, since, until."""
     wanted = filters(values, FILTERS)
     if values["repository_tag"]:
         wanted.setdefault("reference", []).append(values["repository_tag"])

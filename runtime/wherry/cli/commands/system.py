@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wherry.cli import human
@@ -17,17 +17,12 @@ OBJECT_FORMAT = one("-f --format", text, "TEMPLATE", "'json' or a Go template")
 # ---- df ----
 
 
-def _sum(rows: Sequence[Json], size: Callable[[Json], float]) -> float:
-    return sum(max(size(row), 0) for row in rows)
-
-
 def _volume_size(row: Json) -> float:
     return float((row.get("UsageData") or {}).get("Size", 0))
 
 
-def _usage(kind: str, rows: Sequence[Json], active: Sequence[Json], size: Callable[[Json], float], whole: float | None = None) -> Json:  # noqa: E501  # fmt: skip
-    total = _sum(rows, size) if whole is None else whole
-    free = max(total - _sum(active, size), 0)
+def _usage(kind: str, rows: Sequence[Json], active: Sequence[Json], room: Mapping[str, float]) -> Json:
+    total, free = room["Size"], room["Reclaimable"]
     share = f" ({free / total * 100:.0f}%)" if total else ""
     return {
         "Type": kind,
@@ -39,15 +34,17 @@ def _usage(kind: str, rows: Sequence[Json], active: Sequence[Json], size: Callab
 
 
 def usage(found: Json) -> list[Json]:
-    """docker's three rows, from its system/df object."""
+    """docker's four rows, from its system/df object and the room of each kind."""
     images, containers, volumes = (found.get(key) or [] for key in ("Images", "Containers", "Volumes"))
+    cache, rooms = found.get("BuildCache") or [], found["Usage"]
     used = [i for i in images if i.get("Containers", 0) > 0]
     running = [c for c in containers if c.get("State") in ("running", "paused", "restarting")]
     mounted = [v for v in volumes if (v.get("UsageData") or {}).get("RefCount", 0) > 0]
     return [
-        _usage("Images", images, used, lambda row: row.get("Size", 0), found.get("LayersSize")),
-        _usage("Containers", containers, running, lambda row: row.get("SizeRw") or 0),
-        _usage("Local Volumes", volumes, mounted, _volume_size),
+        _usage("Images", images, used, rooms["Images"]),
+        _usage("Containers", containers, running, rooms["Containers"]),
+        _usage("Local Volumes", volumes, mounted, rooms["Local Volumes"]),
+        _usage("Build Cache", cache, [c for c in cache if c.get("InUse")], rooms["Build Cache"]),
     ]
 
 
@@ -64,8 +61,9 @@ DF = tuple(
 
 
 def _image(row: Json) -> list[str]:
-    name = (row.get("RepoTags") or ["<none>"])[0]
-    return [name, human.short_id(row["Id"]), human.size(row["Size"]), str(row.get("Containers", 0))]
+    name, size, shared = (row.get("RepoTags") or ["<none>"])[0], row["Size"], row["SharedSize"]
+    sizes = [human.size(number) for number in (size, shared, size - shared)]
+    return [name, human.short_id(row["Id"]), *sizes, str(row.get("Containers", 0))]
 
 
 def _container(row: Json) -> list[str]:
@@ -80,13 +78,18 @@ def _volume(row: Json) -> list[str]:
 def details(found: Json) -> Iterator[str]:
     """Each object with its size, for -v."""
     images, containers, volumes = (found.get(key) or [] for key in ("Images", "Containers", "Volumes"))
+    head = ["IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE", "CONTAINERS"]
     tables = (
-        ("Images space usage:", ["IMAGE", "IMAGE ID", "SIZE", "CONTAINERS"], map(_image, images)),
+        ("Images space usage:", head, map(_image, images)),
         ("Containers space usage:", ["CONTAINER ID", "IMAGE", "SIZE", "STATUS", "NAMES"], map(_container, containers)),
         ("Local Volumes space usage:", ["VOLUME NAME", "LINKS", "SIZE"], map(_volume, volumes)),
     )
     for title, head, rows in tables:
         yield from (title, "", *aligned([head, *rows]), "")
+    rooms = found["Usage"]
+    yield f"Build cache usage: {human.size(rooms['Build Cache']['Size'])}"
+    yield f"All else (database, networks, caches): {human.size(rooms['Other']['Size'])}"
+    yield f"Total on disk: {human.size(sum(room['Size'] for room in rooms.values()))}"
 
 
 @verb(
@@ -149,6 +152,39 @@ def version(app: App, values: Values) -> None:
     found = app.engine.version()
     if not one_object(app, found, values["format"]):
         app.out("\n".join(tree(found)))
+
+
+# ---- check ----
+
+CHECKED = (("Kind", "KIND"), ("Subject", "SUBJECT"), ("Problem", "PROBLEM"), ("Cure", "CURE"))
+CHECK = tuple(Column(name, header, lambda r, _, name=name: str(r[name])) for name, header in CHECKED)  # type: ignore[misc]
+
+
+@verb(
+    "check",
+    "",
+    one("--format", text, "TEMPLATE", "'json' or a Go template, for the whole report"),
+    switch("--quick", "do not read blobs through to verify their digests"),
+    switch("--repair", "take away what is damaged (a pull brings it back) and sweep what is left over"),
+    aliases="wherry system check",
+    examples="wherry system check\nwherry system check --quick --format json\nwherry system check --repair",
+)
+def check(app: App, values: Values) -> int:
+    """Look whether images, layers, snapshots and the database are whole and agree. Ends with 1 if something is not.
+
+    It may run beside everything else. What a killed command left half made is told, but is no damage: `wherry gc` takes
+    it.
+    """
+    report = app.engine.system_check(quick=values["quick"], repair=values["repair"])
+    findings = report["Findings"]
+    if not one_object(app, report, values["format"]):
+        if findings:
+            show(app, findings, CHECK, [name for name, _ in CHECKED], {})
+        for path in report["Leftovers"]:
+            app.out(f"left over{', swept' if values['repair'] else ''}: {path}")
+        counts = ", ".join(f"{number} {kind}" for kind, number in report["Counts"].items())
+        app.out(f"{counts}: {f'{len(findings)} findings' if findings else 'clean'}")
+    return 1 if any(not finding["Repaired"] for finding in findings) else 0
 
 
 # ---- doctor, gc ----

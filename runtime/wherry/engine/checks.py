@@ -1,0 +1,79 @@
+"""`system check`: is everything here whole, and do rows and files tell the same?
+
+Decides what of containers and volumes is damage. Files without a row are none: a killed command left them, and `wherry
+gc` takes them. The store's own invariants are the store's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from wherry.image.check import Finding
+from wherry.model import Json
+
+from .house import House
+from .undo import sweeping
+
+__all__ = ["check"]
+
+
+def check(house: House, *, quick: bool, repair: bool) -> Json:
+    """The verb. Findings that `repair` mends say so; what is left over is swept by it."""
+    if not os.path.isdir(house.place.root):
+        return {"Findings": [], "Leftovers": [], "Counts": {}}
+    report = house.images.check(quick=quick)
+    found, leftovers = _rows(house)
+    mended = house.images.repair(report) if repair and report.findings else []
+    if repair:
+        _sweep(house)
+    shape = [_shape(finding, finding in mended) for finding in (*report.findings, *found)]
+    counts = {**report.counts, "containers": len(house.db.container_ids()), "volumes": len(house.db.volumes())}
+    return {"Findings": shape, "Leftovers": sorted({*report.leftovers, *leftovers}), "Counts": counts}
+
+
+def _shape(finding: Finding, mended: bool) -> Json:
+    return {"Kind": finding.kind, "Subject": finding.subject, "Problem": finding.problem, "Cure": finding.cure,
+            "Repaired": mended}  # fmt: skip
+
+
+def _sweep(house: House) -> None:
+    from . import gc, images
+
+    gc.sweep(house, thorough=True)
+    images.sweep(house)
+
+
+def _rows(house: House) -> tuple[list[Finding], list[str]]:
+    """Rows that lack their files; files that lack a row."""
+    with sweeping(house, True):  # nobody has files without their row at this moment
+        rows = house.db.containers()
+        volumes = {volume.dir: volume.name for volume in house.db.volumes()}
+        folders = _names(f"{house.place.root}/containers")
+        snapshots, dirs = set(house.snapshots.keys()), set(house.volumes.ids())
+    ids = {row.id for row in rows}
+    found = [Finding("database", f"{house.place.root}/wherry.db", problem) for problem in house.db.problems()]
+    for row in rows:
+        if house.db.container(row.id) is None:  # removed meanwhile
+            continue
+        found += [Finding("container", row.name, problem, f"wherry rm -f {row.name}")
+                  for problem in _lacks(row.id, folders, snapshots)]  # fmt: skip
+    found += [Finding("volume", name, "its directory is missing", f"wherry volume rm {name}")
+              for folder, name in volumes.items() if folder not in dirs]  # fmt: skip
+    left = [f"{house.place.root}/containers/{name}" for name in folders - ids]
+    left += [f"{house.place.root}/snapshots/{name}" for name in snapshots - ids]
+    return found, left + [f"{house.place.root}/volumes/{name}" for name in dirs - set(volumes)]
+
+
+def _lacks(cid: str, folders: set[str], snapshots: set[str]) -> Iterator[str]:
+    if cid not in folders:
+        yield "its directory is missing"
+    if cid not in snapshots:
+        yield "its snapshot is missing"
+
+
+def _names(path: str) -> set[str]:
+    try:
+        return set(os.listdir(path))
+    except FileNotFoundError:
+        return set()

@@ -1,0 +1,74 @@
+"""A small file system of a test's own on a loop device: it can be filled up, and its power can be cut."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from .tools import need, run
+
+__all__ = ["LoopFs"]
+
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, linux/fs.h
+_NO_LOG_FLUSH = 2  # what is not in the journal on disk is lost, as in a power cut
+
+
+class LoopFs:
+    """`with LoopFs(tmp_path, megabytes) as place: ...`; `place.cut()` loses whatever was not synced."""
+
+    def __init__(self, directory: Path, megabytes: int) -> None:
+        need("mkfs.ext4", "mount", "umount")
+        self._image, self.path = directory / "disk.img", directory / "disk"
+        self._size = megabytes << 20
+
+    def __enter__(self) -> LoopFs:
+        with open(self._image, "wb") as file:
+            file.truncate(self._size)
+        run("mkfs.ext4", "-q", "-F", "-O", "has_journal", self._image)
+        self.path.mkdir()
+        if subprocess.run(["mount", "-o", "loop", self._image, self.path], check=False).returncode:
+            pytest.skip("no loop device can be had here")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        subprocess.run(["umount", self.path], check=False)
+        self._image.unlink()
+
+    def _mount(self) -> None:
+        run("mount", "-o", "loop", self._image, self.path)
+
+    def cut(self) -> None:
+        """Cut the power, and start again: the journal is replayed."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+        run("umount", self.path)
+        self._mount()
+
+    def fill(self, leave: int) -> Path:
+        """Take all room but `leave` bytes; the file that holds it."""
+        path = self.path / "filler"
+        with open(path, "wb", buffering=0) as file:  # no number tells how much: ext4 keeps some for itself
+            size = 0
+            for step in (1 << 20, 4096):
+                try:
+                    while True:
+                        os.posix_fallocate(file.fileno(), size, step)
+                        size += step
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+            file.truncate(max(size - leave, 0))
+        os.sync()
+        return path
