@@ -10,15 +10,18 @@ to mount it. Refuses to know how a layer is filled, and mounts nothing that anyb
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Mount
 
-__all__ = ["CHOICES", "DIRECTORY", "EROFS", "DoesNotFitError", "Format", "choose", "layer_mount", "refusal"]
+__all__ = ["CHOICES", "DIRECTORY", "EROFS", "DoesNotFitError", "Format", "choose", "damage", "layer_mount", "refusal"]
 
 _FILE = "layer.erofs"
+_HEAD = 128  # bytes that hold its first lines
+_CHUNK = 1 << 20
 
 
 class Format(NamedTuple):
@@ -59,6 +62,29 @@ def refusal(layer: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def damage(layer: str, diff_id: str) -> str:
+    """What is wrong with the file of a layer, which must hold the archive of this digest; "": nothing, or no file."""
+    import hashlib
+
+    algorithm, _, expected = diff_id.partition(":")
+    hashed = hashlib.new(algorithm)
+    try:
+        with open(_mount(layer).source, "rb") as file:
+            told = re.match(rb"wherry layer\ntar (\d{1,19}) (\d{1,19})\n", file.read(_HEAD))
+            if told is None:
+                return "its file does not say where the archive lies in it"
+            left = int(told[2])
+            file.seek(int(told[1]))
+            while left and (data := file.read(min(left, _CHUNK))):
+                hashed.update(data)
+                left -= len(data)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, OverflowError) as error:
+        return f"its file cannot be read: {error}"
+    return "" if hashed.hexdigest() == expected else "the archive in its file has another digest"
 
 
 def layer_mount(layer: str) -> Mount | None:
