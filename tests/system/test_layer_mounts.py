@@ -12,6 +12,8 @@ import pytest
 
 from helpers.wherry import Wherry, until
 from image_support import helper_factory, need_format
+from wherry.engine.engine import Engine
+from wherry.model import Attachment, Place, RunOptions
 
 NONE = ("--network", "none")
 
@@ -184,6 +186,16 @@ def test_doctor_says_which_format(own: Wherry) -> None:
 def test_explain_mounts_nothing(own: Wherry) -> None:
     assert "busybox is sha256:" in own.out("run", "--explain", *NONE, "busybox", "true")
     assert mounted(own) == []
+
+
+def test_explain_on_a_kernel_that_wants_layers_mounted(own: Wherry) -> None:
+    """Before 6.15 overlayfs takes no layer that is mounted nowhere."""
+    engine = Engine(Place(str(own.root), str(own.state), str(own.config)))
+    engine._house.facts = engine._house.facts._replace(kernel=(6, 12))
+    sections = engine.explain(RunOptions("busybox", ("true",), user="root", network=(Attachment("none"),)))
+    engine.close()
+    assert sections[0].title == "Image"
+    assert mounted(own) == [f"{layer(own)}/fs"]
 
 
 def test_a_user_namespace_sees_its_own_ids(own: Wherry) -> None:
