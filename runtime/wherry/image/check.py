@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.blobs import REF_NAME
 from wherry.image.indexes import chosen, documents
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.reference import DIGEST
-from wherry.image.snapshot import Snapshotter
+from wherry.image.snapshot import Snapshotter, layer_path
 from wherry.image.sweep import is_old, names_in, remove_doomed, take_out
 from wherry.model import Descriptor
 
@@ -62,6 +62,7 @@ def check(store: ImageStore, *, quick: bool) -> Report:
         leftovers = [path for path in _temporary(store) if is_old(path, in_use)]
     if not quick:
         findings += _damaged(store, [f"{a}:{name}" for a, name in looked.stored])
+        findings += _damaged_layers(store, looked.unpacked)
     return Report(tuple(findings), tuple(leftovers), looked.counts)
 
 
@@ -69,6 +70,7 @@ class _Look:
     def __init__(self, store: ImageStore) -> None:
         self._store = store
         self.stored: list[tuple[str, str]] = []
+        self.unpacked: list[str] = []
         self.counts = {"images": 0, "blobs": 0, "layers": 0, "snapshots": 0}
 
     def everything(self) -> Iterator[Finding]:
@@ -123,6 +125,8 @@ class _Look:
                 yield Finding("layer", name, "is no layer: its name is no diff id")
             elif problem := layer_problem(os.path.join(place, name)):
                 yield Finding("layer", f"{algorithm}:{name}", problem, "pull its image again")
+            else:
+                self.unpacked.append(f"{algorithm}:{name}")
 
     def _snapshots(self) -> Iterator[Finding]:
         snapshots = Snapshotter(self._store.root)
@@ -174,6 +178,16 @@ def _damaged(store: ImageStore, digests: list[str]) -> list[Finding]:
         found = pool.map(lambda digest: _is_right(store.blobs.path(digest), digest), digests)
         return [Finding("blob", digest, "its bytes have another digest", "pull its image again")
                 for digest, right in zip(digests, found, strict=True) if not right]  # fmt: skip
+
+
+def _damaged_layers(store: ImageStore, diff_ids: list[str]) -> list[Finding]:
+    """Layers in one file whose archive is not that of their names; extracted ones have nothing to compare with."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "check") as pool:
+        found = pool.map(lambda diff_id: formats.damage(layer_path(store.root, diff_id), diff_id), diff_ids)
+        return [Finding("layer", diff_id, problem, "pull its image again")
+                for diff_id, problem in zip(diff_ids, found, strict=True) if problem]  # fmt: skip
 
 
 def _is_right(path: str, digest: str) -> bool:

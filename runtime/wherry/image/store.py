@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.push import Pushed
-    from wherry.image.unpack import LayerLimits
+    from wherry.image.unpack import LayerLimits, Unpacker
     from wherry.image.usage import Usage
 
     Findings = list[Finding]
@@ -275,6 +275,12 @@ class ImageStore:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
         return self._sweep(keep)
 
+    def layer_format(self) -> tuple[str, str]:
+        """The snapshot format of what is unpacked from now on, and why it is not erofs, where a probe said so."""
+        with self._unpacker() as unpacker:
+            chosen, why = unpacker.choice
+        return chosen.name, why
+
     def unmount_layers(self) -> None:
         """Take away the mounts of all layers, in this mount namespace, before the layers themselves are."""
         from wherry.image.sweep import unmount_layers
@@ -303,11 +309,14 @@ class ImageStore:
 
     def _puller(self, progress: Progress) -> Puller:
         from wherry.image.pull import Puller
+
+        return Puller(self.blobs, self._unpacker(), progress)
+
+    def _unpacker(self) -> Unpacker:
         from wherry.image.unpack import Unpacker
 
-        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
-                            snapshot_format=self._format)  # fmt: skip
-        return Puller(self.blobs, unpacker, progress)
+        return Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
+                        snapshot_format=self._format)  # fmt: skip
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):
