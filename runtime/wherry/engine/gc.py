@@ -46,7 +46,15 @@ def sweep(house: House, *, thorough: bool) -> Json:
     return {key: value for key, value in found.items() if value}
 
 
+def _builds(house: House, found: Json) -> None:
+    if os.path.isdir(f"{house.place.root}/cache/build/work"):
+        from .build import work
+
+        found["builds"] = list(work.sweep(house))
+
+
 def _quick(house: House, found: Json) -> None:
+    _builds(house, found)
     present = _names(f"{house.place.state}/c")
     if not present and len(_names(f"{house.place.root}/containers")) == 0:
         return
@@ -60,6 +68,7 @@ def _quick(house: House, found: Json) -> None:
 def _everything(house: House, found: Json) -> None:
     house.prepare()
     cleanup.await_rest(house)
+    _builds(house, found)
     rows = house.db.container_ids()
     _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -317,6 +317,14 @@ class ImageStore:
 
         return Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
                         snapshot_format=self._format)  # fmt: skip
+
+    def extract(self, archive: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is.
+        False where it is none."""
+        from wherry.image.unpack import Unpacker
+
+        with Unpacker(self.root, helper=self._helper, limits=self._limits) as unpacker:
+            return unpacker.extract(archive, directory, what)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):

@@ -56,10 +56,11 @@ Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nob
 
 
 def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    """The blobs and diff ids of all images. One whose manifest or config is missing or damaged is forgotten: nothing
-    can be started from it."""
-    blobs: set[str] = set()
-    diff_ids: set[str] = set()
+    """The blobs and diff ids of all images and of what builds remember. An image whose manifest or config is missing or
+    damaged is forgotten: nothing can be started from it."""
+    from wherry.image.buildcache import BuildCache
+
+    blobs, diff_ids = BuildCache(store.root).used()
     broken: set[str] = set()
     for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
         try:
