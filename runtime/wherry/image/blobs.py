@@ -161,7 +161,8 @@ class Blobs:
         except FileNotFoundError:
             return False
         if size != descriptor.size:
-            raise WherryError(Kind.INVALID, f"blob {descriptor.digest} has {size} bytes, not {descriptor.size}")
+            raise WherryError(Kind.INVALID, f"blob {descriptor.digest} has {size} bytes, not {descriptor.size}",
+                              hint="`wherry system check --repair` takes away what is damaged here")  # fmt: skip
         return True
 
     def read(self, digest: str, limit: int) -> bytes:
