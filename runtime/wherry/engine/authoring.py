@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
-from . import codec, events, images, rootfs
+from . import codec, events, frozen, images, rootfs
 from .house import House
 from .status import look
 
@@ -81,16 +81,11 @@ def _base(house: House, row: Container) -> ImageRecord:
 @contextlib.contextmanager
 def _held_still(house: House, row: Container, pause: bool) -> Iterator[None]:
     """Frozen while it is read, as docker does unless told not to."""
-    from . import stop
-
     if not pause or look(house, row.id).status != "running":
         yield
         return
-    stop.pause(house, row.id)
-    try:
+    with frozen.while_held(house, row.id):
         yield
-    finally:
-        stop.unpause(house, row.id)
 
 
 def _config(row: Container) -> Json:

@@ -566,7 +566,7 @@ class Engine:
         return doctor.checks(self._house)
 
     def complete(self, what: str, prefix: str) -> list[str]:
-        """Return names for shell completion; `what` is container, running, image, volume or network."""
+        """Return names for shell completion; `what`: container, running, image, volume, network, registry."""
         from . import listing
 
         return listing.complete(self._house, what, prefix)

@@ -59,6 +59,7 @@ def _quick(house: House, found: Json) -> None:
     if not present and len(_names(f"{house.place.root}/containers")) == 0:
         return
     rows = house.db.container_ids()
+    _thaw(house, [cid for cid in present if cid in rows], found)
     _settle(house, [cid for cid in present if cid in rows], found)
     if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
         _orphans(house, found, wait=False)
@@ -69,6 +70,7 @@ def _everything(house: House, found: Json) -> None:
     cleanup.await_rest(house)
     _builds(house, found)
     rows = house.db.container_ids()
+    _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)
     _orphans(house, found, wait=True)
     _volumes(house, found)
@@ -83,6 +85,13 @@ def _images(house: House, found: Json) -> None:
     freed = images.sweep(house)
     if freed:
         found["images"] = [f"{freed} bytes that nothing used"]
+
+
+def _thaw(house: House, ids: Sequence[str], found: Json) -> None:
+    """Containers that a killed `commit` froze."""
+    from . import frozen
+
+    found["frozen"] = [cid for cid in ids if frozen.thaw(house, cid)]
 
 
 def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool = False) -> None:

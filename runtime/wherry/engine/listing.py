@@ -187,6 +187,10 @@ def _candidates(house: House, what: str) -> list[str]:
         return [row.name for row in house.db.containers() if look(house, row.id).running]
     if what == "volume":
         return [row.name for row in house.db.volumes()]
+    if what == "registry":
+        from .registries import logins
+
+        return logins()
     if what == "network":
         return [str(network["Name"]) for network in house.networks.list()]
     from . import images

@@ -124,7 +124,36 @@ def _gunzip_rest(inflater: _Inflater) -> Iterator[bytes]:
         yield chunk
 
 
+_MARK = b"wherry: the end of a zstd stream"  # a frame of it ends with its checksum, not with these bytes
+
+
+class _Ended:
+    """A reader that gives one frame more than there is: the library says nothing of a stream that breaks off."""
+
+    def __init__(self, file: Readable, frame: bytes) -> None:
+        self._file, self._frame = file, frame
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            data, self._frame = self._frame[:size], self._frame[size:]
+        return data
+
+
 def _unzstd(file: Readable) -> Iterator[bytes]:
+    import zstandard
+
+    held = b""
+    for chunk in _frames(_Ended(file, zstandard.ZstdCompressor(write_checksum=True).compress(_MARK))):
+        held += chunk
+        if len(held) > len(_MARK):
+            yield held[: -len(_MARK)]
+            held = held[-len(_MARK) :]
+    if held != _MARK:  # what broke off took the frame for its own
+        raise EOFError("the zstd stream is truncated")
+
+
+def _frames(file: Readable) -> Iterator[bytes]:
     import zstandard
 
     reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(

@@ -148,9 +148,14 @@ class Unpacker:
         """Whether the layer is there; nothing is locked or made."""
         return os.path.isdir(layer_path(self._root, diff_id))
 
-    @functools.cached_property
+    @property
     def format(self) -> formats.Format:
         """What layers are unpacked as here, from now on."""
+        return self.choice[0]
+
+    @functools.cached_property
+    def choice(self) -> tuple[formats.Format, str]:
+        """The format, and why it is not erofs where a probe said so."""
         return formats.choose(self._wanted, self._probe)
 
     def _probe(self) -> str:
@@ -231,7 +236,7 @@ class Unpacker:
         disk.make_private(os.path.dirname(lock))
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0, stop=stop))
             except WherryError:
                 if wait:
                     raise
