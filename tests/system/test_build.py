@@ -621,8 +621,12 @@ def test_a_killed_build_is_swept(wherry: Wherry, build: Build, context: Path) ->
 
 def test_a_failure_ends_the_other_stages(build: Build) -> None:
     began = time.monotonic()
+    mount = "--mount=type=cache,target=/c"
     failed = build(
-        "FROM busybox AS a\nRUN sleep 60\nFROM busybox AS b\nRUN exit 3\nFROM a\nCOPY --from=b / /b\n", check=False
+        f"FROM busybox AS a\nRUN {mount} touch /c/begun; sleep 60\n"
+        f"FROM busybox AS b\nRUN {mount} until test -e /c/begun; do sleep 0.1; done; exit 3\n"
+        "FROM a\nCOPY --from=b / /b\n",
+        check=False,
     )
     assert time.monotonic() - began < 30
     assert "exit code: 3" in failed.stderr
