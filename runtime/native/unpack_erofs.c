@@ -132,7 +132,8 @@ static int put_sparse(struct unpack *u, struct inode *made)
     s->inode = made;
     s->data = HEAD + wh_position(u);
     s->pieces = u->pieces;
-    memcpy(s->piece, u->map, u->pieces * sizeof *s->piece);
+    if (u->pieces) /* else there may be no map */
+        memcpy(s->piece, u->map, u->pieces * sizeof *s->piece);
     s->next = e.sparse;
     e.sparse = s;
     return 0;
