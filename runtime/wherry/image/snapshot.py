@@ -97,6 +97,8 @@ class Snapshotter:
             options += [f"upperdir={place}/upper", f"workdir={place}/work"]
         # diff() compares names, so a rename must not hide in a redirect, nor a chmod in a metacopy.
         options += ["userxattr"] if self._userxattr else ["index=off", "redirect_dir=off", "metacopy=off"]
+        if self.below(facts["lower"]):  # file systems of their own: `du -x`, `tar --one-file-system` are to see one
+            options.append("xino=on")
         if not facts["writable"]:
             options.append("ro")
         return [Mount("overlay", "overlay", "/", tuple(options))]
