@@ -157,6 +157,7 @@ SPECIAL = [
 TARGETS = ["a", "b", "/a", "../b", "a/b", "l", "m", "../x", "b/l", "/nope/deep", "d/e", "l/a", ".", "/", "n" * 100]
 MODES = [0o644, 0o755, 0o4755, 0o2775, 0o1777, 0, 0o7777]
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+OF_ROOTS = [struct.pack("<6I", 0x03000001, 1 << 10, 0, 0, 0, root) for root in (0, 1000, 0xFFFFFFFF)]
 
 
 def ace(tag: int, perm: int, who: int = 0xFFFFFFFF) -> bytes:
@@ -173,7 +174,7 @@ def acl(perms: tuple[int, ...], *, extended: bool, version: int = 2) -> bytes:
 LISTS = st.builds(acl, st.tuples(*[st.integers(0, 7)] * 6), extended=st.booleans())
 ATTRIBUTES = st.one_of(
     st.tuples(st.sampled_from(["user.a", "user.b", "trusted.z", "user." + "q" * 200]), st.binary(max_size=60)),
-    st.tuples(st.just("security.capability"), st.just(CAPABILITY)),
+    st.tuples(st.just("security.capability"), st.sampled_from([CAPABILITY, *OF_ROOTS])),
     st.tuples(st.sampled_from(["system.posix_acl_access", "system.posix_acl_default"]), LISTS),
     st.tuples(st.sampled_from(["user.", "security.capability", "system.posix_acl_access"]), st.binary(max_size=24)),
 )
@@ -656,4 +657,10 @@ def test_memory_is_bounded(tmp_path, helper):
 def test_size_json_tells_the_same(layers):
     archive = tar(folder("d"), entry("d/f", b"x" * 1000), entry("g", b"y" * 24))
     sizes = [json.loads((layers(form, archive).parent / "size.json").read_text()) for form in FORMATS]
-    assert sizes == [{"bytes": 1024, "entries": 3}] * 2
+    assert sizes == [{"bytes": 1024, "entries": 3, "format": form} for form in FORMATS]
+
+
+@pytest.mark.parametrize("capability", OF_ROOTS)
+def test_a_capability_for_the_root_of_a_user_namespace(layers, capability):
+    text = capability.decode("utf-8", "surrogateescape")
+    same(layers, tar(entry("f", pax={"SCHILY.xattr.security.capability": text})))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.blobs import REF_NAME
 from wherry.image.indexes import chosen, documents
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
@@ -141,6 +141,8 @@ def layer_problem(path: str) -> str:
         return "is not whole: its size.json cannot be read"
     if not os.path.isdir(os.path.join(path, "fs")):
         return "is not whole: it has no directory fs"
+    if size.get("format") == formats.EROFS.name and formats.layer_mount(path) is None:
+        return "is not whole: the file of its file system is missing"  # what mounts it would see a layer of nothing
     return ""
 
 

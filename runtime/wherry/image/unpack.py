@@ -242,7 +242,8 @@ class Unpacker:
             except formats.DoesNotFitError:
                 self._unfit.add(diff_id)
                 raise
-            disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
+            facts = {"bytes": size, "entries": entries, "format": how.name}
+            disk.dump_json(os.path.join(temporary, "size.json"), facts)
             os.rename(temporary, target)
             disk.fsync_dir(parent)
 
