@@ -683,3 +683,8 @@ def test_size_json_tells_the_same(layers):
 def test_a_capability_for_the_root_of_a_user_namespace(layers, capability):
     text = capability.decode("utf-8", "surrogateescape")
     same(layers, tar(entry("f", pax={"SCHILY.xattr.security.capability": text})))
+
+
+def test_a_hard_link_in_the_place_of_the_directory_that_holds_its_target(layers):
+    for target in (folder("b/t"), entry("b/t", b"x")):
+        same(layers, tar(folder("b"), target, entry("b", kind=tarfile.LNKTYPE, link="b/t")))
