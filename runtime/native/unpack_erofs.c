@@ -218,11 +218,11 @@ static int put_link(struct unpack *u)
         return wh_fail(u, ENOENT, "cannot make a hard link");
     if (to->inode && to->inode == from->inode)
         return 0;
-    if (S_ISDIR(from->inode->mode))
-        return wh_fail(u, EPERM, "cannot make a hard link");
     for (struct inode *up = dir; up != e.root; up = up->parent)
         if (up == to->inode) /* it would go with the directory that the link replaces */
             return wh_fail(u, ENOENT, "cannot make a hard link");
+    if (S_ISDIR(from->inode->mode))
+        return wh_fail(u, EPERM, "cannot make a hard link");
     to->inode = from->inode;
     return 0;
 }
