@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from helpers.badregistry import serving
 from helpers.loopfs import LoopFs
 from image_support import FORMATS, Image, entry, folder, helper_factory, need_format, needs_root, tar
 from wherry.errors import Kind, WherryError
@@ -169,6 +170,11 @@ def _await_all(group: int) -> None:
 # ---- full
 
 
+def pull(store: ImageStore, size: int) -> None:
+    with serving(Image(tar(*[entry(f"f{n}", os.urandom(size // 20)) for n in range(20)]))) as server:
+        store.pull(f"{server.address}/x/big:1")
+
+
 class Work(NamedTuple):
     room: int  # bytes that it does not fit into
     act: Callable[[ImageStore, Path], object]
@@ -176,6 +182,7 @@ class Work(NamedTuple):
 
 WORKS = {
     "load": Work(2_000_000, lambda store, tmp_path: store.load(f"oci:{layout(tmp_path, 'big', 6_000_000)}")),
+    "pull": Work(5_000_000, lambda store, _: pull(store, 6_000_000)),
     "unpack": Work(9_000_000, lambda store, tmp_path: store.load(f"oci:{layout(tmp_path, 'big', 6_000_000)}")),
     "commit": Work(9_000_000, lambda store, _: commit(store, "x/small:1", "x/made:1", big=6_000_000)),
 }

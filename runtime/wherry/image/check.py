@@ -21,7 +21,7 @@ from wherry.image.indexes import chosen, documents
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.reference import DIGEST
 from wherry.image.snapshot import Snapshotter, layer_path
-from wherry.image.sweep import names_in, remove_doomed, take_out
+from wherry.image.sweep import is_old, names_in, remove_doomed, take_out
 from wherry.model import Descriptor
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def check(store: ImageStore, *, quick: bool) -> Report:
     looked = _Look(store)
     with store.blobs.leases.guard(shared=True):
         findings = list(looked.everything())
-        leftovers = list(_leftovers(store))
+    with store.blobs.leases.guard(shared=False):  # for a moment: who lives, and what is older than that
+        in_use = store.blobs.leases.in_use()
+        leftovers = [path for path in _temporary(store) if is_old(path, in_use)]
     if not quick:
         findings += _damaged(store, [f"{a}:{name}" for a, name in looked.stored])
         findings += _damaged_layers(store, looked.unpacked)
@@ -204,7 +206,8 @@ def _is_right(path: str, digest: str) -> bool:
     return hashed.hexdigest() == expected
 
 
-def _leftovers(store: ImageStore) -> Iterator[str]:
+def _temporary(store: ImageStore) -> Iterator[str]:
+    """What somebody makes now, or made when he was killed."""
     for place in (store.blobs.ingest, store.blobs.place, os.path.join(store.root, "layers"),
                   os.path.join(store.root, "snapshots")):  # fmt: skip
         for name in sorted(names_in(place)):

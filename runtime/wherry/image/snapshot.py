@@ -109,6 +109,14 @@ class Snapshotter:
             options.append("ro")
         return [Mount("overlay", "overlay", "/", tuple(options))]
 
+    def bare(self, key: str) -> list[Mount]:
+        """The mounts of a view that shows its layers and nothing else: no mount points of ours below them."""
+        ours, empty = mount_points(self.root), os.path.join(self._existing(key), "empty")
+        if not self.diff_ids(key):
+            return [Mount("bind", empty, "/", ("bind", "ro"))]
+        return [mount._replace(options=tuple(_without(option, ours, empty) for option in mount.options))
+                for mount in self.mounts(key)]  # fmt: skip
+
     def remove(self, key: str) -> None:
         """Remove the snapshot; absent is success. Renamed first: a crash leaves garbage, no half snapshot."""
         self._check_key(key)
@@ -286,6 +294,13 @@ class Snapshotter:
             remove_tree(name, fd)
         finally:
             os.close(fd)
+
+
+def _without(option: str, layer: str, instead: str) -> str:
+    """A lowerdir= with another directory in the place of one of its own."""
+    if not option.startswith("lowerdir="):
+        return option
+    return "lowerdir=" + ":".join(instead if one == layer else one for one in option.partition("=")[2].split(":"))
 
 
 def _lower_json(diff_ids: Sequence[str], writable: bool) -> str:

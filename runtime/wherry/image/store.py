@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -49,6 +49,7 @@ Records = list[ImageRecord]
 Rows = list[Json]
 Names = Sequence[str]
 Sizes = list[int]
+Later = Callable[[Callable[[], object]], object]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -247,10 +248,13 @@ class ImageStore:
         self.blobs.name(self._descriptor(record.target or record.manifest), [str(target)])
         return str(target)
 
-    def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
+    def remove(
+        self, name_or_id: str, force: bool = False, keep: Iterable[str] = (), later: Later | None = None
+    ) -> Lines:
         """Untag, and delete the image with its last name. What was done, in docker's words ("Untagged: ...").
 
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
+        `later` is given what nobody waits for: the files are nameless by then.
         """
         record = self.get(name_or_id)
         entry = record.target or record.manifest
@@ -264,7 +268,7 @@ class ImageStore:
         self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep)
+            self._sweep(keep, later)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
@@ -314,6 +318,14 @@ class ImageStore:
         return Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
                         snapshot_format=self._format)  # fmt: skip
 
+    def extract(self, archive: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is.
+        False where it is none."""
+        from wherry.image.unpack import Unpacker
+
+        with Unpacker(self.root, helper=self._helper, limits=self._limits) as unpacker:
+            return unpacker.extract(archive, directory, what)
+
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):
             wanted = platform or host_platform()
@@ -343,10 +355,10 @@ class ImageStore:
                 puller.unpack_all(record.layers, record.config.diff_ids)
             return record
 
-    def _sweep(self, keep: Iterable[str]) -> int:
+    def _sweep(self, keep: Iterable[str], later: Later | None = None) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep))
+        return sweep(self, frozenset(keep), later)
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}
