@@ -31,6 +31,7 @@ from image_support import (
     Image,
     entry,
     folder,
+    hardlink,
     helper_factory,
     need,
     need_format,
@@ -235,6 +236,21 @@ def test_damaged_archives_have_the_same_end(layers, data, seed):
     if chance.random() < 0.1:
         del damaged[chance.randrange(len(damaged)) :]
     same(layers, bytes(damaged))
+
+
+HARD = [
+    [folder("a"), folder("a/b"), hardlink("a", "a/b")],
+    [folder("a"), entry("a/f", b""), hardlink("a", "a/f")],
+    [folder("a"), hardlink("c", "a")],
+    [folder("a"), entry("c", b""), hardlink("c", "a")],
+    [folder("a"), hardlink("a", "a")],
+]
+
+
+@pytest.mark.parametrize("entries", HARD, ids=range(len(HARD)))
+def test_hard_links_and_directories(layers, entries):
+    """To a directory, to what the link itself replaces, to itself."""
+    same(layers, tar(*entries))
 
 
 # ---- what the format has to hold
