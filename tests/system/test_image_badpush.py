@@ -224,6 +224,23 @@ def test_a_busy_server_at_the_manifest(store, server, image):
     assert arrived(server, image)
 
 
+def test_a_blob_that_is_collected_meanwhile_is_sent_again(store, server, image):
+    unknown = b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+
+    def collected(handler: Handler) -> None:
+        handler.body()
+        server.uploaded.pop(image.layers[1]["digest"])
+        handler.reply(404, unknown)
+
+    server.rules.append(on("/manifests/", collected, times=1))
+    push(store, server)
+    assert arrived(server, image)
+    server.uploaded.clear()
+    server.manifests.clear()
+    server.rules.append(on("/manifests/", lambda h: h.reply(400, unknown)))
+    refused(store, server, "misses what was there .*BLOB_UNKNOWN.*tried 3 times", Kind.UNAVAILABLE)
+
+
 @pytest.mark.parametrize("where", ["blob", "manifest"])
 def test_another_digest_than_ours(store, server, where):
     wrong = {"Docker-Content-Digest": "sha256:" + "0" * 64}

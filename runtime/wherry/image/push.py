@@ -21,7 +21,7 @@ from wherry.image.indexes import Stored, documents
 from wherry.image.reference import Reference
 from wherry.image.remote import Remote
 from wherry.image.subject import refer
-from wherry.image.transport import Upload
+from wherry.image.transport import Retry, Upload
 from wherry.image.upload import BlobUpload
 from wherry.model import Descriptor, ProgressEvent
 
@@ -68,6 +68,10 @@ def _named(blobs: Blobs, wanted: Reference, *, all_tags: bool) -> list[tuple[Ref
     return found
 
 
+class _MissingError(Exception):
+    """A blob that was there is not: it was collected meanwhile, or another push of it is just being finished."""
+
+
 class Pusher:
     """Sends images of the store to one repository. Close it."""
 
@@ -89,14 +93,21 @@ class Pusher:
     def push(self, reference: Reference, top: Descriptor) -> Pushed:
         """Everything of a stored image, or of an index with all its images; its name comes last."""
         found = list(documents(self._blobs, top))
-        self._send_blobs(found)
-        for document in found[:-1]:
-            self._document(document, document.descriptor.digest)
-        self._document(found[-1], reference.tag or top.digest)
+        names = [*(document.descriptor.digest for document in found[:-1]), reference.tag or top.digest]
+        self._remote.persist(self.what, lambda: self._all(found, names))
         return Pushed(str(reference), reference.tag, top)
 
     def close(self) -> None:
         self._remote.close()
+
+    def _all(self, found: Sequence[Stored], names: Sequence[str]) -> None:
+        try:
+            self._send_blobs(found)
+            for document, name in zip(found, names, strict=True):
+                self._document(document, name)
+        except _MissingError as error:
+            self._there.clear()
+            raise Retry(str(error)) from error
 
     # ---- blobs
 
@@ -163,6 +174,8 @@ def _put_once(remote: Remote, name: str, data: bytes, media_type: str) -> Mappin
     upload = Upload(len(data), lambda: iter([data]))
     url = remote.url(f"manifests/{name}")
     with remote.send("PUT", url, {"Content-Type": media_type}, upload=upload, slow=True) as response:
+        if response.status in (400, 404) and "BLOB_UNKNOWN" in response.words():
+            raise _MissingError(f"{remote.host} misses what was there{response.words()}")
         remote.expect(response, (200, 201, 202), f"{remote.what}: manifest {name}")
         return response.headers
 

@@ -100,6 +100,7 @@ class Response:
         self.status = inner.status_code
         self.headers = inner.headers
         self.url = inner.url
+        self._words: str | None = None
 
     def chunks(self, stop: threading.Event | None = None) -> Iterator[bytes]:
         """The body. Retry when the connection breaks or brings too little for too long."""
@@ -134,6 +135,11 @@ class Response:
 
     def words(self) -> str:
         """distribution-spec, error codes: what the registry says, made harmless for a terminal."""
+        if self._words is None:
+            self._words = self._read_words()
+        return self._words
+
+    def _read_words(self) -> str:
         try:
             errors = json.loads(self.body(_ERROR_MAX, "error"))["errors"]
             text = "; ".join(f"{error['code']} {error.get('message', '')}".strip() for error in errors[:3])
