@@ -642,7 +642,7 @@ def test_prune_beside_a_build(wherry: Wherry, build: Build, context: Path) -> No
     wherry("system", "check")
 
 
-KILLS = int(os.environ.get("WHERRY_KILLS", "8"))
+KILLS = int(os.environ.get("WHERRY_IMAGE_KILLS", "8"))
 
 
 @pytest.mark.seconds(120 + 10 * KILLS)

@@ -103,7 +103,7 @@ def _fetched(work: Work, step: Step, url: str, held: contextlib.ExitStack) -> li
     path = f"{directory}/fetched"
     with open(path, "w+b") as file:
         os.fchmod(file.fileno(), 0o600)
-        got = fetch(url, file)
+        got = fetch(url, file, work.stop)
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,7 +47,7 @@ def opened(work: Work, options: BuildOptions) -> Iterator[Context]:
         raise WherryError(Kind.INVALID, f"unable to prepare context: path {directory}: {error.strerror}",
                           hint="name a directory, a tar file, or -") from error  # fmt: skip
     try:
-        yield _read(fd, options, text)
+        yield _read(work, fd, options, text)
     finally:
         os.close(fd)
 
@@ -121,7 +121,7 @@ def begins_as_archive(head: bytes) -> bool:
 # ---- the two files
 
 
-def _read(fd: int, options: BuildOptions, text: str | None) -> Context:
+def _read(work: Work, fd: int, options: BuildOptions, text: str | None) -> Context:
     plain = Tree(fd, "the build context", context=True)
     name = os.path.basename(options.file) if options.file not in ("", "-") else "Dockerfile"
     if text is None:
@@ -129,7 +129,8 @@ def _read(fd: int, options: BuildOptions, text: str | None) -> Context:
     if text is None:
         raise WherryError(Kind.NOT_FOUND, "failed to read dockerfile: open Dockerfile: no such file or directory",
                           hint=f"make {options.context}/Dockerfile, or name another with -f")  # fmt: skip
-    return Context(Tree(fd, "the build context", context=True, ignore=_ignore(plain, options)), text, name)
+    ignore = _ignore(plain, options)
+    return Context(Tree(fd, plain.what, context=True, ignore=ignore, check=work.check), text, name)
 
 
 def _of_caller(path: str) -> str:

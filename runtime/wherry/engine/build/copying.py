@@ -192,6 +192,7 @@ class _Below:
         """Everything, parents first; the directories' times last."""
         written = []
         for entry in entries:
+            self._tree.check()
             above, name = posixpath.split(entry.path)
             parent = self._folder(above)
             try:

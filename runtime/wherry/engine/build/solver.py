@@ -22,7 +22,7 @@ from wherry.errors import Kind, WherryError
 from wherry.image.dockerfile import parse, refuse
 from wherry.image.instructions import Copy, Run, Step, Workdir, meaning
 from wherry.image.patterns import has_glob, read_ignore
-from wherry.model import Json, Platform
+from wherry.model import Json, Platform, ProgressEvent
 
 from . import adding, context, drafts, running, stages
 from .copying import Item, Order, Writer, facts, gather, write
@@ -30,7 +30,7 @@ from .drafts import Draft, Words
 from .stages import Plan, Stage, expanded
 from .telling import Teller, Vertex
 from .trees import Tree
-from .values import BuildEvent, BuildOptions, Built, StepFailed
+from .values import BuildEvent, BuildOptions, Built, CanceledError, StepFailed
 from .work import Work
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class _Solver:
     def _raise_first(self) -> None:
         """The failure that the others followed from."""
         failed = [future.exception() for future in self.results.values() if future.done() and future.exception()]
-        for error in sorted(failed, key=lambda error: str(error) == "canceled"):
+        for error in sorted(failed, key=lambda error: isinstance(error, CanceledError)):
             assert error is not None
             raise error
 
@@ -164,7 +164,12 @@ class _Solver:
             raise WherryError(Kind.INVALID, f"{name}: a Dockerfile names images, not places of this machine",
                               hint="load it first: wherry load")  # fmt: skip
         policy = "always" if self.options.pull else "missing"
-        found = images.find(self.house, name, policy, platform or self.options.platform, vertex.progress)
+
+        def progress(event: ProgressEvent) -> None:
+            self.work.check()
+            vertex.progress(event)
+
+        found = images.find(self.house, name, policy, platform or self.options.platform, progress)
         self.house.images.use(found)
         self.house.images.ensure_unpacked(found, vertex.progress)  # a sweep may just have been before we said that
         document = self.house.images.config_json(found)
@@ -189,9 +194,9 @@ class _Solver:
         try:
             with self.teller.step(title) as vertex:
                 return does(self, stage, draft, step, vertex)
+        except CanceledError:
+            raise
         except WherryError as error:
-            if error.message == "canceled":
-                raise
             lines = self.plan.file.lines if step.at.file == self.plan.file.name else ()
             raise StepFailed(error, title, step.at, lines, vertex.tail if vertex else ()) from error
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from wherry.errors import WherryError
 from wherry.model import ProgressEvent
 
-from .values import BuildEvent
+from .values import BuildEvent, CanceledError
 
 __all__ = ["Teller", "Vertex"]
 
@@ -42,8 +42,11 @@ class Teller:
         vertex.say("started", title)
         try:
             yield vertex
+        except CanceledError:
+            vertex.say("canceled")
+            raise
         except WherryError as error:
-            vertex.say("canceled" if error.message == "canceled" else "failed", error.message)
+            vertex.say("failed", error.message)
             raise
         except BaseException:
             vertex.say("canceled")

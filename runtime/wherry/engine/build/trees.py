@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -50,10 +50,21 @@ class Entry(NamedTuple):
 
 
 class Tree:
-    """A tree by the descriptor of its root, which stays the caller's. `context`: owners and devices do not count."""
+    """A tree by the descriptor of its root, which stays the caller's. `context`: owners and devices do not count.
 
-    def __init__(self, root: int, what: str, *, context: bool = False, ignore: Ignore = EVERYTHING) -> None:
-        self.root, self.what, self.context, self.ignore = root, what, context, ignore
+    `check` is called for each thing that is read or copied: it raises where nobody wants the rest any more.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        what: str,
+        *,
+        context: bool = False,
+        ignore: Ignore = EVERYTHING,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.root, self.what, self.context, self.ignore, self.check = root, what, context, ignore, check
         self._base = os.readlink(f"/proc/self/fd/{root}").rstrip("/")
 
     def find(self, text: str) -> list[tuple[str, str]]:
@@ -77,6 +88,7 @@ class Tree:
         pending, count = [""], 0
         while pending:
             inner = pending.pop()
+            self.check()
             entry = self._entry(path, inner)
             if entry is None:
                 continue

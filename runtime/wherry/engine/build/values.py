@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 
 if TYPE_CHECKING:
     from wherry.image.dockerfile import Instruction
 
-__all__ = ["BuildEvent", "BuildOptions", "Built", "Secret", "StepFailed"]
+__all__ = ["BuildEvent", "BuildOptions", "Built", "CanceledError", "Secret", "StepFailed"]
 
 
 class Secret(NamedTuple):
@@ -67,6 +67,13 @@ class Built(NamedTuple):
 
     id: str
     names: tuple[str, ...] = ()
+
+
+class CanceledError(WherryError):
+    """What a thread ends with because another failed, or the build was interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__(Kind.CONFLICT, "canceled")
 
 
 class StepFailed(WherryError):

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 from wherry.engine import names, rootfs
 from wherry.engine.house import House
 from wherry.engine.undo import making
-from wherry.errors import Kind, WherryError
+from wherry.errors import WherryError
 from wherry.image.buildcache import BuildCache, Remembered
 from wherry.model import ImageRecord, ProgressEvent
 
 from .drafts import Draft
 from .trees import Tree
+from .values import CanceledError
 
 if TYPE_CHECKING:
     from wherry.image.author import NewLayer
@@ -84,7 +85,7 @@ class Work:
     def check(self) -> None:
         """End here where the build is to end."""
         if self.stop.is_set():
-            raise WherryError(Kind.CONFLICT, "canceled")
+            raise CanceledError
 
     def scratch(self) -> str:
         """A fresh directory, gone with the build."""
@@ -160,7 +161,7 @@ class Work:
     def tree(self, draft: Draft, what: str) -> Iterator[Tree]:
         """The same to copy from."""
         with self.view(draft) as root:
-            yield Tree(root, what)
+            yield Tree(root, what, check=self.check)
 
     def changed(self, draft: Draft, change: Callable[[int], _T], *, alone: bool = False) -> tuple[NewLayer | None, _T]:
         """The layer that a change of the root makes, None where it changed nothing. `alone`: over nothing at all."""
