@@ -146,16 +146,25 @@ def export(app: App, values: Values) -> None:
     if isinstance(target, int):
         app.engine.export(values["container"], app.raw_out)
         return
+    target = os.path.realpath(target)
+    if os.path.exists(target) and not os.path.isfile(target):  # a pipe, a device: written, never replaced
+        _export_to(app, values["container"], target, "wb")
+        return
     temporary = f"{target}.{os.getpid():x}.tmp"
     try:
-        with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            app.engine.export(values["container"], file.write)
+        _export_to(app, values["container"], temporary, "xb")
         os.rename(temporary, target)
-    except OSError as error:
-        raise WherryError(Kind.INVALID, f"cannot write {target}: {error.strerror}") from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _export_to(app: App, container: str, path: str, mode: str) -> None:
+    try:
+        with open(path, mode, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            app.engine.export(container, file.write)
+    except OSError as error:
+        raise WherryError(Kind.INVALID, f"cannot write {path}: {error.strerror}") from error
 
 
 @verb(
