@@ -1,6 +1,6 @@
 /* The snapshot format `erofs`: one file, "layer.erofs", that holds the archive as it came and is a file system over it.
  *
- *     [4 KiB, the superblock in it] [the archive] [inodes, extended attributes, short tails] [directories] [sparse files]
+ *     [4 KiB: how long the archive is, as text; the superblock] [the archive] [inodes, extended attributes, short tails] [directories] [sparse files]
  *
  * A block is 512 bytes, the block of tar: the data of a file lies where the archive has it (linux/fs/erofs/erofs_fs.h: an
  * extended inode, FLAT_PLAIN). So nothing is extracted; what must be known of an entry waits in memory (tree.h) until the
@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "exec.h"
 #include "tree.h"
 
 enum {
@@ -500,6 +501,19 @@ struct superblock {
 };
 _Static_assert(sizeof(struct superblock) == 128, "erofs_super_block");
 
+/* Where the archive lies, for who wants to hash it again (image/formats.py); the kernel does not look there. */
+static int put_text(struct unpack *u)
+{
+    char room[128];
+    struct wh_buf text = wh_buf(room, sizeof room);
+    wh_put(&text, "wherry layer\ntar ");
+    wh_put_u(&text, HEAD);
+    wh_put(&text, " ");
+    wh_put_u(&text, u->consumed);
+    wh_put(&text, "\n");
+    return write_at(u, room, text.used, 0);
+}
+
 static int put_superblock(struct unpack *u, uint64_t size)
 {
     struct superblock super = {
@@ -534,7 +548,7 @@ static int end(struct unpack *u)
     for (const struct sparse *s = e.sparse; s; s = s->next)
         if (s->inode->nlink && copy_pieces(u, s) < 0)
             return -1;
-    if (put_superblock(u, size) < 0)
+    if (put_text(u) < 0 || put_superblock(u, size) < 0)
         return -1;
     return u->sync && fdatasync(e.fd) < 0 ? wh_fail(u, errno, "cannot write to disk") : 0;
 }

@@ -32,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.read = False
         self.server.log.append((self.command, self.path, dict(self.headers)))
+        if isinstance(self.connection, ssl.SSLSocket) and self.connection.getpeercert():
+            self.server.shown.append(self.path)
         for rule in self.server.rules:
             if rule(self):
                 break
@@ -131,7 +133,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`image` is what it serves; `uploaded` blobs and `manifests` are what was pushed."""
+    """`image` is what it serves; `uploaded` blobs and `manifests` are what was pushed; `shown`: paths of the requests
+    that came with a client's certificate."""
 
     daemon_threads = True
 
@@ -140,6 +143,7 @@ class Server(ThreadingHTTPServer):
         self.image = image
         self.rules: list[Reply] = []
         self.log: list[tuple[str, str, dict[str, str]]] = []
+        self.shown: list[str] = []
         self.sessions: dict[str, bytes] = {}
         self.uploaded: dict[str, bytes] = {}
         self.manifests: dict[str, bytes] = {}
@@ -160,12 +164,15 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(image: Image, tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
-    """`tls`: its certificate and key."""
+def serving(image: Image, tls: tuple[Path, Path] | None = None, client_ca: Path | None = None) -> Iterator[Server]:
+    """`tls`: its certificate and key; with `client_ca` it asks for a client's, and serves those without one too."""
     server = Server(image)
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*tls)
+        if client_ca:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_OPTIONAL
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

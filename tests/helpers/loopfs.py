@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +41,12 @@ class LoopFs:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        subprocess.run(["umount", self.path], check=False)
+        end = time.monotonic() + 10
+        while subprocess.run(["umount", self.path], check=False, capture_output=True).returncode:
+            if time.monotonic() > end:  # somebody has a file open: out of sight at least
+                subprocess.run(["umount", "--lazy", self.path], check=True)
+                break
+            time.sleep(0.1)
         self._image.unlink()
 
     def _mount(self) -> None:

@@ -6,7 +6,9 @@ import base64
 import json
 import os
 import signal
+import stat
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -130,6 +132,26 @@ def test_an_answer_that_is_lost_costs_no_byte(store, server, image):
     assert starts[1] == 1 << 20
 
 
+def test_bytes_of_a_broken_attempt_that_come_late_are_no_end(store, server, image):
+    """The registry is still busy with what broke off when it is asked how far that is."""
+
+    def half(handler: Handler) -> None:
+        name = urlsplit(handler.path).path.rpartition("/")[2]
+        server.sessions[name] += handler.body(300_000)
+        handler.break_off()
+
+    def late(handler: Handler) -> None:
+        handler.upload()
+        server.sessions[urlsplit(handler.path).path.rpartition("/")[2]] += b"late"
+
+    server.rules += [
+        on("/uploads/", half, times=1, method="PATCH"),
+        on("/uploads/", late, times=1, method="GET"),
+    ]
+    push(store, server)
+    assert arrived(server, image)
+
+
 def test_a_lost_answer_to_the_end_is_found_to_have_arrived(store, server, image):
     def silent(handler: Handler) -> None:
         name = urlsplit(handler.path).path.rpartition("/")[2]
@@ -200,6 +222,23 @@ def test_a_busy_server_at_the_manifest(store, server, image):
     server.rules.append(on("/manifests/", lambda h: h.reply(503), times=2))
     push(store, server)
     assert arrived(server, image)
+
+
+def test_a_blob_that_is_collected_meanwhile_is_sent_again(store, server, image):
+    unknown = b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+
+    def collected(handler: Handler) -> None:
+        handler.body()
+        server.uploaded.pop(image.layers[1]["digest"])
+        handler.reply(404, unknown)
+
+    server.rules.append(on("/manifests/", collected, times=1))
+    push(store, server)
+    assert arrived(server, image)
+    server.uploaded.clear()
+    server.manifests.clear()
+    server.rules.append(on("/manifests/", lambda h: h.reply(400, unknown)))
+    refused(store, server, "misses what was there .*BLOB_UNKNOWN.*tried 3 times", Kind.UNAVAILABLE)
 
 
 @pytest.mark.parametrize("where", ["blob", "manifest"])
@@ -323,6 +362,73 @@ def test_a_right_that_is_missing(store, server):
     ]
     refused(store, server, "denies access", Kind.DENIED)
     assert len(server.log) < 30
+
+
+def test_kill_9_in_the_middle_and_on_from_there(store, server, image):
+    digest, third = image.layers[0]["digest"], threading.Event()
+
+    def stall(handler: Handler) -> bool:
+        at = handler.headers.get("Content-Range", "")
+        if handler.command != "PATCH" or not at.startswith(f"{2 << 20}-") or third.is_set():
+            return False
+        third.set()
+        time.sleep(20)
+        return True
+
+    server.rules.append(stall)
+    program = (
+        "import sys; from wherry.image import upload; from wherry.image.store import ImageStore\n"
+        "upload._SMALL, upload._CHUNK = 100_000, 1 << 20\n"
+        "list(ImageStore(sys.argv[1]).push(sys.argv[2]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, store.root, f"{server.address}/a/b:1"])
+    assert third.wait(20)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    ingest = Path(store.root, "ingest")
+    (remembered,) = ingest.iterdir()
+    assert stat.S_IMODE(remembered.stat().st_mode) == 0o600
+    server.log.clear()
+    push(store, server)
+    assert arrived(server, image)
+    assert [h["Content-Range"].partition("-")[0] for h in of_layer(server, "PATCH")] == [str(2 << 20)]
+    assert list(ingest.iterdir()) == []
+    # what was remembered may be nonsense, of a session that is gone, or refused
+    server.rules.append(on("/uploads/old", lambda h: h.reply(401), method="GET"))
+    place = f"http://{server.address}/v2/a/b/blobs/uploads"
+    for text in (
+        "",
+        "http://",
+        f"{place}/gone?x=1\n",
+        f"{place}/old\n",
+        "http://192.0.2.1/x\n",
+        "file:///etc/passwd\n",
+    ):
+        server.uploaded.pop(digest)
+        remembered.write_text(text)
+        push(store, server)
+        assert arrived(server, image)
+        assert list(ingest.iterdir()) == []
+
+
+def test_a_registry_that_lists_referrers_itself(store, server, image, tmp_path):
+    signed = Image(tar(entry("s", b"s")))
+    signed.manifest_json["subject"] = image.descriptor
+    signed.seal()
+    store.load(f"oci:{signed.layout(tmp_path / 'signed')}:latest")
+    store.tag(signed.config["digest"], f"{server.address}/a/b:signed")
+    subject = {"OCI-Subject": image.descriptor["digest"]}
+    server.rules.append(on("/manifests/signed", lambda h: h.body() and h.reply(201, headers=subject), method="PUT"))
+    list(store.push(f"{server.address}/a/b:signed"))
+    tag = image.descriptor["digest"].replace(":", "-")
+    assert not server.requests(tag)
+    server.rules.clear()
+    list(store.push(f"{server.address}/a/b:signed"))
+    assert json.loads(server.manifests[tag])["manifests"][0]["digest"] == signed.descriptor["digest"]
+    server.manifests[tag] = image.manifest
+    with pytest.raises(WherryError, match="is something else") as caught:
+        list(store.push(f"{server.address}/a/b:signed"))
+    assert caught.value.kind is Kind.CONFLICT
 
 
 def test_two_pushes_at_once(store, server, image):

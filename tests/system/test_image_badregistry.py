@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -432,10 +433,12 @@ def test_foreign_layers_are_refused_with_the_reason(store, server, image, kind):
     assert not server.requests("/blobs/")
 
 
-def test_wrong_size_in_the_manifest(store, server, image):
-    layer = {**image.layers[0], "size": image.layers[0]["size"] - 1}
+@pytest.mark.parametrize(("wrong", "words"), [(-1, "longer than"), (1, "has .* bytes of blob")])
+def test_wrong_size_in_the_manifest(store, server, image, wrong, words):
+    layer = {**image.layers[0], "size": image.layers[0]["size"] + wrong}
     manifest_is(server, {**image.manifest_json, "layers": [layer]})
-    refused(store, server, "longer than", Kind.INVALID)
+    refused(store, server, words, Kind.INVALID)
+    assert len(server.requests(layer["digest"])) == 1
 
 
 # ---- waiting
@@ -593,6 +596,25 @@ def test_a_mirrors_header_is_for_the_mirror_alone(store, server, image):
         assert not [headers for _, _, headers in server.log if "Bearer" in str(headers)]
 
 
+def test_ctrl_c_ends_waiting_for_another_pull(store, server, image, tmp_path):
+    digest = image.layers[0]["digest"]
+    partial = Path(store.root, "ingest", digest.replace(":", "-"))
+    partial.parent.mkdir(parents=True)
+    with open(partial, "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        env = {**os.environ, "WHERRY_ROOT": store.root, "WHERRY_STATE": str(tmp_path / "state")}
+        command = [*COMMAND, "pull", f"{server.address}/a/b:1"]
+        child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline().endswith("Pulling fs layer\n")
+        time.sleep(0.3)
+        assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=5)
+        assert child.returncode == 130
+    pull(store, server)
+
+
 # ---- tags
 
 
@@ -610,7 +632,7 @@ def test_tags_come_page_by_page(store, server):
 def test_tags_without_end_and_none_at_all(store, server):
     same = {"Link": '</v2/a/b/tags/list?last=1>; rel="next"'}
     server.rules.append(on("/tags/list", lambda h: h.reply(200, b'{"tags":["t"]}', same)))
-    with pytest.raises(WherryError, match="more than 100 pages"):
+    with pytest.raises(WherryError, match="or 100 pages"):
         store.tags(f"{server.address}/a/b")
     server.rules[:] = [on("/tags/list", lambda h: h.reply(200, b'{"tags":null}'))]
     assert store.tags(f"{server.address}/a/b") == []

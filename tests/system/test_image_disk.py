@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import pytest
 
+from helpers.badregistry import serving
 from helpers.loopfs import LoopFs
-from image_support import Image, entry, folder, helper_factory, needs_root, tar
+from image_support import FORMATS, Image, entry, folder, helper_factory, need_format, needs_root, tar
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_image, add_layer, layers_of
 from wherry.image.layertar import write_layer
 from wherry.image.snapshot import Snapshotter
 from wherry.image.store import ImageStore
-from wherry.kernel.mount import opened
+from wherry.kernel.mount import opened, settle
 
 pytestmark = [pytest.mark.root, needs_root]
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
@@ -48,6 +49,7 @@ def layout(tmp_path: Path, name: str, size: int = 200_000) -> Path:
 def commit(store: ImageStore, base: str, name: str, *, big: int = 5000):
     """What `commit` does: a change over an image becomes an image."""
     snapshots, record = Snapshotter(store.root), store.get(base)
+    settle(snapshots.below(record.config.diff_ids))
     snapshots.make("box", record.config.diff_ids)
     try:
         with opened(snapshots.mounts("box")) as fd:
@@ -68,6 +70,7 @@ def everything(store: ImageStore) -> dict[str, str]:
     found = {}
     for record in store.list():
         snapshots = Snapshotter(store.root)
+        settle(snapshots.below(record.config.diff_ids))
         snapshots.make("look", record.config.diff_ids)
         with opened(snapshots.mounts("look")) as fd:
             for path in Path(f"/proc/self/fd/{fd}").rglob("*"):
@@ -79,8 +82,16 @@ def everything(store: ImageStore) -> dict[str, str]:
     return found
 
 
-def test_a_power_cut_after_the_answer_loses_nothing(tmp_path: Path, disk: LoopFs, helper) -> None:
-    store = ImageStore(str(disk.path / "root"), helper=helper)
+def cut(disk: LoopFs, store: ImageStore) -> None:
+    """A power cut takes the mounts of layers too."""
+    store.unmount_layers()
+    disk.cut()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_power_cut_after_the_answer_loses_nothing(tmp_path: Path, disk: LoopFs, helper, form: str) -> None:
+    need_format(form, tmp_path, helper)
+    store = ImageStore(str(disk.path / "root"), helper=helper, snapshot_format=form)
     sources = {name: layout(tmp_path, name) for name in ("one", "two")}
     steps: list[tuple[str, Callable[[], object]]] = [
         ("load", lambda: store.load(f"oci:{sources['one']}")),
@@ -93,17 +104,22 @@ def test_a_power_cut_after_the_answer_loses_nothing(tmp_path: Path, disk: LoopFs
     for what, step in steps:
         step()
         before = {name: record.id for record in store.list() for name in record.names}
-        disk.cut()
+        cut(disk, store)
         assert everything(store) == before, what
     assert set(before) == {"docker.io/x/one:1", "docker.io/x/made:1"}
     store.gc()
     assert store.check().leftovers == ()
+    store.unmount_layers()
 
 
 @pytest.mark.seconds(60 + 20 * CUTS)
-def test_power_cuts_at_random_moments_keep_what_was_acknowledged(tmp_path: Path, disk: LoopFs, helper) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_power_cuts_at_random_moments_keep_what_was_acknowledged(
+    tmp_path: Path, disk: LoopFs, helper, form: str
+) -> None:
+    need_format(form, tmp_path, helper)
     chance = random.Random(SEED)
-    store = ImageStore(str(disk.path / "root"), helper=helper)
+    store = ImageStore(str(disk.path / "root"), helper=helper, snapshot_format=form)
     sources = [layout(tmp_path, f"image{n}") for n in range(3)]
     for number in range(CUTS):
         acknowledged = tmp_path / f"acknowledged{number}"
@@ -124,7 +140,7 @@ def test_power_cuts_at_random_moments_keep_what_was_acknowledged(tmp_path: Path,
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         _await_all(pid)
-        disk.cut()
+        cut(disk, store)
         Snapshotter(store.root).sweep()
         for key in Snapshotter(store.root).keys():  # noqa: SIM118 - no mapping; containers' own are nobody's promise
             Snapshotter(store.root).remove(key)
@@ -154,6 +170,11 @@ def _await_all(group: int) -> None:
 # ---- full
 
 
+def pull(store: ImageStore, size: int) -> None:
+    with serving(Image(tar(*[entry(f"f{n}", os.urandom(size // 20)) for n in range(20)]))) as server:
+        store.pull(f"{server.address}/x/big:1")
+
+
 class Work(NamedTuple):
     room: int  # bytes that it does not fit into
     act: Callable[[ImageStore, Path], object]
@@ -161,6 +182,7 @@ class Work(NamedTuple):
 
 WORKS = {
     "load": Work(2_000_000, lambda store, tmp_path: store.load(f"oci:{layout(tmp_path, 'big', 6_000_000)}")),
+    "pull": Work(5_000_000, lambda store, _: pull(store, 6_000_000)),
     "unpack": Work(9_000_000, lambda store, tmp_path: store.load(f"oci:{layout(tmp_path, 'big', 6_000_000)}")),
     "commit": Work(9_000_000, lambda store, _: commit(store, "x/small:1", "x/made:1", big=6_000_000)),
 }

@@ -581,6 +581,25 @@ def test_a_layer_that_is_not_mounted_is_not_taken_for_empty(tmp_path, helper):
     assert Snapshotter(store.root).keys() == []
 
 
+@pytest.mark.parametrize("at", [4096 + 700, 3])
+def test_a_damaged_layer_is_found_and_mended(tmp_path, helper, at):
+    """The archive is in it, and the layer has the archive's digest for a name."""
+    need_format("erofs", tmp_path, helper)
+    store = ImageStore(str(tmp_path / "root"), helper=helper, snapshot_format="erofs")
+    record = store.load(f"oci:{Image(tar(entry('f', b'data'))).layout(tmp_path / 'layout')}")
+    assert store.check().findings == ()
+    (file,) = (tmp_path / "root/layers").glob("*/layer.erofs")
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        opened.write(b"X")
+    report = store.check()
+    assert [(finding.kind, finding.subject) for finding in report.findings] == [("layer", record.config.diff_ids[0])]
+    store.repair(report)
+    assert not file.exists()
+    store.ensure_unpacked(record)
+    assert store.check().findings == ()
+
+
 # ---- the helper
 
 

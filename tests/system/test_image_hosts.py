@@ -169,6 +169,27 @@ def test_a_plain_server_that_should_speak_tls(store, settings, image):
         assert "http://" in caught.value.hint
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_is_set_for_a_registry_ends_at_a_redirect(store, settings, certificates, image, trusted):
+    """Its certificate is shown to nobody else, and nobody else goes unverified."""
+    mine, pair = certificates.sign("client"), certificates.server
+    with serving(image, pair, certificates.bundle) as server, serving(image, pair, certificates.bundle) as other:
+        server.rules.append(
+            on("/blobs/", lambda h: h.reply(307, headers={"Location": f"https://{other.address}{h.path}"}))
+        )
+        trust = f'ca = "{certificates.bundle}"' if trusted else "skip_verify = true"
+        settings(server.address, f'server = "https://{server.address}"\n{trust}\nclient = [["{mine[0]}", "{mine[1]}"]]')
+        fresh = ImageStore(store.root + "2", helper=store._helper, hosts=store._hosts)
+        if trusted:
+            assert fresh.pull(f"{server.address}/a/b:1").names
+            assert len(other.log) == 2
+        else:
+            refused(fresh, f"{server.address}/a/b:1", "certificate is not trusted")
+            assert other.log == []
+        assert len(server.shown) == len(server.log)
+        assert other.shown == []
+
+
 # ---- mirrors
 
 
@@ -310,6 +331,22 @@ def test_login_tries_before_it_keeps(engine, config, guarded, store):
     assert engine.logout(guarded) == (guarded, False)
     assert engine.login_again(guarded) is None
     assert refused(store, f"{guarded}/private/app:1", "denies access").hint.endswith(f"`wherry login {guarded}`")
+
+
+def test_login_by_the_registry_s_name_where_it_is_elsewhere(tmp_path, settings, config, guarded, store):
+    """`server` says where; a mirror before it never sees the secret."""
+    name = "registry.invalid"
+    with serving(Image(tar(entry("f", b"x")))) as mirror:
+        mirror.rules.append(on("/v2/", lambda h: h.reply(401, headers={"WWW-Authenticate": 'Basic realm="x"'})))
+        host = f'[host."http://{mirror.address}"]\ncapabilities = ["pull", "resolve"]'
+        settings(name, f'server = "http://{guarded}"\n{host}')
+        engine = Engine(Place(str(tmp_path / "root"), str(tmp_path / "state"), str(tmp_path / "wherry.toml")))
+        engine.login(name, "anna", "s3cret")
+        assert list(json.loads(config.read_text())["auths"]) == [name]
+        assert mirror.log == []
+        there_and_back(store, f"{name}/private/app:2")
+        assert mirror.log
+        assert not [headers for _, _, headers in mirror.log if "Authorization" in headers]
 
 
 def test_docker_and_podman_understand_what_is_kept(engine, config, guarded, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,23 @@ def test_nothing_is_sent_that_is_there_or_can_be_mounted(registry, store, tmp_pa
     assert raw(names[0]) == raw(names[1])
 
 
+def test_what_refers_to_another_image_is_listed(registry, store, tmp_path):
+    """The distribution's registry has no referrers API: the tag that stands for it is written."""
+    base, signed = sample(), sample()
+    store.load(f"oci:{base.layout(tmp_path / 'base')}:latest")
+    store.tag(base.config["digest"], f"{registry}/signed:base")
+    list(store.push(f"{registry}/signed:base"))
+    signed.manifest_json |= {"subject": base.descriptor, "artifactType": "application/x", "annotations": {"a": "b"}}
+    signed.seal()
+    store.load(f"oci:{signed.layout(tmp_path / 'signed')}:latest")
+    store.tag(signed.config["digest"], f"{registry}/signed:by")
+    for _ in range(2):  # once in the list, however often it is pushed
+        list(store.push(f"{registry}/signed:by"))
+        assert store.referrers(f"{registry}/signed:base") == [
+            {**signed.descriptor, "artifactType": "application/x", "annotations": {"a": "b"}}
+        ]
+
+
 def test_all_tags(registry, store, tmp_path):
     for n in range(3):
         image = sample()
@@ -225,6 +244,31 @@ def test_large_blobs_by_chunks(registry, store, tmp_path, monkeypatch):
         ImageStore(str(tmp_path / "again"), helper=store._helper).pull(f"{registry}/chunks:1").id
         == image.config["digest"]
     )
+
+
+def test_killed_and_pushed_again_by_three_at_once(registry, store, tmp_path):
+    """At random moments; the distribution's registry forgets an upload that broke off, so it begins anew."""
+    image = Image(tar(entry("f", os.urandom(60 << 20))), media_type=TAR_PLAIN)
+    store.load(f"oci:{image.layout(tmp_path / 'layout')}:latest")
+    name = f"{registry}/killed:1"
+    store.tag(image.config["digest"], name)
+    program = (
+        "import sys; from wherry.image import upload; from wherry.image.store import ImageStore\n"
+        "upload._CHUNK = 8 << 20\nprint(flush=True)\nlist(ImageStore(sys.argv[1]).push(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", program, store.root, name]
+    for _ in range(6):
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(random.uniform(0.05, 0.5))
+            child.kill()
+    children = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    blobs = blobs_of(name, tmp_path / "copied")
+    assert image.layers[0]["digest"][7:] in blobs
+    assert all(digest == actual for digest, actual in blobs.items())
+    assert os.listdir(Path(store.root, "ingest")) == []
 
 
 def test_memory_is_bounded(registry, store, tmp_path):

@@ -6,13 +6,17 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from helpers.wherry import Wherry
+from helpers.wherry import Wherry, until
+from wherry.engine import frozen
+from wherry.engine.house import House
+from wherry.model import Place
 
 pytestmark = pytest.mark.root
 
@@ -103,6 +107,33 @@ def test_a_running_container_goes_on_after_its_commit(wherry: Wherry, busybox: s
         "events", "--since", "1h", "--until", "0s", "--format", "{{.Action}}", timeout=20, check=False
     ).stdout
     assert events.count("pause") >= 2 or not events
+
+
+def test_a_killed_commit_leaves_no_frozen_container(wherry: Wherry, busybox: str) -> None:
+    wherry("load", "-q", busybox)
+    name, users = wherry.name("box"), wherry.name("users")
+    for one in (name, users):
+        wherry("run", "-d", "--name", one, "busybox", "sleep", "1000")
+    wherry("pause", users)
+    cid = wherry.inspect(name)["Id"]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            house = House(Place(str(wherry.root), str(wherry.state), str(wherry.config)))
+            with frozen.while_held(house, cid):
+                signal.pause()  # as a commit that writes for long
+        finally:
+            os._exit(0)
+    until(lambda: wherry.inspect(name)["State"]["Status"] == "paused")
+    wherry("run", "--rm", "busybox", "true")  # its sweep leaves alone what is at work
+    assert wherry.inspect(name)["State"]["Status"] == "paused"
+    assert wherry("commit", name).returncode == 0  # a paused container is committed as it stands
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wherry("run", "--rm", "busybox", "true")
+    assert wherry.inspect(name)["State"]["Status"] == "running"
+    assert wherry.inspect(users)["State"]["Status"] == "paused"
+    wherry("unpause", users)
 
 
 def test_a_commit_of_a_commit_stacks(wherry: Wherry, box: str) -> None:
@@ -241,9 +272,14 @@ def test_archives_are_kept_from_terminals(wherry: Wherry, busybox: str) -> None:
 def test_a_save_that_is_killed_or_has_no_room_leaves_no_archive(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
     wherry("load", "-q", busybox)
     (tmp_path / "old.tar").write_bytes(b"old")
-    done = wherry("save", "-o", "/dev/full", "busybox", check=False)
-    assert done.returncode == 1
-    assert "No space left" in done.stderr
+    box = wherry.name("box")
+    wherry("create", "--name", box, "busybox", "true")
+    for words in (("save", "-o", "/dev/full", "busybox"), ("export", "-o", "/dev/full", box)):
+        done = wherry(*words, check=False)
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+    assert wherry("export", "-o", tmp_path / "no/such/place", box, check=False).returncode == 1
+    assert os.listdir(tmp_path) == [name for name in os.listdir(tmp_path) if not name.endswith(".tmp")]
     wherry("save", "-o", tmp_path / "old.tar", "busybox")
     assert (tmp_path / "old.tar").stat().st_mode & 0o777 == 0o600
     with tarfile.open(tmp_path / "old.tar") as archive:

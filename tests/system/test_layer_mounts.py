@@ -12,6 +12,8 @@ import pytest
 
 from helpers.wherry import Wherry, until
 from image_support import helper_factory, need_format
+from wherry.engine.engine import Engine
+from wherry.model import Attachment, Place, RunOptions
 
 NONE = ("--network", "none")
 
@@ -75,14 +77,20 @@ def test_as_after_a_reboot(own: Wherry, tmp_path: Path) -> None:
     """Nothing is mounted, and a container exists: it starts, is read and compared."""
     name = own.name()
     own("create", "--name", name, *NONE, "busybox", "sh", "-c", "echo hello > /new; ls /bin/busybox")
-    out = str(tmp_path / "out")
-    for step in (("start", "-a", name), ("diff", name), ("cp", f"{name}:/bin/busybox", out), ("inspect", name)):
-        subprocess.run(["umount", layer(own) / "fs"], check=True, timeout=30)
+    out, base = str(tmp_path / "out"), layer(own)
+    for step in (("start", "-a", name), ("diff", name), ("cp", f"{name}:/bin/busybox", out), ("inspect", name),
+                 ("commit", name, "made:1")):  # fmt: skip
+        subprocess.run(["umount", base / "fs"], check=True, timeout=30)
         assert mounted(own) == []
         done = own(*step)
         if step[0] == "diff":
             assert done.stdout.split() == ["A", "/new"]
-        assert mounted(own) == [f"{layer(own)}/fs"]
+        assert mounted(own) == [f"{base}/fs"]
+    assert (
+        own.out("run", "--rm", *NONE, "made:1", "sh", "-c", "cat /new; test -x /bin/busybox && echo both")
+        == "hello\nboth"
+    )
+    assert len(mounted(own)) == 2
 
 
 def test_each_mount_namespace_has_its_own(own: Wherry) -> None:
@@ -170,9 +178,24 @@ def test_killed_anywhere_between(own: Wherry) -> None:
     own("gc")
 
 
+def test_doctor_says_which_format(own: Wherry) -> None:
+    said = own("doctor", check=False).stdout
+    assert "layers: erofs" in [line.split(maxsplit=1)[-1] for line in said.splitlines()]
+
+
 def test_explain_mounts_nothing(own: Wherry) -> None:
     assert "busybox is sha256:" in own.out("run", "--explain", *NONE, "busybox", "true")
     assert mounted(own) == []
+
+
+def test_explain_on_a_kernel_that_wants_layers_mounted(own: Wherry) -> None:
+    """Before 6.15 overlayfs takes no layer that is mounted nowhere."""
+    engine = Engine(Place(str(own.root), str(own.state), str(own.config)))
+    engine._house.facts = engine._house.facts._replace(kernel=(6, 12))
+    sections = engine.explain(RunOptions("busybox", ("true",), user="root", network=(Attachment("none"),)))
+    engine.close()
+    assert sections[0].title == "Image"
+    assert mounted(own) == [f"{layer(own)}/fs"]
 
 
 def test_a_user_namespace_sees_its_own_ids(own: Wherry) -> None:

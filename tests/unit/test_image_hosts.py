@@ -66,7 +66,7 @@ def test_without_settings_the_registry_itself(registry, host, base):
 def test_the_directory_of_a_registry(tmp_path, directory):
     reach = write(tmp_path, directory, 'server = "http://there:1"')
     (only,) = endpoints("reg.example:5000", reach)
-    assert (only.base, only.account, only.namespace) == ("http://there:1/v2", "there:1", "reg.example:5000")
+    assert (only.base, only.account, only.namespace) == ("http://there:1/v2", "reg.example:5000", "reg.example:5000")
     (other,) = endpoints("other.example", reach)
     assert (other.host == "other.example") == (directory != "_default")
 

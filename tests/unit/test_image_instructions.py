@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from wherry.engine.build.changes import changed as apply
 from wherry.errors import Kind, WherryError
-from wherry.image.instructions import apply
 
 BASE = {"Cmd": ["old"], "Entrypoint": ["e"], "Env": ["PATH=/bin", "A=1"], "Labels": {"a": "1"}, "WorkingDir": "/w"}
 

@@ -54,7 +54,8 @@ def option(flag: Flag) -> click.Option:
     )
 
 
-COMPLETED = {"CONTAINER": "container", "IMAGE": "image", "VOLUME": "volume", "NETWORK": "network"}
+COMPLETED = {"CONTAINER": "container", "IMAGE": "image", "NAME[:TAG": "image", "NETWORK": "network",
+             "SERVER": "registry", "VOLUME": "volume"}  # fmt: skip
 
 
 def argument(word: str) -> click.Argument:

@@ -50,6 +50,7 @@ CONTAINER = {
 }
 
 IMAGE = {
+    "build": Entry("commands.build:build", "Build an image from a Dockerfile"),
     "history": Entry("commands.archive:history", "Show the steps that made an image"),
     "import": Entry("commands.archive:import_", "Make an image of a root file system's tar"),
     "inspect": Entry("commands.inspect:image", "Show images in full"),
@@ -63,6 +64,11 @@ IMAGE = {
     "save": Entry("commands.archive:save", "Write images into an archive or a directory"),
     "tag": Entry("commands.image:tag", "Give an image one more name"),
     "untag": Entry("commands.archive:untag", "Take names away from an image, and keep it"),
+}
+
+BUILDER = {
+    "build": Entry("commands.build:build", "Build an image from a Dockerfile"),
+    "prune": Entry("commands.build:prune", "Remove the build cache"),
 }
 
 VOLUME = {
@@ -114,13 +120,14 @@ def _moved(table: dict[str, Entry], names: str, section: str) -> dict[str, Entry
 TOP = {
     **_moved(CONTAINER, "run exec", COMMON),
     "ps": Entry("commands.ps:ps", "List containers", COMMON),
-    **_moved(IMAGE, "pull push", COMMON),
+    **_moved(IMAGE, "build pull push", COMMON),
     "images": Entry("commands.image:images", "List images", COMMON),
     "login": Entry("commands.registry:login", "Log in to a registry", COMMON),
     "logout": Entry("commands.registry:logout", "Log out of a registry", COMMON),
     "version": Entry("commands.system:version", "Show the versions of wherry and its host", COMMON),
     **_moved(SYSTEM, "info", COMMON),
     "doctor": Entry("commands.system:doctor", "Tell what the host lacks, and what mends it", COMMON),
+    "builder": Entry("tree:BUILDER_GROUP", "Manage builds", MANAGE),
     "cni": Entry("tree:CNI_GROUP", "Lend our CNI plugins to other runtimes", MANAGE),
     "container": Entry("tree:CONTAINER_GROUP", "Manage containers", MANAGE),
     "image": Entry("tree:IMAGE_GROUP", "Manage images", MANAGE),
@@ -148,5 +155,5 @@ TOP = {
     **_moved(CONTAINER, "update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
-GROUPS = {"cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM, "volume": VOLUME,
-          "warm": WARM}  # fmt: skip
+GROUPS = {"builder": BUILDER, "cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM,
+          "volume": VOLUME, "warm": WARM}  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from wherry.model import ProgressEvent
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 Report = Callable[[ProgressEvent], None]
 
@@ -43,6 +46,7 @@ class _Bars:
             TextColumn("{task.description:<18}"),
             BarColumn(),
             DownloadColumn(),
+            _rate(),
         )
         self._progress = Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False)
         self._tasks: dict[str, int] = {}
@@ -68,6 +72,18 @@ class _Bars:
 
     def _idle(self) -> bool:
         return bool(self._tasks) and all(_done(task.description) for task in self._progress.tasks)
+
+
+def _rate() -> ProgressColumn:
+    """Bytes a second, where some came lately."""
+    from rich.progress import Task, TransferSpeedColumn
+    from rich.text import Text
+
+    class Rate(TransferSpeedColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.speed or task.finished_speed else Text("")
+
+    return Rate()
 
 
 DONE = frozenset({"Pull complete", "Already exists", "Done", "Complete", "Pushed", "Layer already exists"})

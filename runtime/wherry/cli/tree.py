@@ -8,7 +8,7 @@ import click
 
 from .app import App
 from .clicks import Lazy, Switch, Typed
-from .menu import CNI, CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME, WARM
+from .menu import BUILDER, CNI, CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME, WARM
 from .parse import boolean
 
 
@@ -49,6 +49,7 @@ ROOT = Root(
         Switch(["-v", "--version"], type=Typed(boolean), default=False, metavar=" ", help="print the version"),
     ],
 )
+BUILDER_GROUP = Lazy("builder", BUILDER, help="Manage builds")
 CNI_GROUP = Lazy("cni", CNI, help="Lend our CNI plugins to other runtimes")
 CONTAINER_GROUP = Lazy("container", CONTAINER, help="Manage containers")
 IMAGE_GROUP = Lazy("image", IMAGE, help="Manage images")

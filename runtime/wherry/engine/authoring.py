@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
-from . import codec, events, images, rootfs
+from . import codec, events, frozen, images, rootfs
 from .house import House
 from .status import look
 
@@ -45,11 +45,12 @@ def commit(
 ) -> ImageRecord:
     """The verb."""
     from wherry.image import author as making
-    from wherry.image import instructions
     from wherry.image.layertar import write_layer
 
+    from .build.changes import changed
+
     row = house.db.find(ref)
-    config = instructions.apply(_config(row), changes)
+    config = changed(_config(row), changes)
     with house.images.blobs.lease():
         base = _base(house, row)
         below = making.layers_of(base)
@@ -80,16 +81,11 @@ def _base(house: House, row: Container) -> ImageRecord:
 @contextlib.contextmanager
 def _held_still(house: House, row: Container, pause: bool) -> Iterator[None]:
     """Frozen while it is read, as docker does unless told not to."""
-    from . import stop
-
     if not pause or look(house, row.id).status != "running":
         yield
         return
-    stop.pause(house, row.id)
-    try:
+    with frozen.while_held(house, row.id):
         yield
-    finally:
-        stop.unpause(house, row.id)
 
 
 def _config(row: Container) -> Json:
@@ -138,12 +134,13 @@ def import_tar(
 ) -> ImageRecord:
     """The verb: an image of one layer, which is this tar, packed or not."""
     from wherry.image import author as making
-    from wherry.image import instructions
     from wherry.image.manifest import host_platform
     from wherry.image.streams import tar_of
 
+    from .build.changes import changed
+
     wanted = images.platform(platform) or host_platform()
-    config = instructions.apply({}, changes)
+    config = changed({}, changes)
     house.prepare()
     with _swept_on_failure(house), house.images.blobs.lease():
         layer = making.add_layer(house.images.blobs, lambda out: tar_of(stream, out, origin))

@@ -60,15 +60,23 @@ def create(house: House, options: RunOptions, progress: Progress | None) -> str:
     return commit(house, draft(house, options, progress)).id
 
 
-def draft(house: House, options: RunOptions, progress: Progress | None, *, dry: bool = False) -> Draft:
-    """Check everything that can be checked, and decide everything that is not the host's to decide."""
+def draft(
+    house: House,
+    options: RunOptions,
+    progress: Progress | None,
+    *,
+    dry: bool = False,
+    record: ImageRecord | None = None,
+) -> Draft:
+    """Check everything that can be checked, and decide everything that is not the host's to decide. `record`: the
+    image, where it is none that has a name yet (a step of a build)."""
     restart.check(options.restart, options.remove)
     name = _free_name(house, options)
     security.parse(options)
     _check_userns(house, options)
     _check_cidfile(options)
     limits.check(options.limits, house.facts)
-    record = _image(house, options, progress, dry=dry)
+    record = record or _image(house, options, progress, dry=dry)
     networks = _networks(house, options, dry=dry)
     inherited = _inherited(house, options)
     wanted = tuple(mounts.collect(options, record.config.volumes, inherited))

@@ -128,8 +128,14 @@ def _place(house: House, facts: HostFacts) -> list[Check]:
     return [Check("root", status, f"{house.place.root}: {free >> 20} MiB free", cure)]
 
 
+def _layers(house: House, facts: HostFacts) -> list[Check]:
+    del facts
+    name, why = house.images.layer_format()
+    return [Check("layers", "ok", f"{name}: {why}" if why else name)]
+
+
 _CHECKS: tuple[Callable[[House, HostFacts], list[Check]], ...] = (
-    _kernel, _capabilities, _cgroup, _kernel_parts, _lsm, _helper, _programs, _forwarding, _place,
+    _kernel, _capabilities, _cgroup, _kernel_parts, _lsm, _helper, _programs, _forwarding, _place, _layers,
 )  # fmt: skip
 
 

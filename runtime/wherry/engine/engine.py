@@ -18,6 +18,7 @@ from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, Restar
 from .house import House
 
 if TYPE_CHECKING:
+    from wherry.engine.build.values import BuildEvent, BuildOptions, Built
     from wherry.image.inflate import Readable
 
     from .running import Running
@@ -279,6 +280,19 @@ class Engine:
         if all_platforms:
             return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
+
+    def build(self, options: BuildOptions, progress: Callable[[BuildEvent], None] | None = None) -> Built:
+        """Build an image from a Dockerfile. A step that fails is `StepFailed`."""
+        from .build import solver
+
+        return solver.build(self._house, options, progress)
+
+    def builder_prune(self, *, all: bool = False, filters: Filters | None = None) -> Json:
+        """Forget what builds remember: {"CachesDeleted": [ids], "SpaceReclaimed": bytes}. Without `all`, what an image
+        shares stays. Filters: until, id, type."""
+        from .build import pruning
+
+        return pruning.prune(self._house, all=all, filters=filters or {})
 
     def pull_tags(self, name: str, platform: str = "", progress: Progress | None = None) -> Iterator[ImageRecord]:
         """Fetch the images of all tags of a repository, one by one."""
@@ -552,7 +566,7 @@ class Engine:
         return doctor.checks(self._house)
 
     def complete(self, what: str, prefix: str) -> list[str]:
-        """Return names for shell completion; `what` is container, running, image, volume or network."""
+        """Return names for shell completion; `what`: container, running, image, volume, network, registry."""
         from . import listing
 
         return listing.complete(self._house, what, prefix)

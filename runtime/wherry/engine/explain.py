@@ -82,8 +82,8 @@ def _user(house: House, options: RunOptions, image: ImageConfig) -> users.User:
 
     if house.facts.kernel < _DETACHED_LAYERS:
         rootfs.settle(house, image.diff_ids)
-    layers = [how for how in house.snapshots.below(image.diff_ids) if not mount.mounted(how.target)]
-    with mount.opened([*layers, _view(_layers_of(house, image.diff_ids))], readonly=True) as fd:
+    below = house.snapshots.below(image.diff_ids)
+    with mount.opened([*below, _view(_layers_of(house, image.diff_ids))], readonly=True) as fd:
         return users.lookup(fd, options.user or image.user, options.group_add)
 
 

@@ -46,11 +46,20 @@ def sweep(house: House, *, thorough: bool) -> Json:
     return {key: value for key, value in found.items() if value}
 
 
+def _builds(house: House, found: Json) -> None:
+    if os.path.isdir(f"{house.place.root}/cache/build/work"):
+        from .build import work
+
+        found["builds"] = list(work.sweep(house))
+
+
 def _quick(house: House, found: Json) -> None:
+    _builds(house, found)
     present = _names(f"{house.place.state}/c")
     if not present and len(_names(f"{house.place.root}/containers")) == 0:
         return
     rows = house.db.container_ids()
+    _thaw(house, [cid for cid in present if cid in rows], found)
     _settle(house, [cid for cid in present if cid in rows], found)
     if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
         _orphans(house, found, wait=False)
@@ -59,7 +68,9 @@ def _quick(house: House, found: Json) -> None:
 def _everything(house: House, found: Json) -> None:
     house.prepare()
     cleanup.await_rest(house)
+    _builds(house, found)
     rows = house.db.container_ids()
+    _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)
     _orphans(house, found, wait=True)
     _volumes(house, found)
@@ -74,6 +85,13 @@ def _images(house: House, found: Json) -> None:
     freed = images.sweep(house)
     if freed:
         found["images"] = [f"{freed} bytes that nothing used"]
+
+
+def _thaw(house: House, ids: Sequence[str], found: Json) -> None:
+    """Containers that a killed `commit` froze."""
+    from . import frozen
+
+    found["frozen"] = [cid for cid in ids if frozen.thaw(house, cid)]
 
 
 def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool = False) -> None:

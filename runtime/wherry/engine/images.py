@@ -169,7 +169,7 @@ def tags(record: ImageRecord) -> list[str]:
 def _names(record: ImageRecord) -> tuple[list[str], list[str]]:
     named = tags(record)
     repositories = dict.fromkeys(tag.rpartition(":")[0] for tag in named)
-    digests = [f"{repository}@{record.manifest}" for repository in repositories]
+    digests = [f"{repository}@{record.target or record.manifest}" for repository in repositories]
     return named, digests + [_familiar(name) for name in record.names if "@" in name]
 
 
@@ -317,7 +317,7 @@ def remove(house: House, ref: str, *, force: bool) -> list[Json]:
         if last and users:
             _refuse_used(house, users, record.id, force)
         keep = [diff_id for row in users for diff_id in row.config.get("layers", ())]
-        done = house.images.remove(ref, force=force, keep=keep)
+        done = house.images.remove(ref, force=force, keep=keep, later=house.later)
     words: list[Json] = [dict([line.split(": ", 1)]) for line in done]
     for word in words:
         for key, value in word.items():

@@ -104,7 +104,7 @@ def containers(house: House, *, all: bool, filters: Filters, size: bool, last: i
     _check(filters)
     every = all or bool(filters.get("status")) or bool(filters.get("exited")) or last > 0
     found = []
-    rows = house.db.containers()
+    rows = [row for row in house.db.containers() if not row.config.get("build")]  # a step of a build is nobody's
     for row, seen in zip(rows, look_many(house, rows), strict=True):
         if (every or seen.running or seen.status == "restarting") and _fits(house, row, seen, filters):
             found.append(_row(house, row, seen, size))
@@ -187,6 +187,10 @@ def _candidates(house: House, what: str) -> list[str]:
         return [row.name for row in house.db.containers() if look(house, row.id).running]
     if what == "volume":
         return [row.name for row in house.db.volumes()]
+    if what == "registry":
+        from .registries import logins
+
+        return logins()
     if what == "network":
         return [str(network["Name"]) for network in house.networks.list()]
     from . import images

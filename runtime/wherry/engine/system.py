@@ -25,6 +25,8 @@ def container_prune(house: House, wanted: Filters) -> Json:
     filters.check(wanted, ("label", "until"))
     deleted, freed = [], 0
     for row in house.db.containers():
+        if row.config.get("build"):  # a step's, whose build takes it away
+            continue
         seen = look(house, row.id)
         old = "until" not in wanted or row.created < images.moment(wanted["until"][0])
         fits = old and filters.labels(wanted.get("label", ()), row.config["labels"])
@@ -40,6 +42,7 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
     """Containers, networks, volumes if asked, images: in the order in which one frees the next."""
     from . import gc
     from . import volumes as volume_verbs
+    from .build import pruning
 
     gc.sweep(house, thorough=True)
     result = container_prune(house, filters)
@@ -51,14 +54,16 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
         freed += part["SpaceReclaimed"]
     part = images.prune(house, all=all, filters=filters)
     result["ImagesDeleted"] = part["ImagesDeleted"]
-    return result | {"SpaceReclaimed": freed + part["SpaceReclaimed"]}
+    freed += part["SpaceReclaimed"]
+    part = pruning.prune(house, all=all, filters={key: values for key, values in filters.items() if key == "until"})
+    return result | {"CachesDeleted": part["CachesDeleted"], "SpaceReclaimed": freed + part["SpaceReclaimed"]}
 
 
 # What a wherry writes below its two directories; what somebody else put there stays.
 _OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "leases", "making.lock", "mountpoints",
             "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
             "wherry.db-wal")  # fmt: skip
-_OF_STATE = ("c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
+_OF_STATE = ("build", "c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
 
 
 def reset(house: House) -> Json:
@@ -123,7 +128,7 @@ def _os_name() -> str:
 def info(house: House) -> Json:
     """docker's info, as far as it means something here."""
     facts = house.facts
-    statuses = [look(house, row.id).status for row in house.db.containers()]
+    statuses = [look(house, row.id).status for row in house.db.containers() if not row.config.get("build")]
     running, paused = statuses.count("running"), statuses.count("paused")
     security = ["name=seccomp,profile=default"] if facts.seccomp else []
     security += ["name=apparmor"] if facts.apparmor else []

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from wherry.image.buildcache import BuildCache
 from wherry.model import Json
 
 from . import images, listing, volumes
+from .build import pruning
 from .house import House
 
 if TYPE_CHECKING:
@@ -46,15 +48,26 @@ def df(house: House) -> Json:
     rooms["Containers"] = rooms["Containers"]._replace(free=_of_the_dead(house, containers))
     idle = sum(row["UsageData"]["Size"] for row in volumes_ if not row["UsageData"]["RefCount"])
     rooms["Local Volumes"] = rooms["Local Volumes"]._replace(free=idle)
+    cached = _only_cached(house, usage)
+    rooms["Images"] = _Room(rooms["Images"].size - cached, max(rooms["Images"].free - cached, 0))
+    rooms["Build Cache"] = _Room(rooms["Build Cache"].size + cached, rooms["Build Cache"].free + cached)
     rooms["Other"] = _Room(_bytes(house.place.root) - sum(room.size for room in rooms.values()), 0)
     return {
         "LayersSize": usage.total,
         "Images": _image_rows(house, usage),
         "Containers": containers,
         "Volumes": volumes_,
-        "BuildCache": [],
+        "BuildCache": pruning.listing(house),
         "Usage": {name: room.shape() for name, room in rooms.items()},
     }
+
+
+def _only_cached(house: House, usage: Usage) -> int:
+    """The bytes of blobs and layers that are there for builds to find, and for no image."""
+    blobs, diff_ids = BuildCache(house.place.root).used()
+    parts = {("blob", digest.partition(":")[2]) for digest in blobs}
+    parts |= {("layer", diff_id.partition(":")[2]) for diff_id in diff_ids}
+    return usage.sum(parts - {part for found in usage.images.values() for part in found})
 
 
 def _bytes(path: str) -> int:

@@ -398,7 +398,7 @@ def _files_of(path: str, file: Readable | None, shown: str, blobs: Blobs) -> Ite
                 yield _Archive(path, shown)
                 return
         scratch = held.enter_context(_scratch(blobs))
-        yield _Piped(Stream(file, shown), blobs, scratch)
+        yield _Piped(held.enter_context(Stream(file, shown)), blobs, scratch)
 
 
 @contextlib.contextmanager

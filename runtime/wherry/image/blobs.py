@@ -161,7 +161,8 @@ class Blobs:
         except FileNotFoundError:
             return False
         if size != descriptor.size:
-            raise WherryError(Kind.INVALID, f"blob {descriptor.digest} has {size} bytes, not {descriptor.size}")
+            raise WherryError(Kind.INVALID, f"blob {descriptor.digest} has {size} bytes, not {descriptor.size}",
+                              hint="`wherry system check --repair` takes away what is damaged here")  # fmt: skip
         return True
 
     def read(self, digest: str, limit: int) -> bytes:
@@ -176,13 +177,13 @@ class Blobs:
         return data
 
     @contextlib.contextmanager
-    def partial(self, descriptor: Descriptor) -> Iterator[Partial | None]:
+    def partial(self, descriptor: Descriptor, stop: threading.Event | None = None) -> Iterator[Partial | None]:
         """Hold the partial of a blob alone, or None when the blob is there (perhaps another just put it there)."""
         path = os.path.join(self.ingest, descriptor.digest.replace(":", "-"))
         if self.has(descriptor):
             yield None
             return
-        with _no_space(descriptor), disk.claim(path, unlink=False) as fd:
+        with _no_space(descriptor), disk.claim(path, unlink=False, stop=stop) as fd:
             if self.has(descriptor):
                 os.unlink(path)
                 yield None

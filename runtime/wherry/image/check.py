@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
-from wherry.image import disk
+from wherry.image import disk, formats
 from wherry.image.blobs import REF_NAME
 from wherry.image.indexes import chosen, documents
 from wherry.image.manifest import CONFIG_MAX, host_platform, parse_config, parse_document
 from wherry.image.reference import DIGEST
-from wherry.image.snapshot import Snapshotter
-from wherry.image.sweep import names_in, remove_doomed, take_out
+from wherry.image.snapshot import Snapshotter, layer_path
+from wherry.image.sweep import is_old, names_in, remove_doomed, take_out
 from wherry.model import Descriptor
 
 if TYPE_CHECKING:
@@ -57,9 +57,12 @@ def check(store: ImageStore, *, quick: bool) -> Report:
     looked = _Look(store)
     with store.blobs.leases.guard(shared=True):
         findings = list(looked.everything())
-        leftovers = list(_leftovers(store))
+    with store.blobs.leases.guard(shared=False):  # for a moment: who lives, and what is older than that
+        in_use = store.blobs.leases.in_use()
+        leftovers = [path for path in _temporary(store) if is_old(path, in_use)]
     if not quick:
         findings += _damaged(store, [f"{a}:{name}" for a, name in looked.stored])
+        findings += _damaged_layers(store, looked.unpacked)
     return Report(tuple(findings), tuple(leftovers), looked.counts)
 
 
@@ -67,6 +70,7 @@ class _Look:
     def __init__(self, store: ImageStore) -> None:
         self._store = store
         self.stored: list[tuple[str, str]] = []
+        self.unpacked: list[str] = []
         self.counts = {"images": 0, "blobs": 0, "layers": 0, "snapshots": 0}
 
     def everything(self) -> Iterator[Finding]:
@@ -121,6 +125,8 @@ class _Look:
                 yield Finding("layer", name, "is no layer: its name is no diff id")
             elif problem := layer_problem(os.path.join(place, name)):
                 yield Finding("layer", f"{algorithm}:{name}", problem, "pull its image again")
+            else:
+                self.unpacked.append(f"{algorithm}:{name}")
 
     def _snapshots(self) -> Iterator[Finding]:
         snapshots = Snapshotter(self._store.root)
@@ -185,6 +191,16 @@ def _damaged(store: ImageStore, digests: list[str]) -> list[Finding]:
                 for digest, right in zip(digests, found, strict=True) if not right]  # fmt: skip
 
 
+def _damaged_layers(store: ImageStore, diff_ids: list[str]) -> list[Finding]:
+    """Layers in one file whose archive is not that of their names; extracted ones have nothing to compare with."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "check") as pool:
+        found = pool.map(lambda diff_id: formats.damage(layer_path(store.root, diff_id), diff_id), diff_ids)
+        return [Finding("layer", diff_id, problem, "pull its image again")
+                for diff_id, problem in zip(diff_ids, found, strict=True) if problem]  # fmt: skip
+
+
 def _is_right(path: str, digest: str) -> bool:
     import hashlib
 
@@ -201,7 +217,8 @@ def _is_right(path: str, digest: str) -> bool:
     return hashed.hexdigest() == expected
 
 
-def _leftovers(store: ImageStore) -> Iterator[str]:
+def _temporary(store: ImageStore) -> Iterator[str]:
+    """What somebody makes now, or made when he was killed."""
     for place in (store.blobs.ingest, store.blobs.place, os.path.join(store.root, "layers"),
                   os.path.join(store.root, "snapshots")):  # fmt: skip
         for name in sorted(names_in(place)):
@@ -237,7 +254,7 @@ def _is_still_so(store: ImageStore, finding: Finding) -> bool:
         return finding.subject in entries and any(_problems(store, entries[finding.subject]))
     path = os.path.join(*_place_of(store, finding))
     if finding.kind == "layer":
-        return bool(layer_problem(path))
+        return ":" not in finding.subject or bool(layer_problem(path) or formats.damage(path, finding.subject))
     regular = re.fullmatch(DIGEST, finding.subject) and os.path.isfile(path) and not os.path.islink(path)
     return not regular or not _is_right(path, finding.subject)
 

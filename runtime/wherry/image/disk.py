@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -140,7 +141,7 @@ def _is_at(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
-def _open_claim(path: str, deadline: float) -> int:
+def _open_claim(path: str, deadline: float, stop: threading.Event | None) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -151,6 +152,9 @@ def _open_claim(path: str, deadline: float) -> int:
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise WherryError(Kind.UNAVAILABLE, f"{path} is held by another process for too long") from None
+            if stop and stop.is_set():
+                os.close(fd)
+                raise WherryError(Kind.CONFLICT, "cancelled") from None
             time.sleep(_POLL)
         except BaseException:
             os.close(fd)
@@ -159,12 +163,13 @@ def _open_claim(path: str, deadline: float) -> int:
 
 
 @contextlib.contextmanager
-def claim(path: str, *, unlink: bool, timeout: float = 3600.0) -> Iterator[int]:
+def claim(path: str, *, unlink: bool, timeout: float = 3600.0, stop: threading.Event | None = None) -> Iterator[int]:
     """Create or open `path`, hold it alone, and know that it is still the file of that name.
 
-    With `unlink` the name goes when the claim ends (the file is only a lock); a crash leaves it for gc.
+    With `unlink` the name goes when the claim ends (the file is only a lock); a crash leaves it for gc. `stop` ends the
+    waiting.
     """
-    fd = _open_claim(path, time.monotonic() + timeout)
+    fd = _open_claim(path, time.monotonic() + timeout, stop)
     try:
         yield fd
     finally:

@@ -65,7 +65,8 @@ def endpoints(registry: str, reach: Reach) -> tuple[Endpoint, ...]:
     if not isinstance(hosts, dict) or not isinstance(server, str):
         raise _bad(path, "server is no text, or host is no table")
     made = [_endpoint(path, registry, reach, url, fields) for url, fields in hosts.items()]
-    return (*made, _endpoint(path, registry, reach, server, document))
+    own = _endpoint(path, registry, reach, server, document)
+    return (*made, own._replace(account=registry))  # wherever it is: that is the registry
 
 
 def _bad(path: str, why: str) -> WherryError:

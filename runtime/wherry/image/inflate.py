@@ -1,4 +1,5 @@
-"""The tar stream of a layer or archive out of its compressed bytes: gzip (by ISA-L where it is installed), zstd, plain.
+"""The tar stream of a layer or archive out of its compressed bytes: gzip (by ISA-L where it is installed), zstd, plain;
+bzip2 and xz too.
 
 Decides by the first bytes what the compression is; media types are not believed. Refuses to know where bytes come from,
 and bounds nothing but zstd's window: how much may come out is the caller's to count.
@@ -15,7 +16,8 @@ __all__ = ["Readable", "broken_streams", "inflate"]
 _PACKED = 64 << 10  # what was not used of a piece is copied: small pieces
 _CHUNK = 256 << 10
 _ZSTD_WINDOW = 1 << 27  # 128 MiB: zstd --ultra without --long=28 and more
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP, _ZSTD, _BZIP2, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX"
+_XZ_MEMORY = 128 << 20
 
 
 class Readable(Protocol):
@@ -55,6 +57,8 @@ def inflate(file: Readable) -> Iterator[bytes]:
         yield from _gunzip(rest)
     elif head == _ZSTD:
         yield from _unzstd(rest)
+    elif head.startswith(_BZIP2) or head == _XZ:
+        yield from _slowly(rest, head)
     else:
         while chunk := rest.read(_CHUNK):
             yield chunk
@@ -65,6 +69,11 @@ def broken_streams() -> tuple[type[Exception], ...]:
     import zlib
 
     kinds: list[type[Exception]] = [zlib.error, EOFError]
+    with contextlib.suppress(ImportError):
+        import bz2  # noqa: F401 - a confined process loads nothing later
+        import lzma
+
+        kinds.append(lzma.LZMAError)
     with contextlib.suppress(ImportError):
         import zstandard
 
@@ -115,7 +124,36 @@ def _gunzip_rest(inflater: _Inflater) -> Iterator[bytes]:
         yield chunk
 
 
+_MARK = b"wherry: the end of a zstd stream"  # a frame of it ends with its checksum, not with these bytes
+
+
+class _Ended:
+    """A reader that gives one frame more than there is: the library says nothing of a stream that breaks off."""
+
+    def __init__(self, file: Readable, frame: bytes) -> None:
+        self._file, self._frame = file, frame
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            data, self._frame = self._frame[:size], self._frame[size:]
+        return data
+
+
 def _unzstd(file: Readable) -> Iterator[bytes]:
+    import zstandard
+
+    held = b""
+    for chunk in _frames(_Ended(file, zstandard.ZstdCompressor(write_checksum=True).compress(_MARK))):
+        held += chunk
+        if len(held) > len(_MARK):
+            yield held[: -len(_MARK)]
+            held = held[-len(_MARK) :]
+    if held != _MARK:  # what broke off took the frame for its own
+        raise EOFError("the zstd stream is truncated")
+
+
+def _frames(file: Readable) -> Iterator[bytes]:
     import zstandard
 
     reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
@@ -123,3 +161,30 @@ def _unzstd(file: Readable) -> Iterator[bytes]:
     )
     while chunk := reader.read(_CHUNK):
         yield chunk
+
+
+def _slowly(file: Readable, head: bytes) -> Iterator[bytes]:
+    """bzip2 and xz, which no layer has, but archives of ADD and build contexts may."""
+    import bz2
+    import lzma
+
+    def fresh() -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
+        return bz2.BZ2Decompressor() if head.startswith(_BZIP2) else lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    inflater, data = fresh(), b""
+    while True:
+        data = data or (file.read(_PACKED) if inflater.needs_input or inflater.eof else b"")
+        if inflater.eof:
+            if not data.strip(b"\0"):
+                return
+            inflater = fresh()
+        if not data and inflater.needs_input:
+            raise EOFError("the packed stream is truncated")
+        try:
+            chunk, data = inflater.decompress(data, _CHUNK), b""
+        except OSError as error:  # bzip2's word for damaged data
+            raise EOFError(str(error)) from error
+        if chunk:
+            yield chunk
+        if inflater.eof:
+            data = inflater.unused_data

@@ -1,173 +1,430 @@
-"""Dockerfile instructions that change an image's config: what `commit --change` and `import --change` take.
+"""What each instruction of a Dockerfile says, as values. Pure.
 
-Decides what each does to docker's config object. Pure. Refuses those that make layers: they are a build's.
+Decides which flags and words an instruction takes and which are wrong, before anything is built. Variables stand as
+they are written: their values are known only when the instruction's turn comes.
 """
 
 from __future__ import annotations
 
-import json
-import posixpath
 import re
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
-from wherry.errors import Kind, WherryError
-from wherry.model import Json
+from wherry.image.dockerfile import Heredoc, Instruction, inner, json_form, refuse, words
 
-__all__ = ["apply"]
+__all__ = [
+    "Arg", "Cmd", "Command", "Copy", "Entrypoint", "Env", "Expose", "From", "Healthcheck", "Label", "Maintainer",
+    "Meaning", "OnBuild", "Run", "RunMount", "Shell", "Step", "StopSignal", "User", "Volume", "Workdir", "meaning",
+    "run_mount",
+]  # fmt: skip
 
-_SHELL = ["/bin/sh", "-c"]
-_SIGNAL = r"(SIG)?[A-Za-z]+[12]?([+-]\d{1,2})?|\d{1,2}"
-_PORT = r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?"
-_TIMES = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod",
-          "start-interval": "StartInterval"}  # fmt: skip
-_UNITS = {"h": 3600_000_000_000, "m": 60_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
-
-
-def apply(config: Json, changes: Sequence[str]) -> Json:
-    """docker's config object with these instructions carried out, in order."""
-    made = dict(config)
-    lines = [line.strip() for change in changes for line in change.splitlines() if line.strip()]
-    words = [line.split(None, 1)[0].upper() for line in lines]
-    for line, word in zip(lines, words, strict=True):
-        rest = line[len(word) :].strip()
-        if word not in _ACTIONS:
-            hint = f"one of {', '.join(_ACTIONS)}"
-            raise WherryError(Kind.INVALID, f'"{line[:200]}" is not a valid change', hint=hint)
-        if not rest:
-            raise WherryError(Kind.INVALID, f"{word} requires an argument")
-        _ACTIONS[word](made, rest)
-    if "ENTRYPOINT" in words and "CMD" not in words:  # the old arguments were meant for the old entrypoint
-        made.pop("Cmd", None)
-    return made
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*", re.IGNORECASE)
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+")
+_UNITS = {"h": 3600e9, "m": 60e9, "s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1}
+Pairs = tuple[tuple[str, str], ...]
 
 
-def _command(config: Json, text: str) -> list[str]:
-    """The exec form as it is, anything else by the image's shell."""
-    found = _json_list(text)
-    return found if found is not None else [*(config.get("Shell") or _SHELL), text]
+class Command(NamedTuple):
+    """A command line: words (exec form), or one text for the shell."""
+
+    words: tuple[str, ...]
+    shell: bool
 
 
-def _json_list(text: str) -> list[str] | None:
-    if not text.startswith("["):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+class RunMount(NamedTuple):
+    """One --mount of RUN. `options` are the rest: mode, uid, gid, size, sharing, ro, required..."""
+
+    type: str
+    target: str = ""
+    source: str = ""
+    origin: str = ""  # from=: a stage or an image
+    id: str = ""
+    options: Mapping[str, str] = {}
 
 
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise WherryError(Kind.INVALID, f'"{text[:200]}": {error}') from None
+class From(NamedTuple):
+    """FROM."""
+
+    image: str
+    name: str = ""
+    platform: str = ""
 
 
-def _pairs(text: str, what: str) -> list[tuple[str, str]]:
-    """NAME=VALUE words, or docker's old form NAME REST."""
-    name, _, rest = text.partition(" ")
-    if "=" not in name:
-        if not rest.strip():
-            raise WherryError(Kind.INVALID, f"{what} must have two arguments")
-        return [(name, rest.strip())]
-    found = []
-    for word in _words(text):
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise WherryError(Kind.INVALID, f'{what}: "{word[:200]}" is not NAME=VALUE')
-        found.append((key, value))
+class Run(NamedTuple):
+    """RUN. `mounts` are the texts of --mount: they may hold variables."""
+
+    command: Command
+    mounts: tuple[str, ...] = ()
+    network: str = ""
+    heredocs: tuple[Heredoc, ...] = ()
+
+
+class Copy(NamedTuple):
+    """COPY and, with `add`, ADD."""
+
+    sources: tuple[str, ...]
+    target: str
+    add: bool = False
+    origin: str = ""
+    chown: str = ""
+    chmod: str = ""
+    checksum: str = ""
+    exclude: tuple[str, ...] = ()
+    link: bool = False
+    parents: bool = False
+    unpack: bool | None = None
+    heredocs: tuple[Heredoc, ...] = ()
+
+
+class Env(NamedTuple):
+    """ENV."""
+
+    pairs: Pairs
+
+
+class Label(NamedTuple):
+    """LABEL."""
+
+    pairs: Pairs
+
+
+class Arg(NamedTuple):
+    """ARG: names with their defaults, None where there is none."""
+
+    pairs: tuple[tuple[str, str | None], ...]
+
+
+class Workdir(NamedTuple):
+    """WORKDIR."""
+
+    path: str
+
+
+class User(NamedTuple):
+    """USER."""
+
+    user: str
+
+
+class Expose(NamedTuple):
+    """EXPOSE."""
+
+    ports: tuple[str, ...]
+
+
+class Volume(NamedTuple):
+    """VOLUME."""
+
+    paths: tuple[str, ...]
+
+
+class Cmd(NamedTuple):
+    """CMD."""
+
+    command: Command
+
+
+class Entrypoint(NamedTuple):
+    """ENTRYPOINT."""
+
+    command: Command
+
+
+class Shell(NamedTuple):
+    """SHELL."""
+
+    words: tuple[str, ...]
+
+
+class StopSignal(NamedTuple):
+    """STOPSIGNAL."""
+
+    signal: str
+
+
+class Healthcheck(NamedTuple):
+    """HEALTHCHECK: docker's config.Healthcheck, its command apart; None is NONE."""
+
+    command: Command | None
+    timing: Mapping[str, int] = {}
+
+
+class OnBuild(NamedTuple):
+    """ONBUILD: the instruction's text, for the child's build."""
+
+    text: str
+
+
+class Maintainer(NamedTuple):
+    """MAINTAINER."""
+
+    name: str
+
+
+Meaning = (
+    From | Run | Copy | Env | Label | Arg | Workdir | User | Expose | Volume | Cmd | Entrypoint | Shell | StopSignal
+    | Healthcheck | OnBuild | Maintainer
+)  # fmt: skip
+
+
+class Step(NamedTuple):
+    """An instruction with its meaning."""
+
+    at: Instruction
+    says: Meaning
+
+
+Flags = dict[str, list[str]]
+
+
+def meaning(at: Instruction, escape: str = "\\") -> Step:
+    """What an instruction says; what it cannot say is an error with its line."""
+    return Step(at, _READERS[at.word](at, escape))
+
+
+# ---- flags and words
+
+
+def _given(at: Instruction, *known: str) -> Flags:
+    """The flags by name: "--link" is "true"."""
+    found: Flags = {}
+    for flag in at.flags:
+        name, equals, value = flag[2:].partition("=")
+        if name not in known:
+            allowed = ", ".join(f"--{word}" for word in known) or "none"
+            refuse(at, f"{at.word}: unknown flag: --{name}", f"flags of {at.word}: {allowed}")
+        found.setdefault(name, []).append(value if equals else "true")
     return found
 
 
-def _cmd(config: Json, text: str) -> None:
-    config["Cmd"] = _command(config, text)
+def _one(at: Instruction, flags: Flags, name: str) -> str:
+    values = flags.get(name, [""])
+    if len(values) > 1:
+        refuse(at, f"{at.word}: duplicate flag specified: --{name}")
+    return values[0]
 
 
-def _entrypoint(config: Json, text: str) -> None:
-    config["Entrypoint"] = _command(config, text) or None
+def _switch(at: Instruction, flags: Flags, name: str) -> bool:
+    value = _one(at, flags, name) or "false"
+    if value.lower() not in ("true", "false", "1", "0"):
+        refuse(at, f"{at.word}: expecting boolean value for flag {name}, not: {value}")
+    return value.lower() in ("true", "1")
 
 
-def _env(config: Json, text: str) -> None:
-    merged = {item.partition("=")[0]: item for item in config.get("Env") or ()}
-    merged |= {name: f"{name}={value}" for name, value in _pairs(text, "ENV")}
-    config["Env"] = list(merged.values())
+def _some(at: Instruction) -> str:
+    if not at.text:
+        refuse(at, f"{at.word} requires at least one argument")
+    return at.text
 
 
-def _label(config: Json, text: str) -> None:
-    config["Labels"] = {**(config.get("Labels") or {}), **dict(_pairs(text, "LABEL"))}
+def _single(at: Instruction) -> str:
+    text = _some(at)
+    if len(words(text)) != 1:
+        refuse(at, f"{at.word} requires exactly one argument")
+    return text
 
 
-def _expose(config: Json, text: str) -> None:
-    ports = dict(config.get("ExposedPorts") or {})
-    for word in _words(text):
-        match = re.fullmatch(_PORT, word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not match or not first <= last <= 65535:
-            raise WherryError(Kind.INVALID, f'EXPOSE: invalid port "{word[:80]}"', hint="80, 80/udp or 8000-8010")
-        ports |= {f"{port}/{match[3] or 'tcp'}": {} for port in range(first, last + 1)}
-    config["ExposedPorts"] = ports
+def _command(text: str) -> Command:
+    listed = json_form(text)
+    return Command((text,), True) if listed is None else Command(tuple(listed), False)
 
 
-def _onbuild(config: Json, text: str) -> None:
-    word = text.split(None, 1)[0].upper()
-    if word in ("ONBUILD", "FROM", "MAINTAINER"):
-        raise WherryError(Kind.INVALID, f"{word} is not allowed as an ONBUILD trigger")
-    config["OnBuild"] = [*(config.get("OnBuild") or ()), text]
+def _list(at: Instruction, escape: str) -> tuple[str, ...]:
+    listed = json_form(_some(at))
+    return tuple(words(at.text, escape) if listed is None else listed)
 
 
-def _user(config: Json, text: str) -> None:
-    config["User"] = text
+def _pairs(at: Instruction, escape: str) -> Pairs:
+    """NAME=VALUE..., or docker's old form NAME VALUE, which takes the rest of the line."""
+    found = words(_some(at), escape)
+    if "=" not in found[0]:
+        if len(found) < 2:
+            refuse(at, f"{at.word} must have two arguments", f"{at.word} {found[0]}=value")
+        return ((found[0], at.text[len(found[0]) :].strip()),)
+    pairs = []
+    for word in found:
+        name, equals, value = word.partition("=")
+        if not equals:
+            refuse(at, f"can't find = in {word!r}: must be of the form NAME=VALUE", "quote a value that has blanks")
+        if not name:
+            refuse(at, f"{at.word} names can not be blank")
+        pairs.append((name, value))
+    return tuple(pairs)
 
 
-def _volume(config: Json, text: str) -> None:
-    listed = _json_list(text)
-    paths = listed if listed is not None else _words(text)
-    if not all(path.strip() for path in paths):
-        raise WherryError(Kind.INVALID, "VOLUME specified can not be an empty string")
-    config["Volumes"] = {**(config.get("Volumes") or {}), **{path: {} for path in paths}}
+# ---- one reader an instruction
 
 
-def _workdir(config: Json, text: str) -> None:
-    config["WorkingDir"] = posixpath.normpath(posixpath.join("/", config.get("WorkingDir") or "/", text))
+def _from(at: Instruction, escape: str) -> From:
+    flags = _given(at, "platform")
+    found = words(_some(at), escape)
+    if len(found) not in (1, 3) or (len(found) == 3 and found[1].upper() != "AS"):
+        refuse(at, "FROM requires either one or three arguments", "FROM image [AS name]")
+    name = found[2].lower() if len(found) == 3 else ""
+    if name and not _STAGE_NAME.fullmatch(name):
+        refuse(at, f"invalid name for build stage: {found[2]!r}, name can't start with a number or contain symbols")
+    if name == "scratch":
+        refuse(at, "scratch is reserved and cannot be the name of a stage")
+    return From(found[0], name, _one(at, flags, "platform"))
 
 
-def _stopsignal(config: Json, text: str) -> None:
-    if not re.fullmatch(_SIGNAL, text):
-        raise WherryError(Kind.INVALID, f'STOPSIGNAL: invalid signal "{text[:80]}"')
-    config["StopSignal"] = text
+def _run(at: Instruction, _escape: str) -> Run:
+    flags = _given(at, "mount", "network", "security")
+    network = _one(at, flags, "network")
+    if network not in ("", "default", "none", "host"):
+        refuse(at, f"invalid network mode {network!r}", "default, none or host")
+    if _one(at, flags, "security") not in ("", "sandbox"):
+        refuse(at, "--security=insecure is not supported", "every step runs with the default profile")
+    return Run(_command(_some(at)), tuple(flags.get("mount", ())), network, at.heredocs)
 
 
-def _duration(text: str) -> int:
-    """Go's notation in nanoseconds, as docker's config has it."""
-    if not re.fullmatch(r"(\d+(\.\d+)?(h|ms|m|us|ns|s))+", text):
-        raise WherryError(Kind.INVALID, f'HEALTHCHECK: invalid duration "{text[:80]}"', hint="30s, 1m30s ...")
-    return sum(int(float(n) * _UNITS[unit]) for n, unit in re.findall(r"(\d+(?:\.\d+)?)(h|ms|m|us|ns|s)", text))
+def _copy(at: Instruction, escape: str) -> Copy:
+    add = at.word == "ADD"
+    own = ("checksum", "keep-git-dir", "unpack") if add else ("from", "parents")
+    flags = _given(at, "chown", "chmod", "link", "exclude", *own)
+    found = _list(at, escape)
+    if len(found) < 2:
+        refuse(at, f"{at.word} requires at least two arguments, but only {len(found)} given", f"{at.word} SOURCE... TO")
+    return Copy(
+        found[:-1], found[-1], add, _one(at, flags, "from"), _one(at, flags, "chown"), _one(at, flags, "chmod"),
+        _one(at, flags, "checksum"), tuple(flags.get("exclude", ())), _switch(at, flags, "link"),
+        _switch(at, flags, "parents"), _switch(at, flags, "unpack") if "unpack" in flags else None, at.heredocs,
+    )  # fmt: skip
 
 
-def _healthcheck(config: Json, text: str) -> None:
-    made: Json = {}
-    while match := re.match(r"--([a-z-]+)=(\S+)\s*", text):
-        text = text[match.end() :]
-        if match[1] == "retries" and match[2].isdigit():
-            made["Retries"] = int(match[2])
-        elif match[1] in _TIMES:
-            made[_TIMES[match[1]]] = _duration(match[2])
-        else:
-            raise WherryError(Kind.INVALID, f'HEALTHCHECK: invalid option "--{match[1]}={match[2][:80]}"')
-    kind, _, rest = text.partition(" ")
-    if kind.upper() == "NONE" and not rest.strip() and not made:
-        config["Healthcheck"] = {"Test": ["NONE"]}
-        return
+def _arg(at: Instruction, escape: str) -> Arg:
+    _given(at)
+    found = []
+    for word in words(_some(at), escape):
+        name, equals, value = word.partition("=")
+        if not name:
+            refuse(at, "ARG names can not be blank")
+        found.append((name, value if equals else None))
+    return Arg(tuple(found))
+
+
+def _healthcheck(at: Instruction, _escape: str) -> Healthcheck:
+    flags = _given(at, "interval", "timeout", "start-period", "start-interval", "retries")
+    kind, _, rest = _some(at).partition(" ")
+    if kind.upper() == "NONE":
+        if rest.strip():
+            refuse(at, "HEALTHCHECK NONE takes no arguments")
+        return Healthcheck(None)
     if kind.upper() != "CMD" or not rest.strip():
-        raise WherryError(Kind.INVALID, f'HEALTHCHECK: unknown type "{kind[:80]}"', hint="NONE or CMD")
-    listed = _json_list(rest.strip())
-    config["Healthcheck"] = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", rest.strip()], **made}
+        refuse(at, f"unknown type {kind!r} in HEALTHCHECK", "HEALTHCHECK [flags] CMD command, or HEALTHCHECK NONE")
+    return Healthcheck(_command(rest.strip()), dict(_timing(at, flags)))
 
 
-_ACTIONS: dict[str, Callable[[Json, str], None]] = {
-    "CMD": _cmd, "ENTRYPOINT": _entrypoint, "ENV": _env, "EXPOSE": _expose, "HEALTHCHECK": _healthcheck,
-    "LABEL": _label, "ONBUILD": _onbuild, "STOPSIGNAL": _stopsignal, "USER": _user, "VOLUME": _volume,
-    "WORKDIR": _workdir,
+_TIMES = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod",
+          "start-interval": "StartInterval"}  # fmt: skip
+
+
+def _timing(at: Instruction, flags: Flags) -> Iterator[tuple[str, int]]:
+    for name, key in _TIMES.items():
+        if name in flags:
+            yield key, _nanoseconds(at, name, _one(at, flags, name))
+    if "retries" in flags:
+        text = _one(at, flags, "retries")
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            refuse(at, f"--retries must be at least 1, not {text!r}")
+        yield "Retries", int(text)
+
+
+def _nanoseconds(at: Instruction, name: str, text: str) -> int:
+    if not _DURATION.fullmatch(text):
+        refuse(at, f"invalid duration {text!r} for --{name}", "such as 30s, 5m or 1h30m")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)", text)
+    total = int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if 0 < total < 1_000_000:
+        refuse(at, f"--{name} cannot be less than 1ms")
+    return total
+
+
+def _onbuild(at: Instruction, escape: str) -> OnBuild:
+    _given(at)
+    held = inner(at, _some(at), escape)
+    if held.word in ("ONBUILD", "FROM", "MAINTAINER"):
+        refuse(at, f"{held.word} isn't allowed as an ONBUILD trigger")
+    meaning(held, escape)  # what could never be carried out is an error of this file, not of its child's
+    documents = "".join(f"\n{one.text}{one.name}" for one in at.heredocs)
+    return OnBuild(at.text + documents)
+
+
+def _shell(at: Instruction, _escape: str) -> Shell:
+    _given(at)
+    found = json_form(_some(at))
+    if not found:
+        refuse(at, "SHELL requires the arguments to be in JSON form", 'SHELL ["/bin/bash", "-c"]')
+    return Shell(tuple(found))
+
+
+def _plain(make: Callable[[str], Meaning], take: Callable[[Instruction], str]) -> Callable[[Instruction, str], Meaning]:
+    def read(at: Instruction, _escape: str) -> Meaning:
+        _given(at)
+        return make(take(at))
+
+    return read
+
+
+def _listed(make: Callable[[tuple[str, ...]], Meaning]) -> Callable[[Instruction, str], Meaning]:
+    def read(at: Instruction, escape: str) -> Meaning:
+        _given(at)
+        return make(_list(at, escape))
+
+    return read
+
+
+def _paired(make: Callable[[Pairs], Meaning]) -> Callable[[Instruction, str], Meaning]:
+    def read(at: Instruction, escape: str) -> Meaning:
+        _given(at)
+        return make(_pairs(at, escape))
+
+    return read
+
+
+def _said(make: Callable[[Command], Meaning]) -> Callable[[Instruction, str], Meaning]:
+    def read(at: Instruction, _escape: str) -> Meaning:
+        _given(at)
+        return make(_command(_some(at)))
+
+    return read
+
+
+_READERS: dict[str, Callable[[Instruction, str], Meaning]] = {
+    "ADD": _copy, "ARG": _arg, "CMD": _said(Cmd), "COPY": _copy, "ENTRYPOINT": _said(Entrypoint), "ENV": _paired(Env),
+    "EXPOSE": _listed(Expose), "FROM": _from, "HEALTHCHECK": _healthcheck, "LABEL": _paired(Label),
+    "MAINTAINER": _plain(Maintainer, _some), "ONBUILD": _onbuild, "RUN": _run, "SHELL": _shell,
+    "STOPSIGNAL": _plain(StopSignal, _single), "USER": _plain(User, _single), "VOLUME": _listed(Volume),
+    "WORKDIR": _plain(Workdir, _some),
 }  # fmt: skip
+
+
+# ---- --mount of RUN
+
+_ALIASES = {"dst": "target", "destination": "target", "src": "source", "readonly": "ro", "readwrite": "rw"}
+_MOUNT_KEYS = {
+    "bind": {"target", "source", "from", "rw", "ro"},
+    "cache": {"target", "source", "from", "id", "ro", "rw", "sharing", "mode", "uid", "gid"},
+    "tmpfs": {"target", "size"},
+    "secret": {"target", "id", "required", "mode", "uid", "gid"},
+}
+
+
+def run_mount(at: Instruction, text: str) -> RunMount:
+    """One --mount, its variables expanded; the type is bind where none is named."""
+    given: dict[str, str] = {}
+    for field in text.split(","):
+        key, equals, value = field.partition("=")
+        key = _ALIASES.get(key.strip().lower(), key.strip().lower())
+        given[key] = value if equals else "true"
+    kind = given.pop("type", "bind")
+    if kind not in _MOUNT_KEYS:
+        refuse(at, f"unsupported mount type {kind!r}", f"one of {', '.join(_MOUNT_KEYS)}")
+    unknown = sorted(set(given) - _MOUNT_KEYS[kind])
+    if unknown:
+        known = ", ".join(sorted(_MOUNT_KEYS[kind]))
+        refuse(at, f"unexpected key {unknown[0]!r} for mount type {kind}", f"known: {known}")
+    taken = {key: given.pop(key, "") for key in ("target", "source", "from", "id")}
+    if kind != "secret" and not taken["target"]:
+        refuse(at, f"a mount of type {kind} needs a target", "target=/path")
+    return RunMount(kind, taken["target"], taken["source"], taken["from"], taken["id"], given)

@@ -103,7 +103,8 @@ class Leases:
             path = os.path.join(self._place, name)
             held = disk.try_lock(path)
             if held >= 0:
-                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):  # its owner ended between our two looks
+                    os.unlink(path)
                 os.close(held)
                 continue
             with contextlib.suppress(FileNotFoundError):

@@ -51,9 +51,9 @@ def registry_of(server: str) -> str:
 
 def verify(registry: str, credentials: Credentials, reach: Reach) -> Credentials:
     """Ask the registry; what is to be stored: these credentials, or an identity token that it gives for them."""
-    own = [one for one in endpoints(registry, reach) if not one.namespace] or [*endpoints(registry, reach)][-1:]
+    own = next(endpoint for endpoint in endpoints(registry, reach) if endpoint.account == registry)
     known_to = reach._replace(credentials=lambda _name: credentials)
-    remote = Remote(Reference(registry, "", "", ""), own[0], known_to, login=True)
+    remote = Remote(Reference(registry, "", "", ""), own, known_to, login=True)
     with contextlib.closing(remote):
         identity = remote.persist(f"login to {registry}", lambda: _asked(remote, registry))
     return Credentials(credentials.user, identity, identity=True) if identity else credentials

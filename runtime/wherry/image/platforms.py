@@ -76,7 +76,7 @@ def _fetch(
 
     def one(blob: Descriptor) -> None:
         say(blob, "Pulling fs layer")
-        with blobs.partial(blob) as partial:
+        with blobs.partial(blob, stop) as partial:
             if partial is not None:
                 source.fetch(partial, lambda done: say(blob, "Downloading", done), stop)
         say(blob, "Pull complete" if partial is not None else "Already exists", blob.size)

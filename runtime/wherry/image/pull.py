@@ -186,7 +186,7 @@ class Puller:
     def _fetch_layer(self, source: Source, layer: Descriptor, diff_id: str, key: str) -> bool:
         """Fetch a layer and unpack it while it comes. Where that fails it is unpacked from the verified blob."""
         report = _throttled(lambda done: self._say(key, "Downloading", done, layer.size))
-        with self._blobs.partial(layer) as partial:
+        with self._blobs.partial(layer, self._stop) as partial:
             if partial is None:
                 return False
             with self._unpacker.stream(diff_id, layer.size, self._stop, wait=False) as stream:

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+from wherry.digest import hexdigest
 from wherry.errors import Kind, WherryError
 from wherry.image.blobs import REF_NAME, Blobs
 from wherry.image.hosts import Endpoint, Reach, endpoints
 from wherry.image.indexes import Stored, documents
 from wherry.image.reference import Reference
 from wherry.image.remote import Remote
-from wherry.image.transport import Upload
+from wherry.image.subject import refer
+from wherry.image.transport import Retry, Upload
 from wherry.image.upload import BlobUpload
 from wherry.model import Descriptor, ProgressEvent
 
@@ -66,6 +68,10 @@ def _named(blobs: Blobs, wanted: Reference, *, all_tags: bool) -> list[tuple[Ref
     return found
 
 
+class _MissingError(Exception):
+    """A blob that was there is not: it was collected meanwhile, or another push of it is just being finished."""
+
+
 class Pusher:
     """Sends images of the store to one repository. Close it."""
 
@@ -87,14 +93,21 @@ class Pusher:
     def push(self, reference: Reference, top: Descriptor) -> Pushed:
         """Everything of a stored image, or of an index with all its images; its name comes last."""
         found = list(documents(self._blobs, top))
-        self._send_blobs(found)
-        for document in found[:-1]:
-            self._document(document, document.descriptor.digest)
-        self._document(found[-1], reference.tag or top.digest)
+        names = [*(document.descriptor.digest for document in found[:-1]), reference.tag or top.digest]
+        self._remote.persist(self.what, lambda: self._all(found, names))
         return Pushed(str(reference), reference.tag, top)
 
     def close(self) -> None:
         self._remote.close()
+
+    def _all(self, found: Sequence[Stored], names: Sequence[str]) -> None:
+        try:
+            self._send_blobs(found)
+            for document, name in zip(found, names, strict=True):
+                self._document(document, name)
+        except _MissingError as error:
+            self._there.clear()
+            raise Retry(str(error)) from error
 
     # ---- blobs
 
@@ -130,7 +143,8 @@ class Pusher:
                 self._say(blob, "Pushing", done)
 
         sources = self._elsewhere.get(blob.digest, ())
-        word = BlobUpload(self._remote, blob, self._blobs.path(blob.digest), report, self._stop).run(sources)
+        upload = BlobUpload(self._remote, blob, self._blobs.path(blob.digest), report, self._stop)
+        word = upload.run(sources, self._blobs.ingest)
         if not silent:
             self._say(blob, word, blob.size)
         self._there.add(blob.digest)
@@ -142,20 +156,28 @@ class Pusher:
     # ---- documents
 
     def _document(self, document: Stored, name: str) -> None:
-        what = f"{self.what}: manifest {name}"
-        self._remote.persist(what, lambda: self._put(document, name, what))
+        answer = self._put(name, document.data, document.descriptor.media_type)
+        refer(self._remote, document, answer.get("OCI-Subject", ""), self._put)
 
-    def _put(self, document: Stored, name: str, what: str) -> None:
-        digest = document.descriptor.digest
-        headers = {"Content-Type": document.descriptor.media_type}
-        upload = Upload(len(document.data), lambda: iter([document.data]))
-        url = self._remote.url(f"manifests/{name}")
-        with self._remote.send("PUT", url, headers, upload=upload, slow=True) as response:
-            self._remote.expect(response, (200, 201, 202), what)
-            told = response.headers.get("Docker-Content-Digest", digest)
-        if told != digest and told.partition(":")[0] == digest.partition(":")[0]:
+    def _put(self, name: str, data: bytes, media_type: str) -> Mapping[str, str]:
+        what = f"{self.what}: manifest {name}"
+        answer: Mapping[str, str] = self._remote.persist(what, lambda: _put_once(self._remote, name, data, media_type))
+        digest = f"sha256:{hexdigest('sha256', data)}"
+        told = answer.get("Docker-Content-Digest", digest)
+        if told != digest and told.startswith("sha256:"):
             raise WherryError(Kind.INVALID, f"{what}: the registry has {told[:140]} instead of {digest}",
                               hint="the registry is damaged, or something between changes what is sent")  # fmt: skip
+        return answer
+
+
+def _put_once(remote: Remote, name: str, data: bytes, media_type: str) -> Mapping[str, str]:
+    upload = Upload(len(data), lambda: iter([data]))
+    url = remote.url(f"manifests/{name}")
+    with remote.send("PUT", url, {"Content-Type": media_type}, upload=upload, slow=True) as response:
+        if response.status in (400, 404) and "BLOB_UNKNOWN" in response.words():
+            raise _MissingError(f"{remote.host} misses what was there{response.words()}")
+        remote.expect(response, (200, 201, 202), f"{remote.what}: manifest {name}")
+        return response.headers
 
 
 def _endpoint(repository: Reference, reach: Reach) -> Endpoint:

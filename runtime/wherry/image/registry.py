@@ -236,6 +236,13 @@ class _Download:
             for chunk in response.chunks(self._stop):
                 partial.write(chunk)
                 self._report(partial.offset)
+            whole = response.headers.get("Content-Length", "") == str(partial.offset - start)
+        if not partial.complete and whole:
+            have = partial.offset
+            partial.restart()
+            raise WherryError(Kind.INVALID, f"{self._what}: {remote.host} has {have} bytes of blob"
+                              f" {partial.descriptor.digest}, not {partial.descriptor.size}",
+                              hint="the registry is damaged or lies; nothing of it was used")  # fmt: skip
         if not partial.complete:
             raise Retry(f"{remote.host} broke off after {partial.offset} of {partial.descriptor.size} bytes")
 

@@ -16,7 +16,6 @@ from typing import BinaryIO, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
 from wherry.image.blobs import REF_NAME, Blobs
-from wherry.image.inflate import inflate
 from wherry.image.manifest import (
     DOCKER_CONFIG,
     DOCKER_MANIFEST,
@@ -27,6 +26,7 @@ from wherry.image.manifest import (
     oci_layer_type,
 )
 from wherry.image.reference import Reference
+from wherry.image.streams import Stream
 from wherry.image.tarwrite import END, Member, header, padding
 from wherry.model import Descriptor, ImageRecord, Json
 
@@ -248,7 +248,9 @@ def _content(blobs: Blobs, piece: _Piece) -> Iterator[tuple[BinaryIO | None, int
     with open(blobs.path(piece.blob), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if piece.plain:
-            size = sum(map(len, inflate(file)))
+            with Stream(file, piece.name) as stream:
+                stream.skip(1 << 62)
+                size = stream.at
             file.seek(0)
         yield file, size
 
@@ -257,8 +259,9 @@ def _copy(source: BinaryIO | None, piece: _Piece, fd: int, size: int) -> None:
     if source is None:
         _write(fd, piece.data)
     elif piece.plain:
-        for chunk in inflate(source):
-            _write(fd, chunk)
+        with Stream(source, piece.name) as stream:
+            while part := stream.some(1 << 20):
+                _write(fd, part)
     else:
         _send(source.fileno(), fd, size)
 
@@ -282,7 +285,7 @@ def _send(source: int, target: int, size: int) -> None:
         at += sent
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -65,8 +65,16 @@ class Snapshotter:
         self._leases = Leases(self.root)
 
     def below(self, diff_ids: Sequence[str]) -> list[Mount]:
-        """What has to be mounted before these layers can be used: shared by all snapshots, not theirs to unmount."""
-        found = (formats.layer_mount(layer_path(self.root, diff_id)) for diff_id in diff_ids)
+        """What has yet to be mounted before these layers can be used: shared by all snapshots, not theirs to unmount.
+
+        One call a layer, where nothing has: every start asks.
+        """
+        found, place = [], os.path.join(self.root, "layers")
+        device = os.stat(place).st_dev if diff_ids and os.path.isdir(place) else 0
+        for layer in (layer_path(self.root, diff_id) for diff_id in diff_ids):
+            with contextlib.suppress(FileNotFoundError):  # who uses it says so
+                if os.stat(os.path.join(layer, "fs")).st_dev == device:
+                    found.append(formats.layer_mount(layer))
         return [mount for mount in found if mount is not None]
 
     def make(self, key: str, diff_ids: Sequence[str]) -> None:
@@ -87,7 +95,7 @@ class Snapshotter:
         """The mounts of an existing snapshot: one overlay, `lowerdir` highest first, paths joined by ':'."""
         place = self._existing(key)
         facts = disk.load_json(os.path.join(place, "lower.json"))
-        self._check_layers(key, facts["lower"])
+        self._check_mounted(key, facts["lower"])
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(facts["lower"])]
         lower = [*self._visible(lower), self._mount_points()]
         if not facts["writable"] and len(lower) < 2:  # overlay wants two layers when there is no upper
@@ -100,6 +108,14 @@ class Snapshotter:
         if not facts["writable"]:
             options.append("ro")
         return [Mount("overlay", "overlay", "/", tuple(options))]
+
+    def bare(self, key: str) -> list[Mount]:
+        """The mounts of a view that shows its layers and nothing else: no mount points of ours below them."""
+        ours, empty = mount_points(self.root), os.path.join(self._existing(key), "empty")
+        if not self.diff_ids(key):
+            return [Mount("bind", empty, "/", ("bind", "ro"))]
+        return [mount._replace(options=tuple(_without(option, ours, empty) for option in mount.options))
+                for mount in self.mounts(key)]  # fmt: skip
 
     def remove(self, key: str) -> None:
         """Remove the snapshot; absent is success. Renamed first: a crash leaves garbage, no half snapshot."""
@@ -139,7 +155,7 @@ class Snapshotter:
         What `below` names must be mounted.
         """
         diff_ids = self.diff_ids(key)
-        self._check_layers(key, diff_ids)
+        self._check_mounted(key, diff_ids)
         lower = [os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(diff_ids)]
         return self._visible(lower)
 
@@ -207,8 +223,11 @@ class Snapshotter:
                 raise WherryError(
                     Kind.NOT_FOUND, f"layer {diff_id} below snapshot {key} is not unpacked", hint="pull the image again"
                 )
-            if not formats.is_ready(layer_path(self.root, diff_id)):
-                raise WherryError(Kind.PRECONDITION, f"layer {diff_id} below snapshot {key} is not mounted")
+        self._check_mounted(key, diff_ids)
+
+    def _check_mounted(self, key: str, diff_ids: Sequence[str]) -> None:
+        for mount in self.below(diff_ids):
+            raise WherryError(Kind.PRECONDITION, f"layer {mount.source} below snapshot {key} is not mounted")
 
     def _publish(self, key: str, diff_ids: Sequence[str], writable: bool) -> None:
         temporary = os.path.join(self._base, disk.fresh_name(".tmp-"))
@@ -275,6 +294,13 @@ class Snapshotter:
             remove_tree(name, fd)
         finally:
             os.close(fd)
+
+
+def _without(option: str, layer: str, instead: str) -> str:
+    """A lowerdir= with another directory in the place of one of its own."""
+    if not option.startswith("lowerdir="):
+        return option
+    return "lowerdir=" + ":".join(instead if one == layer else one for one in option.partition("=")[2].split(":"))
 
 
 def _lower_json(diff_ids: Sequence[str], writable: bool) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wherry.image.inflate import Readable
     from wherry.image.pull import Puller, Source
     from wherry.image.push import Pushed
-    from wherry.image.unpack import LayerLimits
+    from wherry.image.unpack import LayerLimits, Unpacker
     from wherry.image.usage import Usage
 
     Findings = list[Finding]
@@ -49,6 +49,7 @@ Records = list[ImageRecord]
 Rows = list[Json]
 Names = Sequence[str]
 Sizes = list[int]
+Later = Callable[[Callable[[], object]], object]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
 
@@ -246,10 +247,13 @@ class ImageStore:
         self.blobs.name(self._descriptor(record.target or record.manifest), [str(target)])
         return str(target)
 
-    def remove(self, name_or_id: str, force: bool = False, keep: Iterable[str] = ()) -> Lines:
+    def remove(
+        self, name_or_id: str, force: bool = False, keep: Iterable[str] = (), later: Later | None = None
+    ) -> Lines:
         """Untag, and delete the image with its last name. What was done, in docker's words ("Untagged: ...").
 
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
+        `later` is given what nobody waits for: the files are nameless by then.
         """
         record = self.get(name_or_id)
         entry = record.target or record.manifest
@@ -263,12 +267,18 @@ class ImageStore:
         self.blobs.change(lambda entries: _dropped(entries, entry, doomed, whole=last))
         if last:
             done.append(f"Deleted: {record.id}")
-            self._sweep(keep)
+            self._sweep(keep, later)
         return done
 
     def gc(self, keep: Iterable[str] = ()) -> int:
         """Remove blobs and layers that no image, no snapshot and no diff id of `keep` uses; the bytes freed."""
         return self._sweep(keep)
+
+    def layer_format(self) -> tuple[str, str]:
+        """The snapshot format of what is unpacked from now on, and why it is not erofs, where a probe said so."""
+        with self._unpacker() as unpacker:
+            chosen, why = unpacker.choice
+        return chosen.name, why
 
     def unmount_layers(self) -> None:
         """Take away the mounts of all layers, in this mount namespace, before the layers themselves are."""
@@ -298,11 +308,22 @@ class ImageStore:
 
     def _puller(self, progress: Progress) -> Puller:
         from wherry.image.pull import Puller
+
+        return Puller(self.blobs, self._unpacker(), progress)
+
+    def _unpacker(self) -> Unpacker:
         from wherry.image.unpack import Unpacker
 
-        unpacker = Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
-                            snapshot_format=self._format)  # fmt: skip
-        return Puller(self.blobs, unpacker, progress)
+        return Unpacker(self.root, userxattr=self._userxattr, helper=self._helper, limits=self._limits,
+                        snapshot_format=self._format)  # fmt: skip
+
+    def extract(self, archive: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer (a build context, ADD) into an empty directory, confined as a layer is.
+        False where it is none."""
+        from wherry.image.unpack import Unpacker
+
+        with Unpacker(self.root, helper=self._helper, limits=self._limits) as unpacker:
+            return unpacker.extract(archive, directory, what)
 
     def _take(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
         with self._storing(source.what):
@@ -337,10 +358,10 @@ class ImageStore:
                 puller.unpack_all(record.layers, record.config.diff_ids)
             return record
 
-    def _sweep(self, keep: Iterable[str]) -> int:
+    def _sweep(self, keep: Iterable[str], later: Later | None = None) -> int:
         from wherry.image.sweep import sweep
 
-        return sweep(self, frozenset(keep))
+        return sweep(self, frozenset(keep), later)
 
     def _grouped(self) -> dict[str, tuple[Descriptor, tuple[str, ...]]]:
         images: dict[str, tuple[Descriptor, tuple[str, ...]]] = {}

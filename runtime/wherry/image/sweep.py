@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wherry.errors import WherryError
@@ -24,7 +25,7 @@ from wherry.model import Descriptor
 if TYPE_CHECKING:
     from wherry.image.store import ImageStore
 
-__all__ = ["layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out", "unmount_layers"]
+__all__ = ["is_old", "layer_bytes", "names_in", "references", "remove_doomed", "sweep", "take_out", "unmount_layers"]
 
 _HEX = r"[a-f0-9]{64}|[a-f0-9]{128}"
 _ALGORITHMS = ("sha256", "sha512")
@@ -33,8 +34,10 @@ _REMOVERS = 4
 _PATIENCE = 5.0  # seconds: the guard is held for moments only
 
 
-def sweep(store: ImageStore, keep: frozenset[str]) -> int:
-    """Remove what is unused; the bytes freed."""
+def sweep(
+    store: ImageStore, keep: frozenset[str], later: Callable[[Callable[[], object]], object] | None = None
+) -> int:
+    """Remove what is unused; the bytes freed. `later` is given the removal itself, once all is out of its place."""
     with store.blobs.leases.alone(_PATIENCE) as alone:
         if not alone:
             return 0
@@ -44,9 +47,8 @@ def sweep(store: ImageStore, keep: frozenset[str]) -> int:
         more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
         doomed += layers + _leftovers(store, in_use)
         snapshots = Snapshotter(store.root).leftovers()
-    remove_doomed(doomed)
-    for name in snapshots:
-        _remove(os.path.join(store.root, "snapshots"), name)
+    doomed += [(os.path.join(store.root, "snapshots"), name) for name in snapshots]
+    (later or (lambda step: step()))(lambda: remove_doomed(doomed))
     return freed + more
 
 
@@ -54,10 +56,11 @@ Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nob
 
 
 def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    """The blobs and diff ids of all images. One whose manifest or config is missing or damaged is forgotten: nothing
-    can be started from it."""
-    blobs: set[str] = set()
-    diff_ids: set[str] = set()
+    """The blobs and diff ids of all images and of what builds remember. An image whose manifest or config is missing or
+    damaged is forgotten: nothing can be started from it."""
+    from wherry.image.buildcache import BuildCache
+
+    blobs, diff_ids = BuildCache(store.root).used()
     broken: set[str] = set()
     for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
         try:
@@ -149,10 +152,10 @@ def _leftovers(store: ImageStore, in_use: InUse) -> Doomed:
         for name in names_in(store.blobs.place):
             if ".tmp-" in name:  # of an index.json that was never finished: who writes one holds the lock
                 os.unlink(os.path.join(store.blobs.place, name))
-    return [(place, name) for place, name in found if _is_old(os.path.join(place, name), in_use)]
+    return [(place, name) for place, name in found if is_old(os.path.join(place, name), in_use)]
 
 
-def _is_old(path: str, in_use: InUse) -> bool:
+def is_old(path: str, in_use: InUse) -> bool:
     """Made before any living work began: that has no lock on it yet, perhaps."""
     try:
         return not in_use.keeps("", os.lstat(path))

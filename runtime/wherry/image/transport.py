@@ -102,6 +102,7 @@ class Response:
         self.status = inner.status_code
         self.headers = inner.headers
         self.url = inner.url
+        self._words: str | None = None
 
     def chunks(self, stop: threading.Event | None = None) -> Iterator[bytes]:
         """The body. Retry when the connection breaks or brings too little for too long."""
@@ -136,6 +137,11 @@ class Response:
 
     def words(self) -> str:
         """distribution-spec, error codes: what the registry says, made harmless for a terminal."""
+        if self._words is None:
+            self._words = self._read_words()
+        return self._words
+
+    def _read_words(self) -> str:
         try:
             errors = json.loads(self.body(_ERROR_MAX, "error"))["errors"]
             text = "; ".join(f"{error['code']} {error.get('message', '')}".strip() for error in errors[:3])
@@ -166,24 +172,26 @@ class _translated:
         import requests
         import urllib3
 
+        if error is None or isinstance(error, WherryError):
+            return
         self._settled(error)
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
-            raise WherryError(Kind.INVALID, f"invalid address {self._url[:200]!r}") from error
+            raise WherryError(Kind.INVALID, f"cannot ask {self._url[:200]!r}: {error}") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)):
             why = "it does not speak TLS" if "WRONG_VERSION_NUMBER" in str(error) else _short(error)
             raise Retry(f"{host_of(self._url)}: {why}", cure=_CURES.get(why.lower(), "")) from error
 
-    def _settled(self, error: BaseException | None) -> None:
+    def _settled(self, error: BaseException) -> None:
         """What no second attempt would change."""
         text, host = str(error), host_of(self._url)
         for pattern, words, hint in _REFUSALS:
-            if error is not None and re.search(pattern, text):
+            if re.search(pattern, text):
                 raise WherryError(Kind.DENIED, f"{host}: {words} ({_short(error)})", hint=hint) from error
 
 
-def _short(error: BaseException | None) -> str:
+def _short(error: BaseException) -> str:
     """The innermost reason, without urllib3's object names."""
-    text = str(getattr(error, "reason", None) or (error.args[0] if error and error.args else error))
+    text = str(getattr(error, "reason", None) or (error.args[0] if error.args else error))
     reason = r"\[Errno -?\d+\] ([^')\"]+)|(timed out|[Rr]efused|[Nn]ame or service not known)"
     inner = re.search(rf"(?:Caused by \w+\()?.*?(?:{reason})", text)
     return ((inner[1] or inner[2]) if inner else text)[:200]
@@ -366,6 +374,8 @@ class _Wires:
     def add(self, connection: Any) -> None:
         with self._lock:
             self._open.add(connection)
+        if self._cut.is_set():  # it was being made while the others were cut
+            self.cut()
 
     def cut(self) -> None:
         """End all of them; `check` raises from now on."""
@@ -395,7 +405,8 @@ def _adapter(wires: _Wires, tls: ssl.SSLContext | None = None) -> HTTPAdapter:
 
         def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
             manager = super().proxy_manager_for(proxy, ssl_context=tls, **more)
-            manager.pool_classes_by_scheme = _pools(wires)
+            if proxy.lower().startswith("http"):  # SOCKS has pools of its own, without which it would be no proxy
+                manager.pool_classes_by_scheme = _pools(wires)
             return manager
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
@@ -483,5 +494,5 @@ def _retry_after(text: str) -> float:
 
     try:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

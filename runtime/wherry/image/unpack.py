@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.image import disk, formats
@@ -148,9 +148,14 @@ class Unpacker:
         """Whether the layer is there; nothing is locked or made."""
         return os.path.isdir(layer_path(self._root, diff_id))
 
-    @functools.cached_property
+    @property
     def format(self) -> formats.Format:
         """What layers are unpacked as here, from now on."""
+        return self.choice[0]
+
+    @functools.cached_property
+    def choice(self) -> tuple[formats.Format, str]:
+        """The format, and why it is not erofs where a probe said so."""
         return formats.choose(self._wanted, self._probe)
 
     def _probe(self) -> str:
@@ -173,6 +178,27 @@ class Unpacker:
         finally:
             self._discard(temporary)
             os.close(held)
+
+    def extract(self, file: BinaryIO, directory: str, what: str) -> bool:
+        """Unpack an archive that is no layer into an empty directory of ours, as confined as a layer is.
+
+        False where the file does not even begin as one.
+        """
+        most = self._limits.bytes_for(os.fstat(file.fileno()).st_size)
+        found: list[str] = []
+        stream = LayerStream(
+            self._start(directory, most, formats.DIRECTORY),
+            threading.Event(),
+            lambda words, _digest: found.extend(words),
+        )
+        try:
+            stream.begin(self._worker, "sha256:", most)
+            while not stream.ended and (chunk := file.read(_CHUNK)):
+                stream.write(chunk)
+            stream.finish()
+        finally:
+            stream.close()
+        return _unpacked(found, what)
 
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
         """Unpack the file `blob`; False when the layer was there. `report` gets (packed bytes done, of)."""
@@ -210,7 +236,7 @@ class Unpacker:
         disk.make_private(os.path.dirname(lock))
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0))
+                held.enter_context(disk.claim(lock, unlink=True, timeout=_CLAIM_SECONDS if wait else 0, stop=stop))
             except WherryError:
                 if wait:
                     raise
@@ -306,6 +332,17 @@ def _refusal(diff_id: str, number: int, entry: int, what: str, path: str) -> Whe
     where = f" (entry {entry}, {path!r})" if path else ""
     words = "" if number == errno.EPROTO else f": {os.strerror(number)}"
     return WherryError(kind, f"cannot unpack layer {diff_id}: {what}{where}{words}", hint=hint)
+
+
+def _unpacked(words: list[str], what: str) -> bool:
+    """What the helper's report says of an archive."""
+    first = words[0].split()
+    if first[:1] == ["ok"]:
+        return True
+    if first[:1] == ["fail"] and len(first) == 3 and first[1:] == [str(errno.EPROTO), "0"]:
+        return False
+    why = ": ".join(word for word in words[1:3] if word) or "no report"
+    raise WherryError(Kind.INVALID, f"cannot unpack {what}: {why}", hint="it is damaged or hostile")
 
 
 class _Cancelled(WherryError):

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urljoin
 
 from wherry.errors import Kind, WherryError
+from wherry.image import disk
 from wherry.image.remote import Remote
+from wherry.image.sessions import Session, held
 from wherry.image.transport import Response, Retry, Upload
 from wherry.model import Descriptor
 
@@ -45,14 +47,25 @@ class BlobUpload:
         self._path = path
         self._report = report
         self._stop = stop
-        self._chunk = _CHUNK
-        self._location = ""  # of the session
+        self._chunk, self._least = _CHUNK, _CHUNK_MIN
+        self._session = Session()
         self._offset = 0  # that the registry has acknowledged
         self._sent = False
+        self._taken_over = False  # what an earlier attempt left is a part of the upload
 
-    def run(self, sources: Sequence[str] = ()) -> str:
-        """Bring the blob there; docker's word for how. `sources`: repositories of this registry that may have it."""
+    def run(self, sources: Sequence[str] = (), ingest: str = "") -> str:
+        """Bring the blob there; docker's word for how. `sources`: repositories of this registry that may have it.
+
+        `ingest`: the directory where what a large upload goes on by is remembered.
+        """
+        if not ingest or self._blob.size <= _SMALL:
+            return self._persist(sources)
+        with held(ingest, self._blob.digest, self._remote.url("")) as self._session:
+            return self._persist(sources)
+
+    def _persist(self, sources: Sequence[str]) -> str:
         word: str = self._remote.persist(self._what, lambda: self._once(sources), lambda: self._offset)
+        self._session.location = ""
         return word
 
     def _once(self, sources: Sequence[str]) -> str:
@@ -101,36 +114,44 @@ class BlobUpload:
             self._offset = 0
             self._follow(response)
             least = response.headers.get("OCI-Chunk-Min-Length", "")
-            self._chunk = max(self._chunk, int(least[:12]) if least.isdecimal() else 0)
+            self._least = max(_CHUNK_MIN, int(least[:12]) if least.isdecimal() else 0)
+            self._chunk = max(self._chunk, self._least)
             return False
 
     def _cancel(self) -> None:
-        location, self._location = self._location, ""
+        location, self._session.location = self._session.location, ""
         with contextlib.suppress(WherryError, Retry):
             self._remote.send("DELETE", location, {}).close()
 
     def _follow(self, response: Response) -> None:
         """Each answer says where the next request goes."""
         location = response.headers.get("Location", "")
-        if not location and not self._location:
+        if not location and not self._session.location:
             raise WherryError(Kind.INVALID, f"{self._what}: {self._remote.host} names no place to upload to")
-        self._location = urljoin(response.url, location) if location else self._location
+        if location:
+            self._session.location = urljoin(response.url, location)
 
     def _resumed(self) -> bool:
         """Ask how far a session of an earlier attempt is; without one, or when it is lost, begin anew."""
-        if not self._location:
+        if not self._session.location:
             return False
-        with self._remote.send("GET", self._location, {}) as response:
-            have = _acknowledged(response) if response.status in (202, 204) else -1
-            # "0-0" is said of one byte and of none: not worth going on with
-            if 0 < have <= self._blob.size:
-                self._follow(response)
-                self._offset = have
-                self._chunk = max(self._chunk // 4, _CHUNK_MIN)  # on a bad line less is lost with each break
+        with contextlib.suppress(WherryError):  # refused: as good as lost
+            if self._asked():
+                self._chunk = max(self._chunk // 4, self._least)  # on a bad line less is lost with each break
                 return True
         self._offset = 0
         self._cancel()
         return False
+
+    def _asked(self) -> bool:
+        with self._remote.send("GET", self._session.location, {}) as response:
+            have = _acknowledged(response) if response.status in (202, 204) else 0
+            # "0-0" is said of one byte and of none: not worth going on with
+            if not 0 < have <= self._blob.size:
+                return False
+            self._follow(response)
+            self._offset, self._taken_over = have, True
+        return True
 
     # ---- the bytes
 
@@ -139,21 +160,24 @@ class BlobUpload:
         end = min(start + self._chunk, self._blob.size)
         headers = {**_BYTES, "Content-Range": f"{start}-{end - 1}"}
         upload = Upload(end - start, lambda: self._pieces(start, end))
-        with self._remote.send("PATCH", self._location, headers, upload=upload, slow=True) as response:
-            if response.status == 413 and self._chunk > _CHUNK_MIN:
-                self._chunk = max(self._chunk // 4, _CHUNK_MIN)
+        with self._remote.send("PATCH", self._session.location, headers, upload=upload, slow=True) as response:
+            if response.status == 413 and self._chunk > self._least:
+                self._chunk = max(self._chunk // 4, self._least)
                 return
             self._lost(response)
             self._remote.expect(response, (202, 204), self._what)
             self._follow(response)
             have = _acknowledged(response)
+        if have > end and self._taken_over:
+            raise self._anew("")
         if have > end:
             raise WherryError(Kind.INVALID, f"{self._what}: {self._remote.host} has {have} bytes of {end}")
         self._offset = have if have > start else end
 
     def _finish(self, *, whole: bool) -> None:
         digest = self._blob.digest
-        address = self._location + ("&" if "?" in self._location else "?") + f"digest={digest}"
+        place = self._session.location
+        address = place + ("&" if "?" in place else "?") + f"digest={digest}"
         size = self._blob.size if whole else 0
         upload = Upload(size, lambda: self._pieces(0, size))
         with self._remote.send("PUT", address, _BYTES, upload=upload, slow=True) as response:
@@ -166,15 +190,25 @@ class BlobUpload:
 
     def _lost(self, response: Response) -> None:
         """404: the session is gone; 416: the registry has another number of bytes than we believe."""
+        if response.status == 400 and self._taken_over:
+            raise self._anew(response.words())
         if response.status in (404, 416):
-            words = response.words()
-            self._location = self._location if response.status == 416 else ""
-            self._offset = 0
-            raise Retry(f"{self._remote.host} lost the upload{words}")
+            raise self._anew(response.words(), keep=response.status == 416)
+
+    def _anew(self, words: str, *, keep: bool = False) -> Retry:
+        """Begin anew, or with `keep` ask again how far it is. Once also where we went on with what an earlier attempt
+        left: its last bytes may have come after we asked how far it was."""
+        if not keep:
+            self._cancel()
+        self._offset, self._taken_over = 0, False
+        return Retry(f"{self._remote.host} lost the upload{words}")
 
     def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         """The file's bytes; what was sent is told before it is acknowledged."""
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # the connection's are another matter
+            raise disk.os_failure(f"stored blob {self._blob.digest}", error) from error
         try:
             while start < end:
                 if self._stop.is_set():

@@ -31,14 +31,15 @@ class Usage(NamedTuple):
 
     def of(self, ids: Collection[str]) -> int:
         """What these images take together; parts that they share count once."""
-        return self._sum({part for identity in ids for part in self.images.get(identity, ())})
+        return self.sum({part for identity in ids for part in self.images.get(identity, ())})
 
     def shared(self, identity: str) -> int:
         """What of an image other images use as well."""
         counted = Counter(part for parts in self.images.values() for part in parts)
-        return self._sum({part for part in self.images.get(identity, ()) if counted[part] > 1})
+        return self.sum({part for part in self.images.get(identity, ()) if counted[part] > 1})
 
-    def _sum(self, parts: Collection[tuple[str, str]]) -> int:
+    def sum(self, parts: Collection[tuple[str, str]]) -> int:
+        """The bytes of these blobs and layers."""
         return sum((self.blobs if kind == "blob" else self.layers).get(name, 0) for kind, name in parts)
 
 

@@ -29,9 +29,11 @@ _CHUNK = 1 << 16  # bytes of one read: a larger buffer would be mapped and unmap
 _DEPTH_MAX = 48  # levels of a tree held open at once while it is removed
 
 
-def open_beneath(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> int:
-    """Open `path` below the directory `root`; any symbolic link, mount or ".." that leads out of it is an error."""
-    return _openat2(root, path, flags, mode, _BENEATH | _NO_MAGICLINKS | _NO_SYMLINKS | _NO_XDEV)
+def open_beneath(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0, *, cross: bool = False) -> int:
+    """Open `path` below the directory `root`; any symbolic link, any ".." that leads out of it and, unless to `cross`,
+    any mount is an error."""
+    stay = 0 if cross else _NO_XDEV
+    return _openat2(root, path, flags, mode, _BENEATH | _NO_MAGICLINKS | _NO_SYMLINKS | stay)
 
 
 def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from wherry.cli import human, parse
@@ -146,25 +148,29 @@ def export(app: App, values: Values) -> None:
     if isinstance(target, int):
         app.engine.export(values["container"], app.raw_out)
         return
-    target = os.path.realpath(target)
-    if os.path.exists(target) and not os.path.isfile(target):  # a pipe, a device: written, never replaced
-        _export_to(app, values["container"], target, "wb")
-        return
-    temporary = f"{target}.{os.getpid():x}.tmp"
+    with _whole_file(target) as file:
+        app.engine.export(values["container"], file.write)
+
+
+@contextlib.contextmanager
+def _whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file that is there when all of it is; what is no regular file (a pipe, a device) is written as it is."""
+    path = os.path.realpath(path)
+    temporary = "" if os.path.exists(path) and not os.path.isfile(path) else f"{path}.{os.getpid():x}.tmp"
     try:
-        _export_to(app, values["container"], temporary, "xb")
-        os.rename(temporary, target)
+        with open(temporary or path, "xb" if temporary else "wb", opener=_private) as file:
+            yield file
+        if temporary:
+            os.rename(temporary, path)
+    except OSError as error:
+        raise WherryError(Kind.INVALID, f"cannot write {path}: {error.strerror}") from error
     finally:
-        if os.path.exists(temporary):
+        if temporary and os.path.exists(temporary):
             os.unlink(temporary)
 
 
-def _export_to(app: App, container: str, path: str, mode: str) -> None:
-    try:
-        with open(path, mode, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            app.engine.export(container, file.write)
-    except OSError as error:
-        raise WherryError(Kind.INVALID, f"cannot write {path}: {error.strerror}") from error
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @verb(

@@ -20,6 +20,7 @@ TITLES = {
     "NetworksDeleted": "Deleted Networks:",
     "VolumesDeleted": "Deleted Volumes:",
     "ImagesDeleted": "Deleted Images:",
+    "CachesDeleted": "Deleted build cache objects:",
 }
 
 
@@ -101,6 +102,7 @@ def system(app: App, values: Values) -> None:
     what = ["all stopped containers", "all networks that no container uses"]
     what += ["all anonymous volumes that no container uses"] if values["volumes"] else []
     what.append("all images that no container uses" if values["all"] else "all images without a name")
+    what.append("all build cache" if values["all"] else "all dangling build cache")
     if sure(app, values, what):
         report(app, app.engine.system_prune(all=values["all"], volumes=values["volumes"], filters=wanted))
 

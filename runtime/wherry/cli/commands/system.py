@@ -183,7 +183,7 @@ def check(app: App, values: Values) -> int:
         for path in report["Leftovers"]:
             app.out(f"left over{', swept' if values['repair'] else ''}: {path}")
         counts = ", ".join(f"{number} {kind}" for kind, number in report["Counts"].items())
-        app.out(f"{counts}: {f'{len(findings)} findings' if findings else 'clean'}")
+        app.out(f"{counts or 'nothing is stored'}: {f'{len(findings)} findings' if findings else 'clean'}")
     return 1 if any(not finding["Repaired"] for finding in findings) else 0
 
 
