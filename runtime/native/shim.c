@@ -26,7 +26,11 @@
 
 static int sh_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
     struct open_how how = {.flags = flags, .mode = mode, .resolve = resolve};
-    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+    for (int tries = 0; tries < 4096; tries++) { /* EAGAIN: a rename anywhere raced with ".." (openat2(2)) */
+        int fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN) return fd;
+    }
+    return -1;
 }
 
 static int sh_open_tree(int dir, const char *path, unsigned flags) {

@@ -129,11 +129,13 @@ static int put_acl(struct unpack *u, struct inode *inode, uint8_t index, const c
 /* cap_convert_nscap(): a capability of version 2 or 3. (An empty one passes, and is none.) */
 static bool is_capability(const char *value, size_t size)
 {
-    uint32_t magic = 0;
+    uint32_t magic = 0, root = 0; /* the user that is root where it counts; UINT32_MAX is nobody */
     if (size >= sizeof magic)
         memcpy(&magic, value, sizeof magic);
+    if (size == 24)
+        memcpy(&root, value + 20, sizeof root);
     magic &= ~1u; /* VFS_CAP_FLAGS_EFFECTIVE */
-    return (size == 20 && magic == 0x02000000) || (size == 24 && magic == 0x03000000);
+    return (size == 20 && magic == 0x02000000) || (size == 24 && magic == 0x03000000 && root != UINT32_MAX);
 }
 
 int wh_tree_set_attr(struct unpack *u, struct inode *inode, const char *name, const char *value, size_t size)

@@ -19,7 +19,10 @@
 #include "exec.h"
 #include "unpack.h"
 
-enum { LATE_LIMIT = 512 << 20 /* memory for what directories get late */ };
+enum {
+    LATE_LIMIT = 512 << 20, /* memory for what directories get late */
+    RACES = 1 << 12,        /* that a lookup may lose */
+};
 #define DEFAULT_ACL "system.posix_acl_default"
 
 /* Of a directory: its time, and the list that what is made in it would inherit. Set when nothing is made in it any more. */
@@ -39,7 +42,11 @@ static int open_in(struct unpack *u, const char *path, int flags, uint64_t resol
         .flags = (uint64_t)(unsigned)(flags | O_CLOEXEC),
         .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV | resolve,
     };
-    return (int)syscall(SYS_openat2, u->root, *path ? path : ".", &how, sizeof how);
+    int fd, tries = 0;
+    do /* EAGAIN: any rename on this machine, or a mount, raced with ".." (openat2(2)) */
+        fd = (int)syscall(SYS_openat2, u->root, *path ? path : ".", &how, sizeof how);
+    while (fd < 0 && errno == EAGAIN && ++tries < RACES);
+    return fd;
 }
 
 static const char *opaque_name(const struct unpack *u)

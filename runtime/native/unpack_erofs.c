@@ -133,7 +133,8 @@ static int put_sparse(struct unpack *u, struct inode *made)
     s->inode = made;
     s->data = HEAD + wh_position(u);
     s->pieces = u->pieces;
-    memcpy(s->piece, u->map, u->pieces * sizeof *s->piece);
+    if (u->pieces) /* else there may be no map */
+        memcpy(s->piece, u->map, u->pieces * sizeof *s->piece);
     s->next = e.sparse;
     e.sparse = s;
     return 0;
@@ -218,11 +219,11 @@ static int put_link(struct unpack *u)
         return wh_fail(u, ENOENT, "cannot make a hard link");
     if (to->inode && to->inode == from->inode)
         return 0;
-    if (S_ISDIR(from->inode->mode))
-        return wh_fail(u, EPERM, "cannot make a hard link");
     for (struct inode *up = dir; up != e.root; up = up->parent)
         if (up == to->inode) /* it would go with the directory that the link replaces */
             return wh_fail(u, ENOENT, "cannot make a hard link");
+    if (S_ISDIR(from->inode->mode))
+        return wh_fail(u, EPERM, "cannot make a hard link");
     to->inode = from->inode;
     return 0;
 }

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.badregistry import Handler, on, serving
 from helpers.wherry import Wherry, until
-from image_support import Image, entry, folder, helper_factory, needs_root, sha, tar
+from image_support import Image, entry, folder, helper_factory, need_format, needs_root, sha, tar
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_layer
@@ -100,6 +100,19 @@ def test_damage_is_found_and_mended(store, tmp_path, damage):
     assert store.check().findings == store.check().leftovers == ()
     assert load(store, tmp_path, "app", tar(entry("h", b"again"))).names == ("docker.io/x/app:1",)
     assert store.get("x/other:1").id == other.id
+
+
+def test_a_layer_whose_file_system_is_gone_is_no_empty_layer(helper, tmp_path):
+    need_format("erofs", tmp_path, helper)
+    store = ImageStore(str(tmp_path / "root"), helper=helper, snapshot_format="erofs")
+    image = load(store, tmp_path, "app", tar(entry("f", b"x")))
+    layer = Path(store.root, "layers", image.config.diff_ids[0][7:])
+    assert store.check().findings == ()
+    (layer / "layer.erofs").unlink()
+    report = store.check()
+    assert [finding.kind for finding in report.findings] == ["layer"]
+    assert len(store.repair(report)) == 1
+    assert not layer.exists()
 
 
 def test_a_quick_check_reads_no_blobs(store, tmp_path):

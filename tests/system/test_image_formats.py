@@ -31,6 +31,7 @@ from image_support import (
     Image,
     entry,
     folder,
+    hardlink,
     helper_factory,
     need,
     need_format,
@@ -157,6 +158,7 @@ SPECIAL = [
 TARGETS = ["a", "b", "/a", "../b", "a/b", "l", "m", "../x", "b/l", "/nope/deep", "d/e", "l/a", ".", "/", "n" * 100]
 MODES = [0o644, 0o755, 0o4755, 0o2775, 0o1777, 0, 0o7777]
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+OF_ROOTS = [struct.pack("<6I", 0x03000001, 1 << 10, 0, 0, 0, root) for root in (0, 1000, 0xFFFFFFFF)]
 
 
 def ace(tag: int, perm: int, who: int = 0xFFFFFFFF) -> bytes:
@@ -173,7 +175,7 @@ def acl(perms: tuple[int, ...], *, extended: bool, version: int = 2) -> bytes:
 LISTS = st.builds(acl, st.tuples(*[st.integers(0, 7)] * 6), extended=st.booleans())
 ATTRIBUTES = st.one_of(
     st.tuples(st.sampled_from(["user.a", "user.b", "trusted.z", "user." + "q" * 200]), st.binary(max_size=60)),
-    st.tuples(st.just("security.capability"), st.just(CAPABILITY)),
+    st.tuples(st.just("security.capability"), st.sampled_from([CAPABILITY, *OF_ROOTS])),
     st.tuples(st.sampled_from(["system.posix_acl_access", "system.posix_acl_default"]), LISTS),
     st.tuples(st.sampled_from(["user.", "security.capability", "system.posix_acl_access"]), st.binary(max_size=24)),
 )
@@ -234,6 +236,21 @@ def test_damaged_archives_have_the_same_end(layers, data, seed):
     if chance.random() < 0.1:
         del damaged[chance.randrange(len(damaged)) :]
     same(layers, bytes(damaged))
+
+
+HARD = [
+    [folder("a"), folder("a/b"), hardlink("a", "a/b")],
+    [folder("a"), entry("a/f", b""), hardlink("a", "a/f")],
+    [folder("a"), hardlink("c", "a")],
+    [folder("a"), entry("c", b""), hardlink("c", "a")],
+    [folder("a"), hardlink("a", "a")],
+]
+
+
+@pytest.mark.parametrize("entries", HARD, ids=range(len(HARD)))
+def test_hard_links_and_directories(layers, entries):
+    """To a directory, to what the link itself replaces, to itself."""
+    same(layers, tar(*entries))
 
 
 # ---- what the format has to hold
@@ -675,4 +692,15 @@ def test_memory_is_bounded(tmp_path, helper):
 def test_size_json_tells_the_same(layers):
     archive = tar(folder("d"), entry("d/f", b"x" * 1000), entry("g", b"y" * 24))
     sizes = [json.loads((layers(form, archive).parent / "size.json").read_text()) for form in FORMATS]
-    assert sizes == [{"bytes": 1024, "entries": 3}] * 2
+    assert sizes == [{"bytes": 1024, "entries": 3, "format": form} for form in FORMATS]
+
+
+@pytest.mark.parametrize("capability", OF_ROOTS)
+def test_a_capability_for_the_root_of_a_user_namespace(layers, capability):
+    text = capability.decode("utf-8", "surrogateescape")
+    same(layers, tar(entry("f", pax={"SCHILY.xattr.security.capability": text})))
+
+
+def test_a_hard_link_in_the_place_of_the_directory_that_holds_its_target(layers):
+    for target in (folder("b/t"), entry("b/t", b"x")):
+        same(layers, tar(folder("b"), target, entry("b", kind=tarfile.LNKTYPE, link="b/t")))

@@ -22,6 +22,7 @@ import pytest
 from helpers.registry import Registry
 from helpers.wherry import Wherry
 from image_support import Image, entry, folder, skopeo_push, tar
+from wherry.engine.build.values import BuildOptions
 from wherry.engine.engine import Engine
 from wherry.errors import WherryError
 from wherry.model import Place
@@ -88,6 +89,11 @@ def prune(engine: Engine, _scene: Scene) -> None:
     engine.image_prune(all=True)
 
 
+def build(engine: Engine, scene: Scene) -> None:
+    context = str(scene.archive.with_name("context"))
+    engine.build(BuildOptions(context, tags=("built:1",), no_cache=True, network="none"))
+
+
 def gone(engine: Engine, _scene: Scene) -> bool:
     return not engine.images(filters={"reference": ["x/loaded"]})
 
@@ -96,6 +102,7 @@ WORKS = {
     "pull": Work(without("{remote}"), lambda engine, scene: engine.pull(scene.remote), has("{remote}")),
     "load": Work(without("x/loaded:1"), load, has("x/loaded:1")),
     "commit": Work(without("made:1"), lambda engine, scene: engine.commit(scene.box, "made:1"), has("made:1")),
+    "build": Work(without("built:1"), build, has("built:1")),
     "rmi": Work(load, rmi, gone),
     "prune": Work(load, prune, gone),
 }
@@ -114,6 +121,9 @@ def scene(wherry: Wherry, busybox: str, registry: Registry, tmp_path: Path) -> S
     archive = tmp_path / "archive.tar"
     wherry("save", "-o", archive, "x/loaded:1")
     wherry("rmi", "x/loaded:1")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/Dockerfile").write_text("FROM busybox\nCOPY big /big\nRUN echo done > /done\n")
+    (tmp_path / "context/big").write_bytes(os.urandom(300_000))
     return Scene(wherry, busybox, f"{registry.host}/killed:1", archive, box)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -246,3 +249,58 @@ def test_make_image_is_a_real_and_repeatable_layout(store, tmp_path):
         ).stdout
         == b"hello\n"
     )
+
+
+def test_a_layer_that_comes_twice_packed_differently_is_stored_twice(store, tmp_path):
+    """What comes once is unpacked once, but the manifest names both blobs."""
+    layer = tar(folder("d"), entry("d/f", b"one"))
+    twice = Image(layer, layer)
+    twice.layers[1] = twice.put(gzip.compress(layer, 1, mtime=5)) | {"mediaType": twice.layers[0]["mediaType"]}
+    twice.seal()
+    record = store.load(f"oci:{twice.layout(tmp_path / 'layout')}")
+    assert len(set(record.config.diff_ids)) == 1
+    assert [store.blobs.read(blob["digest"], 1 << 20) for blob in twice.layers] == [
+        twice.blobs[blob["digest"]] for blob in twice.layers
+    ]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a file system that cannot hold erofs layers")
+def test_a_format_that_cannot_be_leaves_nothing(helper, tmp_path, image):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        with pytest.raises(WherryError) as caught:
+            ImageStore(root, helper=helper, snapshot_format="erofs").load(f"oci:{image.layout(tmp_path / 'layout')}")
+        assert caught.value.kind is Kind.PRECONDITION
+        assert os.listdir(f"{root}/layers") == []
+
+
+@pytest.mark.parametrize("which", ["unpack", "image.worker"])
+def test_ctrl_c_ends_a_pull_whose_parts_hang(tmp_path, which):
+    """Stopped as by a disk that does not answer; nothing of it stays."""
+    layout = Image(tar(entry("big", os.urandom(24 << 20)))).layout(tmp_path / "layout")
+    command = (sys.executable, "-m", "wherry", "--root", tmp_path / "root", "--state", tmp_path / "state", "pull", "-q")
+    pull = subprocess.Popen([*command, f"oci:{layout}"], start_new_session=True)
+    try:
+        hung = _stop_part(pull.pid, which)
+        time.sleep(0.5)
+        pull.send_signal(signal.SIGINT)
+        pull.wait(20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pull.pid, signal.SIGKILL)
+        pull.wait(20)
+    assert pull.returncode == 130
+    assert not os.path.exists(f"/proc/{hung}")
+    assert [name for name in os.listdir(tmp_path / "root/layers") if name.startswith(".tmp-")] == []
+
+
+def _stop_part(pid: int, which: str) -> int:
+    """Stop the child of a process that has a word on its command line, once it works."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+                if which in words and (which == "unpack" or len(os.listdir(f"/proc/{child}/task")) > 1):
+                    os.kill(int(child), signal.SIGSTOP)
+                    return int(child)
+    raise AssertionError(f"no child {which}")

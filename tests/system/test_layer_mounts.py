@@ -215,3 +215,22 @@ def test_the_old_format_is_a_setting_away(wherry: Wherry, busybox: str) -> None:
     wherry.config.write_text(f'cgroup_parent = "{wherry.cgroup}"\n')
     assert done.returncode
     assert "snapshot_format must be one of auto, directory, erofs" in done.stderr
+
+
+def test_a_container_sees_one_file_system(own: Wherry) -> None:
+    """As with the other format: `du -x`, `find -xdev` and `tar --one-file-system` go by st_dev."""
+    script = "touch /new; stat -c %d / /bin /bin/busybox /new"
+    assert len(set(own.out("run", "--rm", *NONE, "busybox", "sh", "-c", script).split())) == 1
+
+
+def test_a_mount_that_cannot_be_taken_away_is_told(own: Wherry) -> None:
+    """A user namespace inherits mounts that it may not undo."""
+    hello(own)
+    left = own.root / "layers/.tmp-doomed-0123456789abcdef"
+    layer(own).rename(left)
+    inside = ["unshare", "-U", "-r", "-m", str(Path(sys.executable).with_name("wherry")), "system", "prune", "-f"]
+    done = subprocess.run(inside, env=own.env, check=False, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "something is mounted there" in done.stderr
+    own("system", "prune", "-f")
+    assert mounted(own) == []

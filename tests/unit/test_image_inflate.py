@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 
@@ -24,6 +26,7 @@ def frames(*parts: bytes) -> bytes:
 WHOLE = {
     "gzip": gzip.compress(DATA, 6, mtime=0), "gzip, members": gzip.compress(DATA[:999]) + gzip.compress(DATA[999:]),
     "zstd": zstandard.ZstdCompressor().compress(DATA), "zstd, frames": frames(DATA[:999], DATA[999:]), "plain": DATA,
+    "bzip2": bz2.compress(DATA), "xz": lzma.compress(DATA),
 }  # fmt: skip
 
 
@@ -35,7 +38,7 @@ def test_what_is_whole_comes_out(form: str) -> None:
         assert stream.at == len(DATA)
 
 
-@pytest.mark.parametrize("form", ["gzip", "zstd", "zstd, frames"])
+@pytest.mark.parametrize("form", ["gzip", "zstd", "zstd, frames", "bzip2", "xz"])
 def test_what_breaks_off_is_refused(form: str) -> None:
     whole, chance = WHOLE[form], random.Random(7)
     cuts = {chance.randrange(4, len(whole)) for _ in range(100)} - {

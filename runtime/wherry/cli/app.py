@@ -50,6 +50,19 @@ def is_terminal(stream: TextIO) -> bool:
     return fd >= 0 and os.isatty(fd)
 
 
+def _write(stream: TextIO, text: str) -> None:
+    """What has no bytes in the stream's encoding (JSON of an image may hold half a surrogate pair) is escaped."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        stream.write(text.encode("ascii", "backslashreplace").decode())
+
+
+def _harmless(text: str) -> str:
+    """Without what moves a terminal's cursor, or does worse there."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 class App:
     """One call of the CLI."""
 
@@ -79,12 +92,12 @@ class App:
 
     def out(self, text: str, end: str = "\n") -> None:
         """Print on standard output."""
-        self.stdio.stdout.write(text + end)
+        _write(self.stdio.stdout, text + end)
 
     def err(self, text: str) -> None:
         """Print on standard error, after what standard output holds."""
         self.stdio.stdout.flush()
-        self.stdio.stderr.write(text + "\n")
+        _write(self.stdio.stderr, text + "\n")
         self.stdio.stderr.flush()
 
     def warn(self, text: str) -> None:
@@ -92,10 +105,10 @@ class App:
         self.err(f"WARNING: {text}")
 
     def fail(self, error: WherryError) -> None:
-        """Print one failure: a sentence, and a hint where there is something to do."""
-        self.err(f"wherry: {error.message}")
+        """Print one failure: a sentence, and a hint where there is something to do. It may quote what is hostile."""
+        self.err(f"wherry: {_harmless(error.message)}")
         if error.hint:
-            self.err(f"  hint: {error.hint}")
+            self.err(f"  hint: {_harmless(error.hint)}")
 
     def raw_out(self, data: bytes) -> None:
         """Print bytes as they are, at once."""

@@ -218,7 +218,7 @@ def _layout_images(files: _Files, what: str, tag: str, base: str, only_one: bool
     chosen = _chosen(entries, what, tag, only_one)
     found: dict[str, _Layout] = {}
     for entry in chosen:
-        names = [name for name in [_name_of(entry.annotations, base)] if name]
+        names = [name for name in [_name_of(entry, base)] if name]
         if entry.digest in found:
             found[entry.digest].names += names
         else:
@@ -249,12 +249,17 @@ def _has_tag(annotations: Mapping[str, str], tag: str) -> bool:
     return False
 
 
-def _name_of(annotations: Mapping[str, str], base: str) -> str:
-    """What the image is called here: its full name if it brings one, else localhost/<directory or file>:<tag>."""
+def _name_of(entry: Descriptor, base: str) -> str:
+    """What the image is called here: its full name if it brings one, else localhost/<directory or file>:<tag>.
+
+    A name with a digest is a promise of content: it counts only for the manifest that has this digest.
+    """
+    annotations = entry.annotations
     for name in (annotations.get(_CONTAINERD_NAME, ""), annotations.get(REF_NAME, "")):
         if ":" in name or "/" in name:
             with contextlib.suppress(WherryError):
-                return str(Reference.parse(name).stored())
+                reference = Reference.parse(name)
+                return reference.stored() if reference.digest in ("", entry.digest) else ""
     if not base:
         return ""
     clean = re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-") or "image"
@@ -335,7 +340,8 @@ def _repo_tags(entry: Json) -> list[str]:
     tags = entry.get("RepoTags") or []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise WherryError(Kind.INVALID, "manifest.json: RepoTags is not a list of strings")
-    return [str(Reference.parse(tag)) for tag in tags]
+    found = [Reference.parse(tag) for tag in tags]
+    return [str(reference) for reference in found if not reference.digest]  # of a manifest that was not kept
 
 
 def _docker_images(files: _Files, what: str, tag: str, only_one: bool) -> list[_DockerImage]:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.image import disk, formats
 from wherry.image.blobs import REF_NAME
 from wherry.image.indexes import chosen, documents
@@ -147,17 +147,19 @@ def layer_problem(path: str) -> str:
         return "is not whole: its size.json cannot be read"
     if not os.path.isdir(os.path.join(path, "fs")):
         return "is not whole: it has no directory fs"
+    if size.get("format") == formats.EROFS.name and formats.layer_mount(path) is None:
+        return "is not whole: the file of its file system is missing"  # what mounts it would see a layer of nothing
     return ""
 
 
 def _problems(store: ImageStore, entry: Descriptor) -> Iterator[str]:
     """Why an image of the index, or one of an index that it names, is not whole."""
     try:
-        if not store.blobs.has(entry):
+        if not _has(store, entry):
             yield "its manifest is missing"
             return
         needed = [blob for document in documents(store.blobs, entry) for blob in document.blobs]
-        missing = [blob for blob in needed if not store.blobs.has(blob)]
+        missing = [blob for blob in needed if not _has(store, blob)]
         yield from (f"its blob {blob.digest} ({blob.media_type}) is missing" for blob in missing)
         if not missing:
             manifest = store.manifest(chosen(store.blobs, entry, host_platform()))
@@ -168,6 +170,17 @@ def _problems(store: ImageStore, entry: Descriptor) -> Iterator[str]:
                 yield f"its config names {len(config.diff_ids)} layers, its manifest {len(manifest.layers)}"
     except (WherryError, OSError) as error:
         yield str(error)
+
+
+def _has(store: ImageStore, blob: Descriptor) -> bool:
+    """Whether it is there, without a word to leases: the guard is ours."""
+    try:
+        size = os.stat(store.blobs.path(blob.digest)).st_size
+    except FileNotFoundError:
+        return False
+    if size != blob.size:
+        raise WherryError(Kind.INVALID, f"blob {blob.digest} has {size} bytes, not {blob.size}")
+    return True
 
 
 def _damaged(store: ImageStore, digests: list[str]) -> list[Finding]:
@@ -219,19 +232,33 @@ def _temporary(store: ImageStore) -> Iterator[str]:
 
 
 def repair(store: ImageStore, report: Report) -> list[Finding]:
-    """Take what is damaged away; the findings that this mends. A pull brings back what went."""
-    mended = []
+    """Take what is damaged away; the findings that this mends. A pull brings back what went.
+
+    A pull may have done so since the report: each finding is looked at again, now that nobody can change it.
+    """
+    mended = [finding for finding in report.findings if finding.kind in ("blob", "image", "layer")]
     with store.blobs.leases.guard(shared=False):
-        bad = {finding.subject for finding in report.findings if finding.kind == "blob"}
-        places = [_place_of(store, finding) for finding in report.findings if finding.kind in ("blob", "layer")]
+        still = [finding for finding in mended if _is_still_so(store, finding)]
+        bad = {finding.subject for finding in still if finding.kind == "blob"}
+        places = [_place_of(store, finding) for finding in still if finding.kind in ("blob", "layer")]
         doomed = [take_out(*place, store.blobs.ingest) for place in places if os.path.lexists(os.path.join(*place))]
-        broken = {finding.subject for finding in report.findings if finding.kind == "image"}
+        broken = {finding.subject for finding in still if finding.kind == "image"}
         broken |= {entry.digest for entry in store.blobs.entries() if bad & _needed(store, entry)}
         store.blobs.change(lambda entries: [entry for entry in entries if entry.digest not in broken])
-        mended = [finding for finding in report.findings if finding.kind in ("blob", "image", "layer")]
     remove_doomed(doomed)
     store.blobs.ensure()
     return mended
+
+
+def _is_still_so(store: ImageStore, finding: Finding) -> bool:
+    if finding.kind == "image":
+        entries = {entry.digest: entry for entry in store.blobs.entries()}
+        return finding.subject in entries and any(_problems(store, entries[finding.subject]))
+    path = os.path.join(*_place_of(store, finding))
+    if finding.kind == "layer":
+        return ":" not in finding.subject or bool(layer_problem(path) or formats.damage(path, finding.subject))
+    regular = re.fullmatch(DIGEST, finding.subject) and os.path.isfile(path) and not os.path.islink(path)
+    return not regular or not _is_right(path, finding.subject)
 
 
 def _place_of(store: ImageStore, finding: Finding) -> tuple[str, str]:

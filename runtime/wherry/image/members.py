@@ -16,6 +16,8 @@ __all__ = ["Member", "Source", "clean_name", "index_tar", "is_header", "members"
 _BLOCK = 512
 _MEMBERS_MAX = 200_000
 _EXTENDED_MAX = 1 << 20
+_NAMES_MAX = 32 << 20  # characters of all names: they are kept
+_PAX = ("path", "linkpath", "size")  # what counts of a pax header
 
 
 class Member(NamedTuple):
@@ -58,12 +60,15 @@ def index_tar(fd: int, shown: str) -> dict[str, Member]:
 
 def members(source: Source, shown: str) -> Iterator[tuple[str, Member]]:
     """The files and links of a tar, by clean name. While a file is the caller's, its content is what `source` reads."""
-    reader = _Reader(source, shown)
+    reader, names = _Reader(source, shown), 0
     for _ in range(_MEMBERS_MAX):
         kind, found, end = reader.step()
         if kind is None:
             return
         if found is not None:
+            names += len(found[0]) + len(found[1].target)
+            if names > _NAMES_MAX:
+                raise WherryError(Kind.INVALID, f"{shown} has names of more than {_NAMES_MAX} characters")
             yield found
         source.skip(end - source.at)
     raise WherryError(Kind.INVALID, f"{shown} has more than {_MEMBERS_MAX} members")
@@ -144,7 +149,7 @@ class _Reader:
             body = body[length:]
         if any(key.startswith("GNU.sparse.") for key in found):
             raise self._bad("it holds sparse files")
-        return found
+        return {key: found[key] for key in _PAX if key in found}
 
     def _body(self, size: int) -> bytes:
         if size > _EXTENDED_MAX:

@@ -101,21 +101,23 @@ class Puller:
 
     def get_layers(self, source: Source | None, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
         """Fetch and unpack layers, some at a time; the first failure stops the others."""
-        wanted = dict(zip(diff_ids, layers, strict=True))
+        # one layer may come twice, packed differently: the image needs both blobs
+        wanted = {(diff_id, layer.digest): layer for diff_id, layer in zip(diff_ids, layers, strict=True)}
         self._blobs.use(*diff_ids)
-        if all(self._unpacker.has(diff_id) and self._blobs.has(layer) for diff_id, layer in wanted.items()):
+        if all(self._unpacker.has(diff_id) and self._blobs.has(layer) for (diff_id, _), layer in wanted.items()):
             return  # nothing to tell and no threads to start
 
         from concurrent.futures import ThreadPoolExecutor
 
         with _written_back(self._blobs.place), ThreadPoolExecutor(_PARALLEL, "layer") as pool:
-            futures = [pool.submit(self._layer, source, layer, diff_id) for diff_id, layer in wanted.items()]
+            futures = [pool.submit(self._layer, source, layer, diff_id) for (diff_id, _), layer in wanted.items()]
             try:
                 _first_failure(futures)
             except BaseException:
                 self._stop.set()
                 for future in futures:
                     future.cancel()
+                self._unpacker.abort()
                 raise
 
     # ---- documents

@@ -28,6 +28,7 @@ __all__ = ["RegistrySource"]
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
 _PAGE, _PAGES_MAX = 1000, 100
+_TAGS_MAX = _PAGE * _PAGES_MAX  # also of a server that sends larger pages than it was asked for
 _TICK = 0.2  # seconds within which a stop is seen
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
 
@@ -162,9 +163,12 @@ def _tags(remote: Remote, what: str) -> list[str]:
             more = re.match(r"<([^<>]+)>;\s*rel=\"?next", response.headers.get("Link", ""))
             url = urljoin(response.url, more[1]) if more else ""
         found += [tag for tag in tags if isinstance(tag, str) and re.fullmatch(TAG, tag)]
-        if not url:
+        if not url and len(found) <= _TAGS_MAX:
             return found
-    raise WherryError(Kind.INVALID, f"{what}: more than {_PAGES_MAX} pages", hint="pull those that you need by name")
+        if len(found) > _TAGS_MAX:
+            break
+    raise WherryError(Kind.INVALID, f"{what}: more than {_TAGS_MAX} tags, or {_PAGES_MAX} pages",
+                      hint="pull those that you need by name")  # fmt: skip
 
 
 class _Referrers:

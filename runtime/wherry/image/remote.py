@@ -16,7 +16,7 @@ from wherry.image.auth import parse_challenges
 from wherry.image.bearer import Login
 from wherry.image.hosts import Endpoint, Reach
 from wherry.image.reference import Reference
-from wherry.image.transport import Response, Retry, Transport, Upload
+from wherry.image.transport import Response, Retry, Transport, Upload, is_loopback
 from wherry.image.trust import origin_of
 
 __all__ = ["Remote"]
@@ -125,9 +125,14 @@ class Remote:
     def _probe(self) -> str:
         """A plain question without a secret: a server that speaks TLS answers 400, a redirect to https, or not at all.
 
-        Asked in TLS first, each plain registry would cost the loading of all certificate authorities, 20 ms.
+        Asked in TLS first, each plain registry would cost the loading of all certificate authorities, 20 ms. On a
+        network TLS comes first all the same, as docker does: who can answer on port 80 must not get the credentials.
         """
         plain, secure = (f"{scheme}://{self.host}/v2" for scheme in ("http", "https"))
+        if not is_loopback(urlsplit(secure).hostname or ""):
+            with contextlib.suppress(Retry, WherryError):
+                self._transport.send("GET", f"{secure}/", {}).close()
+                return secure
         with contextlib.suppress(Retry, WherryError), self._transport.send("GET", f"{plain}/", {}) as response:
             if response.status != 400 and response.url.startswith("http:"):
                 return plain

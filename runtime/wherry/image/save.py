@@ -273,7 +273,7 @@ def _send(source: int, target: int, size: int) -> None:
         try:
             sent = os.sendfile(target, source, at, min(size - at, _CHUNK))
         except OSError as error:
-            if error.errno != errno.EINVAL or at:
+            if error.errno != errno.EINVAL:
                 raise
             sent = 0
         if not sent:

@@ -105,9 +105,16 @@ class Snapshotter:
             options += [f"upperdir={place}/upper", f"workdir={place}/work"]
         # diff() compares names, so a rename must not hide in a redirect, nor a chmod in a metacopy.
         options += ["userxattr"] if self._userxattr else ["index=off", "redirect_dir=off", "metacopy=off"]
+        if self._several(lower):  # `du -x`, `tar --one-file-system` are to see one file system all the same
+            options.append("xino=on")
         if not facts["writable"]:
             options.append("ro")
         return [Mount("overlay", "overlay", "/", tuple(options))]
+
+    def _several(self, lower: list[str]) -> bool:
+        """Whether these directories lie in more than one file system."""
+        device = os.stat(self._base).st_dev
+        return not self._userxattr and any(os.stat(path).st_dev != device for path in lower)
 
     def bare(self, key: str) -> list[Mount]:
         """The mounts of a view that shows its layers and nothing else: no mount points of ours below them."""

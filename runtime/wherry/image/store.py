@@ -152,7 +152,7 @@ class ImageStore:
         from wherry.image.archive import open_sources
 
         with self._storing(source), open_sources(source, self.blobs, only_one=only_one) as found:
-            return [self._take(one, one.names, platform, progress) for one in found]
+            return [self._loaded(one, one.names, platform, progress) for one in found]
 
     def load_found(self, path: str, file: Readable | None = None, progress: Progress = _silent) -> Records:
         """Take every image of a directory or archive of any kind: what lies at `path`, or what `file` gives, packed or
@@ -160,7 +160,7 @@ class ImageStore:
         from wherry.image.archive import open_found
 
         with self._storing(path), open_found(path, file, self.blobs) as found:
-            return [self._take(one, one.names, None, progress) for one in found]
+            return [self._loaded(one, one.names, None, progress) for one in found]
 
     def ensure_unpacked(self, record: ImageRecord, progress: Progress = _silent) -> None:
         """Unpack the layers of a stored image that are not on disk yet. Cheap when all are."""
@@ -189,8 +189,7 @@ class ImageStore:
 
     def get_manifest(self, digest: str) -> ImageRecord:
         """The image of the digest of its manifest, or index."""
-        descriptor, names = self._grouped()[digest]
-        return self._record(descriptor, names)
+        return self._record(*self._group(digest))
 
     def list(self) -> Records:
         """All images, newest first. One that cannot be read is left out: `gc` and `rmi` deal with it."""
@@ -334,6 +333,10 @@ class ImageStore:
             self.blobs.name(descriptor, names)
             return self._record(descriptor, self._names_of(descriptor.digest))
 
+    def _loaded(self, source: Source, names: Names, platform: Platform | None, progress: Progress) -> ImageRecord:
+        """The names are those that it came with; it may have more here."""
+        return self._take(source, names, platform, progress)._replace(names=tuple(dict.fromkeys(names)))
+
     @contextlib.contextmanager
     def _storing(self, what: str) -> Iterator[None]:
         try:
@@ -369,10 +372,16 @@ class ImageStore:
         return images
 
     def _names_of(self, digest: str) -> tuple[str, ...]:
-        return self._grouped()[digest][1]
+        return self._group(digest)[1]
 
     def _descriptor(self, digest: str) -> Descriptor:
-        return self._grouped()[digest][0]
+        return self._group(digest)[0]
+
+    def _group(self, digest: str) -> tuple[Descriptor, tuple[str, ...]]:
+        found = self._grouped().get(digest)
+        if found is None:
+            raise WherryError(Kind.NOT_FOUND, f"image {digest} has just been removed")
+        return found
 
     def _is_named(self, text: str, digest: str, names: Collection[str]) -> bool:
         try:

@@ -22,7 +22,7 @@ __all__ = ["Stream", "is_one_way", "pieces", "tar_of"]
 
 _TOTAL, _RATIO, _FREE = 256 << 30, 100, 4 << 30  # the ratio counts only beyond what is free
 _CHUNK = 256 << 10
-_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX")  # gzip, zstd, bzip2, xz
 _HEAD = 4
 
 
@@ -154,14 +154,14 @@ def tar_of(file: Readable, out: Callable[[bytes], object], what: str) -> None:
         head = stream.read(512)
         if not is_header(head):
             raise WherryError(Kind.INVALID, f"{what} is not a tar archive" if head else f"{what} is empty",
-                              hint="a tar was expected, plain or packed by gzip or zstd")  # fmt: skip
+                              hint="a tar was expected, plain or packed by gzip, zstd, bzip2 or xz")  # fmt: skip
         out(head)
         while part := stream.some(1 << 20):
             out(bytes(part))
 
 
 def is_one_way(file: BinaryIO) -> bool:
-    """Whether it must be read from its beginning to its end: no regular file, or one that begins as gzip or zstd do."""
+    """Whether it must be read from its beginning to its end: no regular file, or one that is packed."""
     try:
         return os.pread(file.fileno(), _HEAD, 0).startswith(_PACKED)
     except OSError:

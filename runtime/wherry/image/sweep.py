@@ -207,8 +207,8 @@ def _unmount(path: str) -> None:
     from wherry.kernel import mount
 
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        while mount.mounted(path):
-            mount.unmount(path)
+        while mount.mounted(path) and mount.unmount(path):  # one that a user namespace inherited is not ours to take
+            pass
 
 
 def _remove(place: str, name: str) -> None:

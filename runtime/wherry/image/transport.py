@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "Response", "Retry", "Transport", "Upload", "is_loopback"]
 
 _REDIRECTS = 8
+#: host[:port] and nothing else: of other forms (a user's name, a backslash) two parsers may see two hosts (invariant 8)
+_NETLOC = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
 _CHUNK = 256 << 10
 _ERROR_MAX = 64 << 10
 _CONNECTIONS = 8
@@ -266,14 +268,15 @@ class Transport:
         raise WherryError(Kind.UNAVAILABLE, f"{host_of(url)} redirects in a loop")
 
     def persist(self, what: str, attempt: Callable[[], Any], progressed: Callable[[], int] = lambda: 0) -> Any:
-        """Call until it succeeds or patience ends; an attempt that brought something new starts the count again."""
+        """Call until it succeeds or patience ends; an attempt that brought enough starts the count again: a server that
+        drips must not hold us for ever."""
         tries, seen = 0, progressed()
         while True:
             try:
                 return attempt()
             except Retry as error:
                 self._wires.check()
-                if progressed() > seen:
+                if progressed() >= seen + self.patience.window_bytes:
                     tries, seen = 0, progressed()
                 tries += 1
                 if error.after > self.patience.longest_wait:
@@ -304,8 +307,8 @@ class Transport:
 
     def _check(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise WherryError(Kind.INVALID, f"cannot fetch {url[:200]!r}: not http or https")
+        if parts.scheme not in ("http", "https") or not re.fullmatch(_NETLOC, parts.netloc):
+            raise WherryError(Kind.INVALID, f"cannot fetch {url[:200]!r}: not http or https, or no plain host")
         if parts.scheme == "http" and not self.plain_allowed(url):
             hint = 'if you trust the network: server = "http://HOST" in hosts.d/HOST/hosts.toml'
             raise WherryError(Kind.DENIED, f"{host_of(url)} wants plain http", hint=hint)
@@ -378,10 +381,9 @@ class _Wires:
         """End all of them; `check` raises from now on."""
         self._cut.set()
         with self._lock:
-            sockets = [connection.sock for connection in self._open]
-        for one in sockets:
-            with contextlib.suppress(OSError, AttributeError, TypeError):  # closed meanwhile
-                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of an SSLSocket too, without a word to the other side
+            connections = list(self._open)
+        for connection in connections:
+            _shut(connection)
 
     def check(self) -> None:
         if self._cut.is_set():
@@ -424,10 +426,16 @@ def _pools(wires: _Wires) -> dict[str, type]:
             super().connect()
             wires.add(self)
 
+        def getresponse(self) -> Any:
+            return _in_time(self, super().getresponse)
+
     class Secure(HTTPSConnection):
         def connect(self) -> None:
             super().connect()
             wires.add(self)
+
+        def getresponse(self) -> Any:
+            return _in_time(self, super().getresponse)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -436,6 +444,32 @@ def _pools(wires: _Wires) -> dict[str, type]:
         ConnectionCls = Secure
 
     return {"http": PlainPool, "https": SecurePool}
+
+
+def _in_time(connection: Any, read: Callable[[], Any]) -> Any:
+    """Status and headers within twice the time of one read: each byte of a drip would begin that anew."""
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        _shut(connection)
+
+    timer = threading.Timer(2 * connection.timeout, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        answer = read()
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise TimeoutError("timed out")
+    return answer
+
+
+def _shut(connection: Any) -> None:
+    """End a connection under whoever reads from it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # closed meanwhile
+        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # of an SSLSocket too, without a word to its peer
 
 
 def _redirected(url: str, response: Response) -> str:

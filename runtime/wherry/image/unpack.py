@@ -68,7 +68,8 @@ class _Child:
         stdin, self.input = pipe()
         self.output, stdout = pipe()
         program, target = _high(helper), _high(directory)
-        self._done = False
+        self._lock = threading.Lock()
+        self._reaped = False
         try:
             self.pid = os.posix_spawn(
                 f"/proc/self/fd/{program}", ["wherry-helper", "unpack", *arguments], {},
@@ -95,17 +96,22 @@ class _Child:
         text = b""
         while len(text) < _REPORT_MAX and (part := os.read(self.output, _REPORT_MAX - len(text))):
             text += part
-        self._done = True
         return text.decode("utf-8", "backslashreplace").split("\n", 2)
+
+    def kill(self) -> None:
+        """End it, whatever it does; also for other threads than the one that reads its report."""
+        with self._lock:
+            if not self._reaped:
+                os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
 
     def close(self) -> None:
         """Reap it; one that still runs is killed first."""
-        if not self._done:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is its
+        self.kill()
         self.end_input()
         os.close(self.output)
-        os.waitpid(self.pid, 0)
+        with self._lock:
+            os.waitpid(self.pid, 0)
+            self._reaped = True
 
 
 def _installed_helper() -> int:
@@ -133,6 +139,13 @@ class Unpacker:
         self._helper = helper or _installed_helper
         self._limits = limits or LayerLimits()
         self._worker = Worker()
+        self._children: set[_Child] = set()
+
+    def abort(self) -> None:
+        """End what works on layers, however it hangs: who waits for it fails."""
+        for child in list(self._children):
+            child.kill()
+        self._worker.close()
 
     def close(self) -> None:
         """End the process that inflates."""
@@ -168,12 +181,9 @@ class Unpacker:
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)
         try:
-            child = self._start(temporary, 0, formats.EROFS)
-            try:
+            with self._child(temporary, 0, formats.EROFS) as child:
                 child.end_input()
                 words = child.report()
-            finally:
-                child.close()
             return formats.refusal(temporary) if words[0].startswith("ok ") else " ".join(words[1:2]) or "no report"
         finally:
             self._discard(temporary)
@@ -186,18 +196,15 @@ class Unpacker:
         """
         most = self._limits.bytes_for(os.fstat(file.fileno()).st_size)
         found: list[str] = []
-        stream = LayerStream(
-            self._start(directory, most, formats.DIRECTORY),
-            threading.Event(),
-            lambda words, _digest: found.extend(words),
-        )
-        try:
-            stream.begin(self._worker, "sha256:", most)
-            while not stream.ended and (chunk := file.read(_CHUNK)):
-                stream.write(chunk)
-            stream.finish()
-        finally:
-            stream.close()
+        with self._child(directory, most, formats.DIRECTORY) as child:
+            stream = LayerStream(child, threading.Event(), lambda words, _digest: found.extend(words))
+            try:
+                stream.begin(self._worker, "sha256:", most)
+                while not stream.ended and (chunk := file.read(_CHUNK)):
+                    stream.write(chunk)
+                stream.finish()
+            finally:
+                stream.close()
         return _unpacked(found, what)
 
     def unpack(self, blob: str, diff_id: str, report: Callable[[int, int], None], stop: threading.Event) -> bool:
@@ -246,12 +253,11 @@ class Unpacker:
 
     @contextlib.contextmanager
     def _making(self, diff_id: str, target: str, packed: int, stop: threading.Event) -> Iterator[LayerStream]:
+        how = formats.DIRECTORY if diff_id in self._unfit else self.format  # it may refuse: first
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, disk.fresh_name(".tmp-"))
         os.mkdir(temporary, 0o700)
         held = disk.try_lock(temporary)  # tells gc that someone works here
-
-        how = formats.DIRECTORY if diff_id in self._unfit else self.format
 
         def publish(words: list[str], digest: str) -> None:
             try:
@@ -259,7 +265,8 @@ class Unpacker:
             except formats.DoesNotFitError:
                 self._unfit.add(diff_id)
                 raise
-            disk.dump_json(os.path.join(temporary, "size.json"), {"bytes": size, "entries": entries})
+            facts = {"bytes": size, "entries": entries, "format": how.name}
+            disk.dump_json(os.path.join(temporary, "size.json"), facts)
             os.rename(temporary, target)
             disk.fsync_dir(parent)
 
@@ -267,12 +274,13 @@ class Unpacker:
             os.mkdir(os.path.join(temporary, "fs"), 0o755)
             os.chmod(os.path.join(temporary, "fs"), 0o755)  # noqa: S103 - a root directory; what is above is 0700
             most = self._limits.bytes_for(packed)
-            stream = LayerStream(self._start(os.path.join(temporary, how.place), most, how), stop, publish)
-            try:
-                stream.begin(self._worker, diff_id, most)
-                yield stream
-            finally:
-                stream.close()
+            with self._child(os.path.join(temporary, how.place), most, how) as child:
+                stream = LayerStream(child, stop, publish)
+                try:
+                    stream.begin(self._worker, diff_id, most)
+                    yield stream
+                finally:
+                    stream.close()
         finally:
             if os.path.isdir(temporary):  # not published
                 self._discard(temporary)
@@ -285,6 +293,16 @@ class Unpacker:
             remove_tree(os.path.basename(temporary), fd)
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def _child(self, directory: str, most: int, how: formats.Format) -> Iterator[_Child]:
+        child = self._start(directory, most, how)
+        self._children.add(child)
+        try:
+            yield child
+        finally:
+            self._children.discard(child)
+            child.close()
 
     def _start(self, directory: str, most: int, how: formats.Format) -> _Child:
         helper = self._helper()
@@ -400,12 +418,11 @@ class LayerStream:
             raise
 
     def close(self) -> None:
-        """Let go; a helper that still works is killed."""
+        """Let go of the worker; the helper is its starter's."""
         self._end_packed()
         if self._report >= 0:
             os.close(self._report)
             self._report = -1
-        self._child.close()
 
     def _end_packed(self) -> None:
         if self._packed >= 0:

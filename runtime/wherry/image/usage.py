@@ -5,11 +5,13 @@ Decides whose a layer or blob is. Refuses to know containers: the caller says wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
+from wherry.errors import WherryError
 from wherry.image.snapshot import tree_usage
 from wherry.image.sweep import names_in, references
 
@@ -46,7 +48,11 @@ def _parts(store: ImageStore) -> dict[str, set[tuple[str, str]]]:
     found: dict[str, set[tuple[str, str]]] = {}
     entries = {entry.digest: entry for entry in store.blobs.entries()}
     for record in store.list():
-        blobs, diff_ids = references(store, entries[record.target or record.manifest])
+        entry = entries.get(record.target or record.manifest)
+        try:
+            blobs, diff_ids = references(store, entry) if entry else (set(), set())
+        except (WherryError, OSError):  # removed meanwhile
+            continue
         parts = found.setdefault(record.id, set())
         parts |= {("blob", digest.partition(":")[2]) for digest in blobs}
         parts |= {("layer", diff_id.partition(":")[2]) for diff_id in diff_ids}
@@ -60,7 +66,9 @@ def usage(store: ImageStore) -> Usage:
     by_blob: dict[str, int] = {}
     for algorithm in names_in(os.path.join(store.blobs.place, "blobs")):
         place = os.path.join(store.blobs.place, "blobs", algorithm)
-        by_blob |= {name: os.lstat(os.path.join(place, name)).st_blocks * 512 for name in names_in(place)}
+        for name in names_in(place):
+            with contextlib.suppress(FileNotFoundError):  # swept meanwhile
+                by_blob[name] = os.lstat(os.path.join(place, name)).st_blocks * 512
     rest = sum(tree_usage(os.path.join(store.root, name))[0] for name in ("images", "ingest", "leases"))
     folder = os.lstat(layers).st_blocks * 512 if os.path.isdir(layers) else 0
     return Usage(by_blob, by_layer, rest + folder + sum(by_layer.values()), _parts(store))

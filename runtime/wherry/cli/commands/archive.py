@@ -75,7 +75,7 @@ ssh host wherry save app | wherry load
 wherry load oci:./layout:v1""",
 )
 def load(app: App, values: Values) -> None:
-    """Load every image of an archive (docker's or OCI's; plain, gzip or zstd) or directory.
+    """Load every image of an archive (docker's or OCI's; plain, gzip, zstd, bzip2 or xz) or directory.
 
     SOURCE is a path, or oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE, which say what to expect there.
     """
@@ -186,7 +186,7 @@ wherry import root.tar.gz base:1
 debootstrap-tar | wherry import -c 'CMD ["/bin/bash"]' - debian:mine""",
 )
 def import_(app: App, values: Values) -> None:
-    """Make an image of one layer out of a root file system's tar (plain, gzip or zstd), and print its id.
+    """Make an image of one layer out of a root file system's tar (plain, gzip, zstd, bzip2 or xz), and print its id.
 
     FILE may be - for standard input.
     """
