@@ -310,6 +310,7 @@ def _refuse_used(house: House, users: list[Container], image: str, force: bool) 
 def remove(house: House, ref: str, *, force: bool) -> list[Json]:
     """Untag; delete with the last name, unless a container uses it."""
     cleanup.await_rest(house)
+    rest: list[Callable[[], object]] = []  # files go before the answer, for who removes wants room, but under no lock
     with house.db.write():  # no container can be made from it meanwhile
         record = house.images.get(ref)
         last = len(record.names) <= 1 or _by_id(record, ref)
@@ -317,7 +318,9 @@ def remove(house: House, ref: str, *, force: bool) -> list[Json]:
         if last and users:
             _refuse_used(house, users, record.id, force)
         keep = [diff_id for row in users for diff_id in row.config.get("layers", ())]
-        done = house.images.remove(ref, force=force, keep=keep, later=house.later)
+        done = house.images.remove(ref, force=force, keep=keep, later=rest.append)
+    for step in rest:
+        step()
     words: list[Json] = [dict([line.split(": ", 1)]) for line in done]
     for word in words:
         for key, value in word.items():

@@ -253,7 +253,7 @@ class ImageStore:
         """Untag, and delete the image with its last name. What was done, in docker's words ("Untagged: ...").
 
         `keep`: diff ids whose layers stay in any case. Whether a container uses the image is the caller's question.
-        `later` is given what nobody waits for: the files are nameless by then.
+        `later` is given the removal of the files, which are nameless by then.
         """
         record = self.get(name_or_id)
         entry = record.target or record.manifest
