@@ -241,6 +241,30 @@ def bars(samples: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
     return lines
 
 
+def versions() -> str:
+    """What was measured, a line each."""
+    commands = ([f"{TOP}/.venv/bin/wherry", "--version"], ["ctr", "--version"], ["dockerd", "--version"],
+                ["podman", "--version"], ["uname", "-sr"])  # fmt: skip
+    told = [subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() for words in commands]
+    return "\n".join(f"- {one}" for one in told)
+
+
+PAGE = """# Benchmarks of images
+
+Written by `scripts/bench images --markdown docs/benchmarks-images.md` on {date}. One image: three gzip layers of
+this machine's own files, from the distribution's registry on loopback. Each runtime has a new ext4 on a loop device
+of its own in every round, and its daemon there; the rounds are interleaved. wherry syncs what it pulled before it
+answers; the peers leave that to the kernel. CPU is the whole machine's, the registry's and the daemons' part included.
+
+{versions}
+
+{text}
+`pull` runs cold unless the image is there; `rmi` has removed the files when it answers, as ctr's with `--sync`. The
+peak of ctr and docker is their client's; the daemon does the work. `push` goes to a new repository of a registry that
+has the blobs from another one: who knows that mounts them.
+"""
+
+
 def main() -> None:
     """Rounds of all peers; prints tables, keeps samples."""
     parser = argparse.ArgumentParser()
@@ -263,7 +287,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(samples))
     if args.markdown:
-        args.markdown.write_text(text)
+        args.markdown.write_text(PAGE.format(date=time.strftime("%Y-%m-%d"), versions=versions(), text=text))
 
 
 if __name__ == "__main__":
