@@ -20,12 +20,15 @@ import pytest
 from helpers.badregistry import QUICK, Handler, Server, on, serving
 from helpers.wherry import COMMAND, Wherry
 from image_support import Certificates, Image, entry, helper_factory, needs_root, sha, tar
+from wherry.cli.table import aligned
 from wherry.errors import Kind, WherryError
 from wherry.image import members
 from wherry.image.auth import Credentials
 from wherry.image.hosts import Reach
+from wherry.image.snapshot import Snapshotter
 from wherry.image.store import ImageStore
 from wherry.image.streams import Stream
+from wherry.kernel import mount
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -138,11 +141,20 @@ def _slowly(handler: Handler, data: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("where", ["headers", "body"])
+def _chunk_sizes(handler: Handler) -> bool:
+    """A chunked body whose first size never ends."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    return _slowly(handler, b"0" * 1000)
+
+
+@pytest.mark.parametrize("where", ["headers", "body", "chunks"])
 def test_a_drip_does_not_hold_a_pull_for_ever(store, image, where):
     layer = image.layers[0]["digest"]
     with serving(image) as server:
-        server.rules.append(on(layer, _drip(image.blobs[layer], int(where == "body"))))
+        reply = _chunk_sizes if where == "chunks" else _drip(image.blobs[layer], int(where == "body"))
+        server.rules.append(on(layer, reply))
         assert refused(store, server, 15).kind is Kind.UNAVAILABLE
 
 
@@ -308,3 +320,22 @@ def test_an_error_does_not_move_the_cursor(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, timeout=60)
     assert done.returncode == 1
     assert b"ends inside ?[2Jname" in done.stderr
+
+
+def test_what_an_image_says_moves_no_cursor_in_a_table():
+    assert aligned([["A", "B"], ["\x1b[2Jx", "\u202ey"]])[1] == "?[2Jx     ?y"
+
+
+def test_a_snapshot_that_a_power_cut_spoilt_stops_no_sweep(store, image, tmp_path):
+    """Its layers cannot be told, so all stay; the rest goes, and once it is removed so do the layers."""
+    record = store.load(f"oci:{image.layout(tmp_path / 'layout')}")
+    views = Snapshotter(store.root)
+    mount.settle(views.below(record.config.diff_ids))
+    views.make("spoilt", record.config.diff_ids)
+    Path(store.root, "snapshots/spoilt/lower.json").write_bytes(b"")
+    store.remove(record.names[0])
+    assert os.listdir(Path(store.root, "layers"))
+    assert not os.listdir(Path(store.root, "images/blobs/sha256"))
+    views.remove("spoilt")
+    store.gc()
+    assert not os.listdir(Path(store.root, "layers"))

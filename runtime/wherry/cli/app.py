@@ -58,7 +58,7 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text.encode("ascii", "backslashreplace").decode())
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Without what moves a terminal's cursor, or does worse there."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
@@ -106,9 +106,9 @@ class App:
 
     def fail(self, error: WherryError) -> None:
         """Print one failure: a sentence, and a hint where there is something to do. It may quote what is hostile."""
-        self.err(f"wherry: {_harmless(error.message)}")
+        self.err(f"wherry: {harmless(error.message)}")
         if error.hint:
-            self.err(f"  hint: {_harmless(error.hint)}")
+            self.err(f"  hint: {harmless(error.hint)}")
 
     def raw_out(self, data: bytes) -> None:
         """Print bytes as they are, at once."""

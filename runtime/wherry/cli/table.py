@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-from .app import App
+from .app import App, harmless
 from .options import Flag, Values, many, one, switch, text
 
 PADDING, NARROWEST = 3, 10  # docker's tabwriter
@@ -110,12 +110,13 @@ def formatted(rows: Sequence[Json], columns: Sequence[Column], form: str, look: 
 
 
 def aligned(rows: Sequence[Sequence[str]], narrowest: int = NARROWEST) -> list[str]:
-    """Lines with their cells in columns; the last cell of a line is not padded."""
+    """Lines with their cells in columns; the last cell of a line is not padded. What an image says moves no cursor."""
     widths: dict[int, int] = {}
     for row in rows:
         for at, cell in enumerate(row[:-1]):
             widths[at] = max(widths.get(at, narrowest), len(cell) + PADDING)
-    return ["".join([*(cell.ljust(widths[at]) for at, cell in enumerate(row[:-1])), *row[-1:]]) for row in rows]
+    lines = ["".join([*(cell.ljust(widths[at]) for at, cell in enumerate(row[:-1])), *row[-1:]]) for row in rows]
+    return [line if line.isprintable() else harmless(line) for line in lines]
 
 
 def one_object(app: App, found: Json, form: str | None) -> bool:

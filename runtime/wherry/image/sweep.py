@@ -44,7 +44,8 @@ def sweep(
         in_use = store.blobs.leases.in_use()
         blobs, diff_ids = _used(store)
         freed, doomed = _doom_blobs(store, in_use, blobs)
-        more, layers = _doom_layers(store, in_use, diff_ids | keep | _of_snapshots(store.root))
+        below = _of_snapshots(store.root)
+        more, layers = (0, []) if below is None else _doom_layers(store, in_use, diff_ids | keep | below)
         doomed += layers + _leftovers(store, in_use)
         snapshots = Snapshotter(store.root).leftovers()
     doomed += [(os.path.join(store.root, "snapshots"), name) for name in snapshots]
@@ -89,15 +90,16 @@ def references(store: ImageStore, top: Descriptor) -> tuple[set[str], set[str]]:
     return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
 
 
-def _of_snapshots(root: str) -> set[str]:
+def _of_snapshots(root: str) -> set[str] | None:
+    """The layers below all snapshots; None where one cannot tell (a power cut took its list): then all layers stay."""
     snapshots = Snapshotter(root)
     found: set[str] = set()
     for key in snapshots.keys():  # noqa: SIM118 - no mapping
         try:
             found.update(snapshots.diff_ids(key))
-        except (FileNotFoundError, WherryError):
+        except (FileNotFoundError, WherryError, KeyError, TypeError):
             if key in snapshots.keys():  # noqa: SIM118 - else it was removed meanwhile
-                raise
+                return None
     return found
 
 

@@ -7,6 +7,7 @@ to know what a manifest or a blob is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import json
 import random
@@ -16,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urljoin, urlsplit
 
 from wherry.errors import Kind, WherryError
@@ -106,11 +107,10 @@ class Response:
 
     def chunks(self, stop: threading.Event | None = None) -> Iterator[bytes]:
         """The body. Retry when the connection breaks or brings too little for too long."""
-        read = getattr(self._inner.raw, "read1", self._inner.raw.read)
         since, got = time.monotonic(), 0
         while not (stop and stop.is_set()):
             with _translated(self.url):
-                data: bytes = read(_CHUNK, decode_content=False)
+                data = self._read()
             if not data:
                 return
             yield data
@@ -120,6 +120,14 @@ class Response:
                     raise Retry(f"{host_of(self.url)} sends too slowly")
                 since, got = time.monotonic(), 0
         raise WherryError(Kind.CONFLICT, "cancelled")
+
+    def _read(self) -> bytes:
+        raw = self._inner.raw
+        read = functools.partial(getattr(raw, "read1", raw.read), _CHUNK, decode_content=False)
+        if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
+            return cast(bytes, read())
+        # one read takes in as many bytes of a chunk's size, or of its extensions, as drip in
+        return cast(bytes, _in_time(raw.connection, read, self._patience.window))
 
     def body(self, limit: int, what: str) -> bytes:
         """The whole of a small body; one larger than `limit` is refused, whatever Content-Length says."""
@@ -427,7 +435,7 @@ def _pools(wires: _Wires) -> dict[str, type]:
             wires.add(self)
 
         def getresponse(self) -> Any:
-            return _in_time(self, super().getresponse)
+            return _in_time(self, super().getresponse, 2 * cast(float, self.timeout))
 
     class Secure(HTTPSConnection):
         def connect(self) -> None:
@@ -435,7 +443,7 @@ def _pools(wires: _Wires) -> dict[str, type]:
             wires.add(self)
 
         def getresponse(self) -> Any:
-            return _in_time(self, super().getresponse)
+            return _in_time(self, super().getresponse, 2 * cast(float, self.timeout))
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -446,15 +454,15 @@ def _pools(wires: _Wires) -> dict[str, type]:
     return {"http": PlainPool, "https": SecurePool}
 
 
-def _in_time(connection: Any, read: Callable[[], Any]) -> Any:
-    """Status and headers within twice the time of one read: each byte of a drip would begin that anew."""
+def _in_time(connection: Any, read: Callable[[], Any], seconds: float) -> Any:
+    """All that a read takes within `seconds`: each byte of a drip would begin the socket's own time anew."""
     late = threading.Event()
 
     def cut() -> None:
         late.set()
         _shut(connection)
 
-    timer = threading.Timer(2 * connection.timeout, cut)
+    timer = threading.Timer(seconds, cut)
     timer.daemon = True
     timer.start()
     try:
