@@ -297,10 +297,11 @@ def _stop_part(pid: int, which: str) -> int:
     """Stop the child of a process that has a word on its command line, once it works."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
-                if which in words and (which == "unpack" or len(os.listdir(f"/proc/{child}/task")) > 1):
-                    os.kill(int(child), signal.SIGSTOP)
-                    return int(child)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a task or a child that has just gone
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                for child in (task / "children").read_text().split():
+                    words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+                    if which in words and (which == "unpack" or len(os.listdir(f"/proc/{child}/task")) > 1):
+                        os.kill(int(child), signal.SIGSTOP)
+                        return int(child)
     raise AssertionError(f"no child {which}")
