@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import shlex
+import socket
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +23,17 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
+EMPTY = "127.0.0.1:5057"
 IMAGE = f"{REGISTRY}/big:test"
 SIZE = 12 << 30  # of the sparse file; what is written is less
 #: in their order; those of one name twice are two states
-STEPS = ("pull", "present", "first_read", "warm_read", "save", "push", "rmi", "again", "rmi_again", "watched",
+STEPS = ("pull", "present", "save", "push", "upload", "rmi", "again", "first_read", "warm_read", "rmi_used", "watched",
          "rmi_watched", "load", "rmi_load")  # fmt: skip
 WHAT = {
     "pull": "`pull`, fresh file system", "present": "`pull` when the image is there", "save": "`save` to a file",
-    "push": "`push` to another repository", "rmi": "`rmi`", "again": "`pull` right after the image was removed",
+    "upload": "`push` to an empty registry", "push": "`push` to a registry that has the blobs elsewhere",
+    "rmi": "`rmi`", "rmi_used": "`rmi` of an image whose layers were mounted and read",
+    "again": "`pull` right after the image was removed",
     "load": "`load` of what was saved", "first_read": "first read of all files, caches dropped",
     "warm_read": "the same again", "watched": "memory of a `pull`: all its processes, RSS every 10 ms",
 }  # fmt: skip
@@ -37,7 +42,7 @@ BARS = (
     ("pull", "wherry-directory", 0.4, ""), ("pull", "wherry-erofs", 0.3, ""), ("again", "wherry-directory", 0.7, ""),
     ("again", "wherry-erofs", 0.25, ""), ("rmi", "wherry-directory", 1.0, "ctr"), ("rmi", "wherry-erofs", 0.1, "ctr"),
     ("present", "wherry-erofs", 0.5, "podman"), ("save", "wherry-erofs", 0.7, ""), ("load", "wherry-erofs", 0.7, ""),
-    ("push", "wherry-erofs", 0.7, ""),
+    ("upload", "wherry-erofs", 0.7, ""), ("push", "wherry-erofs", 0.7, ""),
 )  # fmt: skip
 WHERRY = {
     "cli": f"{TOP}/.venv/bin/wherry --root {{fs}}/root --state {{run}}/wherry-images --config {{fs}}/wherry.toml",
@@ -79,8 +84,8 @@ PEERS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 HEAD = "| | runs | median s | min to max | CPU s | peak MiB |"
 SAME = {
-    "first_read": "warm_read", "rmi_watched": "rmi", "present": "pull", "again": "pull", "rmi_again": "rmi",
-    "rmi_load": "rmi",
+    "first_read": "warm_read", "upload": "push", "rmi_used": "rmi", "rmi_watched": "rmi", "present": "pull",
+    "again": "pull", "rmi_load": "rmi",
 }  # fmt: skip
 
 
@@ -109,8 +114,8 @@ class Peer:
     def __init__(self, name: str, templates: dict[str, str], scratch: Path, fs: Path, number: int) -> None:
         self.name, self._templates = name, templates
         # a repository that the registry does not know; the registry may know its blobs from others, for all alike
-        target = f"{REGISTRY}/pushed-{name}-{number}-{os.getpid()}:test"
-        self._words = {"scratch": scratch, "run": scratch / "run", "fs": fs, "target": target}
+        self._target = f"pushed-{name}-{number}-{os.getpid()}:test"
+        self._words = {"scratch": scratch, "run": scratch / "run", "fs": fs, "target": f"{REGISTRY}/{self._target}"}
         key, _, value = templates.get("env", "").partition("=")
         self._env = {**os.environ, **({key: value} if key else {})}
 
@@ -118,6 +123,17 @@ class Peer:
         """A template, filled in."""
         text = self._templates[step].replace("{cli}", self._templates["cli"])
         return shlex.split(text.format(**self._words))
+
+    @contextlib.contextmanager
+    def pushing(self, step: str) -> Iterator[None]:
+        """The image has its name of another place meanwhile; for `upload` in a registry that has nothing yet."""
+        with contextlib.ExitStack() as held:
+            if step == "upload":
+                held.enter_context(empty_registry(Path(str(self._words["fs"]))))
+                self._words["target"] = f"{EMPTY}/{self._target}"
+            self.do("tag")
+            yield
+            self.do("untag")
 
     def has(self, step: str) -> bool:
         """Whether this runtime has the step."""
@@ -163,6 +179,41 @@ class Peer:
 
 
 @contextlib.contextmanager
+def empty_registry(fs: Path) -> Iterator[None]:
+    """Another registry of the distribution's, with nothing in it."""
+    config = fs / "empty-registry.yml"
+    config.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {fs}/registry}}}}\n"
+        f"http: {{addr: {EMPTY}}}\n"
+    )
+    with open(fs / "registry.log", "wb") as log:
+        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+    try:
+        host, _, port = EMPTY.partition(":")
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+                break
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def used(scratch: Path) -> Iterator[Path]:
+    """A directory on the file system of `scratch`, as it is."""
+    place = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        yield place
+    finally:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if line.split()[4].startswith(f"{place}/"):
+                subprocess.run(["umount", line.split()[4]], check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(place)], check=True)
+
+
+@contextlib.contextmanager
 def fresh(scratch: Path) -> Iterator[Path]:
     """A new ext4 on a loop device."""
     image, place = scratch / "fresh.img", scratch / "fresh"
@@ -174,7 +225,11 @@ def fresh(scratch: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--recursive", str(place)], check=True)
+        for left in range(50, -1, -1):  # what a runtime does after its last answer may still be going on
+            done = subprocess.run(["umount", "--recursive", str(place)], check=not left, capture_output=True)
+            if not done.returncode:
+                break
+            time.sleep(0.1)
         image.unlink()
 
 
@@ -188,21 +243,19 @@ def write_configs(scratch: Path, fs: Path) -> None:
     (fs / "wherry.toml").write_text("")
 
 
-def one_round(scratch: Path, name: str, number: int, steps: list[str]) -> dict[str, dict[str, float]]:
-    """All steps of one peer on a file system of its own."""
+def one_round(scratch: Path, name: str, number: int, steps: list[str], place: Any) -> dict[str, dict[str, float]]:
+    """All steps of one peer at a place of its own."""
     found: dict[str, dict[str, float]] = {}
-    with fresh(scratch) as fs:
+    with place(scratch) as fs:
         write_configs(scratch, fs)
         peer = Peer(name, PEERS[name], scratch, fs, number)
         with peer.daemon():
             for step in steps:
-                if not peer.has(SAME.get(step, step)) or (step == "rmi_watched" and "watched" not in found):
+                needed = {"rmi_watched": "watched", "rmi_used": "warm_read"}.get(step, "")
+                if not peer.has(SAME.get(step, step)) or (needed and needed not in found):
                     continue
-                if step == "push":
-                    peer.do("tag")
-                found[step] = peer.do(step)
-                if step == "push":
-                    peer.do("untag")
+                with peer.pushing(step) if step in ("push", "upload") else contextlib.nullcontext():
+                    found[step] = peer.do(step)
     return found
 
 
@@ -271,14 +324,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--used", action="store_true", help="on the file system of the scratch, not on new ones")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args()
-    scratch = Path(os.environ["BENCH_HOME"])
+    scratch, place = Path(os.environ["BENCH_HOME"]), used if args.used else fresh
     samples: dict[str, dict[str, list[dict[str, float]]]] = {}
     for number in range(args.rounds):
         for name in args.peers.split(","):
-            for step, sample in one_round(scratch, name, number, args.steps.split(",")).items():
+            for step, sample in one_round(scratch, name, number, args.steps.split(","), place).items():
                 samples.setdefault(step, {}).setdefault(name, []).append(sample)
                 words = (f"{key} {value:.2f}" for key, value in sample.items())
                 print(f"{number} {name:17} {step:9}", *words, flush=True)
