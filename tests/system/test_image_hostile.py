@@ -310,7 +310,8 @@ def test_words_of_an_image_do_no_harm(wherry: Wherry, tmp_path: Path) -> None:
     image.manifest_json["config"] = image.config
     image.seal()
     wherry("load", "-q", image.layout(tmp_path / "source", "x/y:1"))
-    assert "half a pair: \\ud800" in wherry.out("history", "--no-trunc", "x/y:1")
+    assert "half a pair: ? " in wherry.out("history", "--no-trunc", "x/y:1")
+    assert "half a pair: \\ud800" in wherry.out("history", "--format", "{{.CreatedBy}}", "x/y:1")
 
 
 def test_an_error_does_not_move_the_cursor(tmp_path: Path) -> None:

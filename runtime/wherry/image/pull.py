@@ -86,6 +86,10 @@ class Puller:
     def __exit__(self, *_: object) -> None:
         self._unpacker.close()
 
+    def expect(self) -> None:
+        """There will be layers to unpack: get ready for them while the source is asked."""
+        self._unpacker.expect()
+
     def take(self, source: Source, platform: Platform, *, strict: bool) -> Descriptor:
         """Everything of the image for `platform`; the descriptor of its manifest."""
         document, manifest = self._resolve(source, platform)

@@ -329,6 +329,8 @@ class ImageStore:
         with self._storing(source.what):
             wanted = platform or host_platform()
             with self._puller(progress) as puller:
+                if not set(names) & {entry.annotations.get(REF_NAME) for entry in self.blobs.entries()}:
+                    puller.expect()
                 descriptor = puller.take(source, wanted, strict=platform is not None)
             self.blobs.name(descriptor, names)
             return self._record(descriptor, self._names_of(descriptor.digest))

@@ -147,6 +147,10 @@ class Unpacker:
             child.kill()
         self._worker.close()
 
+    def expect(self) -> None:
+        """There will be layers to unpack."""
+        self._worker.start()
+
     def close(self) -> None:
         """End the process that inflates."""
         self._worker.close()
