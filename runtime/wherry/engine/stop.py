@@ -112,9 +112,12 @@ def kill(house: House, ref: str, signal: str) -> None:
     row = house.db.find(ref)
     number = process.signal_number(signal)
     running(house, row, paused=True)
-    if number == 9 or number == row.config["stop_signal"]:
-        _mark_stopped(house, row)
-    lifecycle.kill(folder(house, row.id), number)
+    try:
+        if number == 9 or number == row.config["stop_signal"]:
+            _mark_stopped(house, row)
+        lifecycle.kill(folder(house, row.id), number)
+    except FileNotFoundError as error:  # it has ended, and its files have gone, since we looked
+        raise WherryError(Kind.CONFLICT, f"container {row.name} is not running") from error
     events.container(house, row, "kill", signal=str(number))
     if number == 9:
         with contextlib.suppress(WherryError):

@@ -124,7 +124,7 @@ class _Solver:
         from wherry.engine import stop
 
         for cid in list(self.work.live):
-            with contextlib.suppress(WherryError):
+            with contextlib.suppress(WherryError, FileNotFoundError):  # it ends by itself at this moment
                 stop.kill(self.house, cid, "KILL")
 
     # ---- stages
