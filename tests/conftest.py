@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +22,8 @@ import audit
 from helpers import images, network, tools
 from helpers.registry import Registry
 from helpers.wherry import Wherry
+from image_support import helper_factory
+from wherry.image.store import ImageStore
 from wherry.kernel import process
 
 TEST_SECONDS = 180
@@ -123,6 +125,18 @@ def wherry(test_id: str, tmp_path: Path, private_network: object, host_canary: N
     own.remove_everything()
     leaks = audit.settle(before, own.mark) + own.leftovers()
     assert not leaks, "\n".join(leaks)
+
+
+@pytest.fixture(scope="session")
+def helper(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], int]:
+    """Gives a descriptor of the static helper: the installed one, or one made of the same sources."""
+    return helper_factory(tmp_path_factory.mktemp("helper"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, helper: Callable[[], int]) -> ImageStore:
+    """An empty image store of the test's own."""
+    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/mount.h>
@@ -22,6 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "arch.h"
 #include "plan.h"
 
 static int sh_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
@@ -236,14 +236,6 @@ static int sh_seal(int fd) { return fcntl(fd, F_ADD_SEALS, ALL_SEALS); }
 
 static int sh_syncfs(int fd) { return syncfs(fd); }
 
-#if defined(__x86_64__)
-#define THIS_ARCH AUDIT_ARCH_X86_64
-#elif defined(__aarch64__)
-#define THIS_ARCH AUDIT_ARCH_AARCH64
-#else
-#error "add the audit architecture of this machine"
-#endif
-
 /* What a process needs that computes in threads, on descriptors that it has or is given: no path, no socket, no signal to others.
  * clone3 hides its flags behind a pointer: ENOSYS has libc take clone, which may make threads only. */
 static int sh_only_compute(void) {
@@ -257,7 +249,7 @@ static int sh_only_compute(void) {
     struct sock_filter code[COUNT + 12];
     unsigned n = 0;
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
-    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, THIS_ARCH, 1, 0);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, WH_AUDIT_ARCH, 1, 0);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     for (unsigned i = 0; i < COUNT; i++)

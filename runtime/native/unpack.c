@@ -13,7 +13,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -28,6 +27,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "arch.h"
 #include "exec.h"
 #include "unpack.h"
 
@@ -46,6 +46,21 @@ int wh_fail(struct unpack *u, int err, const char *what)
     return -1;
 }
 
+int wh_write_at(struct unpack *u, int fd, const uint8_t *data, size_t size, uint64_t at)
+{
+    while (size) {
+        ssize_t put = pwrite(fd, data, size, (off_t)at);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return wh_fail(u, put < 0 ? errno : ENOSPC, "cannot write");
+        data += put;
+        at += (uint64_t)put;
+        size -= (size_t)put;
+    }
+    return 0;
+}
+
 /* ---- confinement ---- */
 
 /* What every sink may do: read, report, use memory, end. */
@@ -53,14 +68,6 @@ static const int ALWAYS[] = {
     SYS_read, SYS_write, SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_exit, SYS_exit_group, SYS_rt_sigreturn,
 };
 enum { ALWAYS_COUNT = sizeof ALWAYS / sizeof ALWAYS[0], MOST_CALLS = 64 };
-
-#if defined(__x86_64__)
-#define THIS_ARCH AUDIT_ARCH_X86_64
-#elif defined(__aarch64__)
-#define THIS_ARCH AUDIT_ARCH_AARCH64
-#else
-#error "add the audit architecture of this machine"
-#endif
 
 static struct sock_filter let_through(int call)
 {
@@ -75,7 +82,7 @@ static int filter_calls(struct unpack *u)
     if (u->sink->call_count + ALWAYS_COUNT > MOST_CALLS)
         return wh_fail(u, E2BIG, "cannot install the seccomp filter");
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
-    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, THIS_ARCH, 1, 0);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, WH_AUDIT_ARCH, 1, 0);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     for (size_t i = 0; i < ALWAYS_COUNT + u->sink->call_count; i++) {

@@ -87,6 +87,8 @@ extern const struct sink wh_directory_sink, wh_erofs_sink;
 
 int wh_fail(struct unpack *u, int err, const char *what);
 void *wh_map_memory(size_t size);
+/* All of it, or the failure told. */
+int wh_write_at(struct unpack *u, int fd, const uint8_t *data, size_t size, uint64_t at);
 
 /* ---- tar.c ---- */
 

@@ -265,25 +265,10 @@ static struct timespec *times_of(const struct entry *e, struct timespec times[2]
 
 struct writer { int fd; uint64_t at; size_t piece; uint64_t done; };
 
-static int write_all(struct unpack *u, int fd, const uint8_t *data, size_t size, uint64_t at)
-{
-    while (size) {
-        ssize_t put = pwrite(fd, data, size, (off_t)at);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return wh_fail(u, put < 0 ? errno : ENOSPC, "cannot write");
-        data += put;
-        at += (uint64_t)put;
-        size -= (size_t)put;
-    }
-    return 0;
-}
-
 static int to_file(struct unpack *u, void *to, const uint8_t *data, size_t size)
 {
     struct writer *w = to;
-    if (write_all(u, w->fd, data, size, w->at) < 0)
+    if (wh_write_at(u, w->fd, data, size, w->at) < 0)
         return -1;
     w->at += size;
     return 0;
@@ -301,7 +286,7 @@ static int to_pieces(struct unpack *u, void *to, const uint8_t *data, size_t siz
             return wh_fail(u, EPROTO, "a sparse file holds more than its map says");
         struct piece *p = &u->map[w->piece];
         size_t part = p->size - w->done < size ? (size_t)(p->size - w->done) : size;
-        if (write_all(u, w->fd, data, part, p->offset + w->done) < 0)
+        if (wh_write_at(u, w->fd, data, part, p->offset + w->done) < 0)
             return -1;
         w->done += part;
         data += part;

@@ -65,27 +65,11 @@ static int begin(struct unpack *u)
     return e.root ? 0 : -1;
 }
 
-static int write_at(struct unpack *u, const void *data, size_t size, uint64_t at)
-{
-    const uint8_t *from = data;
-    while (size) {
-        ssize_t put = pwrite(e.fd, from, size, (off_t)at);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return wh_fail(u, put < 0 ? errno : ENOSPC, "cannot write");
-        from += put;
-        at += (uint64_t)put;
-        size -= (size_t)put;
-    }
-    return 0;
-}
-
 /* The disk works while the archive still comes: the one sync at the end finds little to do. */
 static int raw(struct unpack *u, const uint8_t *data, size_t size)
 {
     uint64_t end = HEAD + u->consumed;
-    if (write_at(u, data, size, end - size) < 0)
+    if (wh_write_at(u, e.fd, data, size, end - size) < 0)
         return -1;
     if (u->sync && end - e.begun >= WRITEBACK) {
         (void)syscall(SYS_sync_file_range, e.fd, (off_t)e.begun, (off_t)(end - e.begun), SYNC_FILE_RANGE_WRITE);
@@ -379,7 +363,7 @@ static int lay_out(struct unpack *u, uint64_t *end)
 
 static int flush(struct unpack *u)
 {
-    if (write_at(u, u->buffer, e.used, e.at) < 0)
+    if (wh_write_at(u, e.fd, u->buffer, e.used, e.at) < 0)
         return -1;
     e.at += e.used;
     e.used = 0;
@@ -512,7 +496,7 @@ static int put_text(struct unpack *u)
     wh_put(&text, " ");
     wh_put_u(&text, u->consumed);
     wh_put(&text, "\n");
-    return write_at(u, room, text.used, 0);
+    return wh_write_at(u, e.fd, (const uint8_t *)room, text.used, 0);
 }
 
 static int put_superblock(struct unpack *u, uint64_t size)
@@ -525,7 +509,7 @@ static int put_superblock(struct unpack *u, uint64_t size)
         .blocks = (uint32_t)(size >> BLOCK_BITS),
         .meta_block = (uint32_t)(e.meta >> BLOCK_BITS),
     };
-    return write_at(u, &super, sizeof super, SUPERBLOCK);
+    return wh_write_at(u, e.fd, (const uint8_t *)&super, sizeof super, SUPERBLOCK);
 }
 
 static int end(struct unpack *u)

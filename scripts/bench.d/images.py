@@ -17,13 +17,14 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 EMPTY = "127.0.0.1:5057"
+SILENT: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 IMAGE = f"{REGISTRY}/big:test"
 SIZE = 12 << 30  # of the sparse file; what is written is less
 #: in their order; those of one name twice are two states
@@ -165,17 +166,34 @@ class Peer:
         if not self.has("daemon"):
             yield
             return
-        with open(Path(str(self._words["scratch"])) / f"images-{self.name}.log", "ab") as log:
-            process = subprocess.Popen(self.command("daemon"), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            for _ in range(300):
-                if not subprocess.run(self.command("ready"), capture_output=True, check=False).returncode:
-                    break
-                time.sleep(0.1)
+        log = Path(str(self._words["scratch"])) / f"images-{self.name}.log"
+        with started(self.command("daemon"), log, lambda: not subprocess.call(self.command("ready"), **SILENT)):
             yield
-        finally:
-            process.terminate()
-            process.wait(60)
+
+
+@contextlib.contextmanager
+def started(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterator[None]:
+    """A server, from when it answers until the end of the block."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while not ready():
+            if time.monotonic() > end:
+                raise SystemExit(f"{command[0]} does not answer: see {log}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def listens(address: str) -> bool:
+    """Whether somebody does."""
+    host, _, port = address.partition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -186,18 +204,8 @@ def empty_registry(fs: Path) -> Iterator[None]:
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {fs}/registry}}}}\n"
         f"http: {{addr: {EMPTY}}}\n"
     )
-    with open(fs / "registry.log", "wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
-    try:
-        host, _, port = EMPTY.partition(":")
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-                break
-            time.sleep(0.05)
+    with started(["docker-registry", "serve", str(config)], fs / "registry.log", lambda: listens(EMPTY)):
         yield
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from image_support import Image, entry, folder, hardlink, helper_factory, need, needs_root, symlink, tar, tree
+from image_support import Image, entry, folder, hardlink, need, needs_root, symlink, tar, tree
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_image, add_layer, layers_of
 from wherry.image.layertar import write_layer, write_tree
@@ -33,16 +33,6 @@ BASE = tar(
     entry("file-to-dir", b""), folder("dir-to-file"), entry("dir-to-file/x"), symlink("link", "bin"),
     folder("touched", 0o1777), entry("plain", b"plain"),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
-
-
-@pytest.fixture
-def store(tmp_path, helper):
-    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 from helpers.badregistry import QUICK, Handler, Server, ask, on, serving
 from helpers.wherry import COMMAND
-from image_support import Image, entry, helper_factory, needs_root, tar
+from image_support import Image, entry, needs_root, tar
 from wherry.errors import Kind, WherryError
 from wherry.image import upload as upload_module
 from wherry.image.hosts import Reach
@@ -32,11 +32,6 @@ REFUSALS = {
     405: (Kind.UNSUPPORTED, "not offer"), 409: (Kind.CONFLICT, "in conflict"), 418: (Kind.UNAVAILABLE, "answers 418"),
     500: (Kind.UNAVAILABLE, "answers 500"), 507: (Kind.EXHAUSTED, "no space"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture(scope="module")

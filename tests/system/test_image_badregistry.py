@@ -20,7 +20,7 @@ import pytest
 
 from helpers.badregistry import QUICK, Handler, Server, ask, on, serving
 from helpers.wherry import COMMAND, until
-from image_support import INDEX, MANIFEST, Image, entry, helper_factory, needs_root, sha, tar
+from image_support import INDEX, MANIFEST, Image, entry, needs_root, sha, tar
 from wherry.errors import Kind, WherryError
 from wherry.image.auth import Credentials
 from wherry.image.hosts import Reach
@@ -30,11 +30,6 @@ from wherry.image.store import ImageStore
 from wherry.image.unpack import LayerLimits
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture

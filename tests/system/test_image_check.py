@@ -15,7 +15,7 @@ import pytest
 
 from helpers.badregistry import Handler, on, serving
 from helpers.wherry import Wherry, until
-from image_support import Image, entry, folder, helper_factory, need_format, needs_root, sha, tar
+from image_support import Image, entry, folder, need_format, needs_root, sha, tar
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_layer
@@ -24,16 +24,6 @@ from wherry.image.store import ImageStore
 from wherry.model import Place
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
-
-
-@pytest.fixture
-def store(tmp_path, helper):
-    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 def load(store: ImageStore, tmp_path: Path, name: str, *layers: bytes):

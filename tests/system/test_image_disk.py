@@ -15,7 +15,7 @@ import pytest
 
 from helpers.badregistry import serving
 from helpers.loopfs import LoopFs
-from image_support import FORMATS, Image, entry, folder, helper_factory, need_format, needs_root, tar
+from image_support import FORMATS, Image, entry, folder, need_format, needs_root, tar
 from wherry.errors import Kind, WherryError
 from wherry.image.author import add_image, add_layer, layers_of
 from wherry.image.layertar import write_layer
@@ -26,11 +26,6 @@ from wherry.kernel.mount import opened, settle
 pytestmark = [pytest.mark.root, needs_root]
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 CUTS = int(os.environ.get("WHERRY_POWER_CUTS", "4"))
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture

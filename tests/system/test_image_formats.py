@@ -32,7 +32,6 @@ from image_support import (
     entry,
     folder,
     hardlink,
-    helper_factory,
     need,
     need_format,
     needs_root,
@@ -50,11 +49,6 @@ from wherry.kernel import mount
 
 pytestmark = [pytest.mark.root, needs_root]
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 class Layers:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,10 +20,10 @@ import pytest
 
 from helpers.badregistry import QUICK, Handler, Server, on, serving
 from helpers.wherry import COMMAND, Wherry
-from image_support import Certificates, Image, entry, helper_factory, needs_root, sha, tar
+from image_support import Certificates, Image, entry, needs_root, sha, tar
 from wherry.cli.table import aligned
 from wherry.errors import Kind, WherryError
-from wherry.image import members
+from wherry.image import logins, members
 from wherry.image.auth import Credentials
 from wherry.image.hosts import Reach
 from wherry.image.snapshot import Snapshotter
@@ -31,11 +32,6 @@ from wherry.image.streams import Stream
 from wherry.kernel import mount
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture
@@ -340,3 +336,23 @@ def test_a_snapshot_that_a_power_cut_spoilt_stops_no_sweep(store, image, tmp_pat
     views.remove("spoilt")
     store.gc()
     assert not os.listdir(Path(store.root, "layers"))
+
+
+def test_logins_that_a_user_cannot_read_are_not_written_over():
+    """A config.json of somebody else's in a directory of one's own: a rename could replace it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        config = Path(place, "config.json")
+        config.write_text('{"auths": {"kept": {}}}')
+        config.chmod(0o600)
+        os.chown(place, 65534, 65534)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setresuid(65534, 65534, 65534)
+                logins.store("localhost:1", Credentials("u", "s"), {"DOCKER_CONFIG": place})
+            except WherryError as error:
+                os._exit(error.kind is not Kind.DENIED)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert config.read_text() == '{"auths": {"kept": {}}}'

@@ -21,7 +21,6 @@ from image_support import (
     Certificates,
     Image,
     entry,
-    helper_factory,
     needs_root,
     real_registry,
     tar,
@@ -35,11 +34,6 @@ from wherry.image.store import ImageStore
 from wherry.model import Place
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from image_support import (
     Image,
     entry,
     folder,
-    helper_factory,
     need,
     needs_root,
     real_registry,
@@ -34,16 +33,6 @@ from wherry.image.store import ImageStore
 from wherry.model import Platform, ProgressEvent
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
-
-
-@pytest.fixture
-def store(tmp_path, helper):
-    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from image_support import (
     Image,
     entry,
     folder,
-    helper_factory,
     need,
     needs_root,
     real_registry,
@@ -39,16 +38,6 @@ from wherry.image.store import ImageStore
 from wherry.model import Place, ProgressEvent
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
-
-
-@pytest.fixture
-def store(tmp_path, helper):
-    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +148,26 @@ def test_an_index_with_all_its_platforms(registry, other, store, tmp_path):
     list(store.push(f"{other}/multi:2"))
     assert store.remove(f"{other}/multi:2")[-1].startswith("Deleted")
     assert not os.listdir(Path(store.root, "images/blobs/sha256"))
+
+
+def test_damage_of_another_platform_is_no_end_of_this_one(registry, store, tmp_path):
+    """The image is there and stays; what the damaged document named cannot be told, so no blob goes."""
+    source, data = multi(tmp_path / "layout")
+    copy(source, f"{registry}/multi:3", "--all", "--preserve-digests")
+    record = store.pull(f"{registry}/multi:3", all_platforms=True)
+    other = next(one["digest"] for one in json.loads(data)["manifests"] if one["digest"] != record.manifest)
+    blobs = Path(store.root, "images/blobs/sha256")
+    (blobs / other[7:]).write_bytes(b"rot")
+    before = set(os.listdir(blobs))
+    (blobs / ("f" * 64)).write_bytes(b"nobody's")
+    store.gc()
+    assert store.get(f"{registry}/multi:3").manifest == record.manifest
+    assert before < set(os.listdir(blobs))
+    assert any(finding.subject == sha(data) for finding in store.check().findings)
+    assert store.disk_usage().layers
+    store.repair(store.check())
+    store.gc()
+    assert not os.listdir(blobs)
 
 
 def test_an_index_that_lacks_this_platform_is_kept_all_the_same(registry, other, store, tmp_path):

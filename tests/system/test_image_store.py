@@ -16,23 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from image_support import Image, entry, folder, helper_factory, need, needs_root, tar, tree, write_layout
+from image_support import Image, entry, folder, need, needs_root, tar, tree, write_layout
 from wherry.errors import Kind, WherryError
 from wherry.image.snapshot import Snapshotter, layer_path
 from wherry.image.store import ImageStore
 
 pytestmark = [pytest.mark.root, needs_root]
 HERE = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
-
-
-@pytest.fixture
-def store(tmp_path, helper):
-    return ImageStore(str(tmp_path / "root"), helper=helper)
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from image_support import (
     entry,
     folder,
     hardlink,
-    helper_factory,
     need,
     need_format,
     needs_root,
@@ -41,11 +40,6 @@ from wherry.image.unpack import LayerLimits, Unpacker
 from wherry.kernel import mount
 
 pytestmark = [pytest.mark.root, needs_root]
-
-
-@pytest.fixture(scope="module")
-def helper(tmp_path_factory):
-    return helper_factory(tmp_path_factory.mktemp("helper"))
 
 
 @pytest.fixture(params=FORMATS)

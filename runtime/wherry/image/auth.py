@@ -104,11 +104,16 @@ def keys_of(registry: str) -> tuple[str, ...]:
     return _HUB_KEYS if registry == _HUB else (registry,)
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str, *, closed: bool = True) -> dict[str, Any]:
+    """docker's config.json; an absent one is empty, and so (`closed`) is one that this user may not read."""
     try:
         with open(path, "rb") as file:
             data = file.read(_CONFIG_MAX + 1)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except PermissionError:
+        if not closed:
+            raise
         return {}
     try:
         value = json.loads(data) if len(data) <= _CONFIG_MAX else None

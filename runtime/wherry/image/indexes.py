@@ -75,14 +75,23 @@ def _below(blobs: Blobs, descriptor: Descriptor, depth: int, seen: set[str]) -> 
 
 
 def chosen(blobs: Blobs, top: Descriptor, platform: Platform) -> Descriptor:
-    """The manifest that a stored descriptor means on a platform; of an index without it, the first that is there."""
-    if top.media_type not in INDEX_TYPES:
-        return top
-    manifests = [found.descriptor for found in documents(blobs, top) if not found.below]
+    """The manifest that a stored descriptor means on a platform; of an index without it, the first.
+
+    Only what leads there is read: damage elsewhere is no concern of who wants this one.
+    """
+    for _ in range(DEPTH_MAX):
+        if top.media_type not in INDEX_TYPES:
+            return top
+        what = f"index {top.digest}"
+        top = _best(named(top, _read(blobs, top.digest), what).below, platform, what)
+    raise WherryError(Kind.INVALID, f"manifest {top.digest}: indexes are nested deeper than {DEPTH_MAX}")
+
+
+def _best(listed: tuple[Descriptor, ...], platform: Platform, what: str) -> Descriptor:
     try:
-        return choose(manifests, platform, f"index {top.digest}")
+        return choose(listed, platform, what)
     except WherryError:
-        usable = [one for one in manifests if one.platform and one.platform.architecture != "unknown"]
+        usable = [one for one in listed if one.platform and one.platform.architecture != "unknown"]
         if not usable:
             raise
         return usable[0]

@@ -148,7 +148,7 @@ def _changed(environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     try:
         disk.make_private(os.path.dirname(path))
         with _alone(os.path.dirname(path)):
-            config = read_config(path)
+            config = read_config(path, closed=False)  # what cannot be read must not be written over
             _auths(config)
             before = json.dumps(config)
             yield config

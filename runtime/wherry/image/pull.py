@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Puller", "Source"]
 
 _PARALLEL = 4
-_FLUSH = 0.3  # seconds
+_FLUSH_SECONDS, _FLUSH_BYTES = 0.3, 16 << 20  # a slow pull does not keep a whole file system busy with syncs
 _TICK = 0.1  # seconds between two progress events of one layer
 
 
@@ -79,6 +79,7 @@ class Puller:
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._taps: list[_Unpacking] = []
 
     def __enter__(self) -> Puller:
         return self
@@ -113,7 +114,7 @@ class Puller:
 
         from concurrent.futures import ThreadPoolExecutor
 
-        with _written_back(self._blobs.place), ThreadPoolExecutor(_PARALLEL, "layer") as pool:
+        with self._written_back(), ThreadPoolExecutor(_PARALLEL, "layer") as pool:
             futures = [pool.submit(self._layer, source, layer, diff_id) for (diff_id, _), layer in wanted.items()]
             try:
                 _first_failure(futures)
@@ -196,9 +197,33 @@ class Puller:
                 return False
             with self._unpacker.stream(diff_id, layer.size, self._stop, wait=False) as stream:
                 if stream is not None:
-                    partial.attach(_Unpacking(stream, lambda: self._say(key, "Extracting", layer.size, layer.size)))
+                    tap = _Unpacking(stream, lambda: self._say(key, "Extracting", layer.size, layer.size))
+                    self._taps.append(tap)
+                    partial.attach(tap)
                 source.fetch(partial, report, self._stop)
         return True
+
+    @contextlib.contextmanager
+    def _written_back(self) -> Iterator[None]:
+        """Let the device work while the CPUs do: what is left for the sync of each layer is then little."""
+        done = threading.Event()
+
+        def work() -> None:
+            synced = 0
+            with files.directory(self._blobs.place) as fd, contextlib.suppress(OSError):
+                while not done.wait(_FLUSH_SECONDS):
+                    taken = sum(tap.taken for tap in list(self._taps))
+                    if taken >= synced + _FLUSH_BYTES:
+                        synced = taken
+                        shim.syncfs(fd)
+
+        thread = threading.Thread(target=work, name="write back", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _fetch(self, source: Source, descriptor: Descriptor) -> None:
         with self._blobs.partial(descriptor) as partial:
@@ -216,8 +241,10 @@ class _Unpacking:
     def __init__(self, stream: LayerStream, settling: Callable[[], None]) -> None:
         self._stream: LayerStream | None = stream
         self._settling = settling
+        self.taken = 0  # bytes
 
     def write(self, data: bytes) -> None:
+        self.taken += len(data)
         if self._stream is not None:
             self._stream.write(data)
 
@@ -229,25 +256,6 @@ class _Unpacking:
             self._settling()
             with contextlib.suppress(WherryError, OSError):
                 self._stream.finish()
-
-
-@contextlib.contextmanager
-def _written_back(place: str) -> Iterator[None]:
-    """Let the device work while the CPUs do: what is left for the sync of each layer is then little."""
-    done = threading.Event()
-
-    def work() -> None:
-        with files.directory(place) as fd, contextlib.suppress(OSError):
-            while not done.wait(_FLUSH):
-                shim.syncfs(fd)
-
-    thread = threading.Thread(target=work, name="write back", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _first_failure(futures: Sequence[Future[None]]) -> None:

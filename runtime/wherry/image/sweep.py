@@ -43,7 +43,7 @@ def sweep(
             return 0
         in_use = store.blobs.leases.in_use()
         blobs, diff_ids = _used(store)
-        freed, doomed = _doom_blobs(store, in_use, blobs)
+        freed, doomed = (0, []) if blobs is None else _doom_blobs(store, in_use, blobs)
         below = _of_snapshots(store.root)
         more, layers = (0, []) if below is None else _doom_layers(store, in_use, diff_ids | keep | below)
         doomed += layers + _leftovers(store, in_use)
@@ -56,38 +56,52 @@ def sweep(
 Doomed = list[tuple[str, str]]  # directory and name: temporary names, which nobody looks for
 
 
-def _used(store: ImageStore) -> tuple[set[str], set[str]]:
-    """The blobs and diff ids of all images and of what builds remember. An image whose manifest or config is missing or
-    damaged is forgotten: nothing can be started from it."""
+def _used(store: ImageStore) -> tuple[set[str] | None, set[str]]:
+    """The blobs and diff ids of all images and of what builds remember.
+
+    An image whose manifest or config is missing or damaged is forgotten: nothing can be started from it. Where only a
+    document of another platform is, it stays; what that one names nobody can tell, so all blobs do (None).
+    """
     from wherry.image.buildcache import BuildCache
 
     blobs, diff_ids = BuildCache(store.root).used()
     broken: set[str] = set()
+    vague = False
     for entry in {entry.digest: entry for entry in store.blobs.entries()}.values():
         try:
-            more_blobs, more_ids = references(store, entry)
+            diff_ids |= _diff_ids(store, entry)
         except WherryError:
             broken.add(entry.digest)
-        else:
-            blobs |= more_blobs
-            diff_ids |= more_ids
+            continue
+        try:
+            blobs |= _needed(store, entry)
+        except (WherryError, OSError):
+            vague = True
     if broken:
         store.blobs.change(lambda entries: [entry for entry in entries if entry.digest not in broken])
-    return blobs, diff_ids
+    return None if vague else blobs, diff_ids
 
 
 def references(store: ImageStore, top: Descriptor) -> tuple[set[str], set[str]]:
     """What an image of the index needs: its documents and blobs, and the diff ids of this machine's."""
+    diff_ids = _diff_ids(store, top)
+    return _needed(store, top), diff_ids
+
+
+def _diff_ids(store: ImageStore, top: Descriptor) -> set[str]:
     manifest = store.manifest(chosen(store.blobs, top, host_platform()))
     what = f"config {manifest.config.digest}"
     try:
         data = store.blobs.read(manifest.config.digest, CONFIG_MAX)
     except FileNotFoundError:
         raise disk.os_failure(what, FileNotFoundError(2, "missing")) from None
-    config = parse_config(parse_document(data, CONFIG_MAX, what), what)
+    return set(parse_config(parse_document(data, CONFIG_MAX, what), what).diff_ids)
+
+
+def _needed(store: ImageStore, top: Descriptor) -> set[str]:
     found = list(documents(store.blobs, top))
     blobs = {blob.digest for document in found for blob in document.blobs}
-    return blobs | {document.descriptor.digest for document in found}, set(config.diff_ids)
+    return blobs | {document.descriptor.digest for document in found}
 
 
 def _of_snapshots(root: str) -> set[str] | None:
