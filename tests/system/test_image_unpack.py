@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 import struct
 import subprocess
@@ -600,6 +601,7 @@ def test_the_helper_has_no_network_no_other_root_and_few_rights(tmp_path, helper
         )
         assert status["Seccomp"].strip() == "2"
         assert status["NoNewPrivs"].strip() == "1"
+        assert re.search(r"^Max cpu time +3600 +3600 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
         allowed = sum(1 << bit for bit in (0, 1, 3, 4, 21, 27, 31))
         assert int(status["CapEff"], 16) & ~allowed == 0
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

@@ -326,7 +326,8 @@ class Unpacker:
         if first[:1] == ["fail"] and len(words) == 3 and len(first) == 3:
             raise _refusal(diff_id, int(first[1]), int(first[2]), words[1], words[2])
         if first[:1] != ["ok"] or len(first) != 3:
-            raise WherryError(Kind.INTERNAL, f"the unpacking of layer {diff_id} ended without a report")
+            raise WherryError(Kind.INTERNAL, f"the unpacking of layer {diff_id} ended without a report",
+                              hint="it was killed, or worked for more than an hour of a CPU's time")  # fmt: skip
         if digest != diff_id.partition(":")[2]:
             raise WherryError(
                 Kind.INVALID,
