@@ -15,16 +15,15 @@ own even when nothing is remembered. Refuses to know why an element is wanted (b
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
+from wherry_cni.libnft import run
 
 __all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others"]
 
-_TIMEOUT = 30
 _LAYOUT = "layout_1"  # changes with the rules below: another layout is put in place by the first ADD
 _SETS = {
     "masq4": "ipv4_addr", "masq6": "ipv6_addr",
@@ -122,12 +121,12 @@ def add(table: str, wanted: Sequence[Element]) -> None:
     """
     flush = f"flush set inet {table} {_LAYOUT}"
     lines = [f"{'create' if _has_owner(element) else 'add'} element inet {table} {element}" for element in wanted]
-    code, _, err = _nft(["-f", "-"], "\n".join([flush, *lines]))
+    code, _, err = run("\n".join([flush, *lines]))
     if code and "No such file" in err:
-        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
+        code, _, err = run("\n".join([*_layout(table), *lines]))
     if code and "File exists" in err and any(element.where in _HANDED_ON for element in wanted):
         handed = [line for e in wanted if e.where in _HANDED_ON for line in _gone(table, e.where, e.key)]
-        code, _, err = _nft(["-f", "-"], "\n".join([*handed, *lines]))
+        code, _, err = run("\n".join([*handed, *lines]))
     if code and "File exists" in err:
         raise CniError(PORT_TAKEN, "a key of the batch is taken", err)
     if code:
@@ -141,7 +140,7 @@ def _has_owner(element: Element) -> bool:
 
 def elements(table: str) -> list[Element]:
     """Every element that has an owner; none when there is no table. Map values are not told."""
-    code, out, err = _nft(["-j", "list", "table", "inet", table], "")
+    code, out, err = run(f"list table inet {table}", as_json=True)
     if code:
         if "No such file" in err:
             return []
@@ -158,7 +157,7 @@ def elements(table: str) -> list[Element]:
 
 def drop(table: str, keys: Iterable[tuple[str, str]]) -> None:
     """Drop elements by (set, key), whoever's they are; absent is success. One nft instead of the two of `remove`."""
-    code, _, err = _nft(["-f", "-"], "\n".join(line for where, key in keys for line in _gone(table, where, key)))
+    code, _, err = run("\n".join(line for where, key in keys for line in _gone(table, where, key)))
     if code and "No such file" not in err:
         raise CniError(FIREWALL, "nft refuses to remove elements", err)
 
@@ -188,7 +187,7 @@ def _remove(table: str, chosen: Callable[[Element], bool]) -> None:
                 for found in filter(chosen, elements(table))]
         if not gone:
             return
-        code, _, err = _nft(["-f", "-"], "\n".join(gone))
+        code, _, err = run("\n".join(gone))
         if not code:
             return
         if last or "No such file" not in err:  # somebody else removed one between listing and batch: list again
@@ -215,14 +214,3 @@ def _key(value: Any) -> str:
     if isinstance(value, dict) and "range" in value:
         return "-".join(_key(part) for part in value["range"])
     return str(value)
-
-
-def _nft(arguments: Sequence[str], text: str) -> tuple[int, str, str]:
-    try:
-        done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT,
-                              check=False)
-    except FileNotFoundError:
-        raise CniError(FIREWALL, "nft is not installed", "install the package nftables") from None
-    except subprocess.TimeoutExpired:
-        raise CniError(FIREWALL, f"nft did not finish in {_TIMEOUT} s") from None
-    return done.returncode, done.stdout, done.stderr.strip()

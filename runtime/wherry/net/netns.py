@@ -13,10 +13,14 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["create", "exists", "remove"]
+__all__ = ["apart", "create", "exists", "remove"]
+
+_T = TypeVar("_T")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1000, 2, 8
@@ -31,14 +35,33 @@ def create(path: str) -> str:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     except FileExistsError:
         raise WherryError(Kind.EXISTS, f"network namespace {path} exists already") from None
-    failures: list[OSError] = []
-    thread = threading.Thread(target=_in_thread, args=(path, failures), name="netns")
+    try:
+        apart(lambda: _pin(path))
+    except OSError as problem:
+        remove(path)
+        raise _explained(problem, path) from problem
+    return path
+
+
+def apart(work: Callable[[], _T]) -> _T:
+    """What `work` returns, done in a new network namespace with loopback up, which goes with the last handle on it."""
+    results: list[_T] = []
+    problems: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            _check(_libc().unshare(_CLONE_NEWNET))
+            _loopback_up()
+            results.append(work())
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=inside, name="netns")
     thread.start()
     thread.join()
-    if failures:
-        remove(path)
-        raise _explained(failures[0], path) from failures[0]
-    return path
+    if problems:
+        raise problems[0]
+    return results[0]
 
 
 def remove(path: str) -> None:
@@ -67,14 +90,8 @@ def exists(path: str) -> bool:
         os.close(fd)
 
 
-def _in_thread(path: str, failures: list[OSError]) -> None:
-    libc = _libc()
-    try:
-        _check(libc.unshare(_CLONE_NEWNET))
-        _loopback_up()
-        _check(libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, ctypes.c_ulong(_MS_BIND), None))
-    except OSError as problem:
-        failures.append(problem)
+def _pin(path: str) -> None:
+    _check(_libc().mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, ctypes.c_ulong(_MS_BIND), None))
 
 
 def _loopback_up() -> None:

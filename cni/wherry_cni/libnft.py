@@ -1,0 +1,66 @@
+"""nftables by its own library, in this process: the text that `nft -f` takes, without a program to start.
+
+Decides how libnftables(3) is called. Refuses to know what the text says. The library is the package nftables's own
+(soname 1); one call takes half a millisecond where the program takes two and a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import threading
+from functools import cache
+
+from wherry_cni.errors import FIREWALL, CniError
+
+__all__ = ["load", "run"]
+
+_SONAME = "libnftables.so.1"
+_OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
+_NETLINK_NETFILTER = 12
+_LOCK = threading.Lock()  # the library's parser and its tables of symbols are the process's
+
+
+def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
+    """(0 or not, output, errors) of some commands, all or none of them, in the calling thread's network namespace."""
+    _refuse_without_kernel()
+    library = load()
+    with _LOCK:
+        context = library.nft_ctx_new(0)
+        try:
+            library.nft_ctx_buffer_output(context)
+            library.nft_ctx_buffer_error(context)
+            if as_json:
+                library.nft_ctx_output_set_flags(context, _OUTPUT_JSON)
+            code = library.nft_run_cmd_from_buffer(context, text.encode())
+            out, err = (read(context).decode("utf-8", "replace")
+                        for read in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer))
+        finally:
+            library.nft_ctx_free(context)
+    return code, out, err.strip()
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library, with the types of what is called."""
+    try:
+        library = ctypes.CDLL(_SONAME)
+    except OSError as problem:
+        raise CniError(FIREWALL, f"{_SONAME} is not to be had", f"install the package nftables: {problem}") from None
+    pointer = ctypes.c_void_p
+    library.nft_ctx_new.argtypes, library.nft_ctx_new.restype = [ctypes.c_uint32], pointer
+    library.nft_ctx_output_set_flags.argtypes = [pointer, ctypes.c_uint]
+    library.nft_run_cmd_from_buffer.argtypes = [pointer, ctypes.c_char_p]
+    for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(library, name).argtypes = [pointer]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(library, name).argtypes, getattr(library, name).restype = [pointer], ctypes.c_char_p
+    return library
+
+
+def _refuse_without_kernel() -> None:
+    """The library ends the process where it gets no socket: ask before it does."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER).close()
+    except OSError as problem:
+        raise CniError(FIREWALL, f"the kernel has no nftables: {problem.strerror}") from None
