@@ -127,7 +127,7 @@ class Networks:
         is another network's (a list of the host's makes its routes as it says).
         """
         conflist = self._for_attachment(self._get(attachment.network), attachment, bool(ports))
-        routed = _routed(conflist)
+        self._collect_once_a_boot()
         if not default and "wherry" in conflist:
             from wherry.net.drivers import without_default
 
@@ -144,7 +144,7 @@ class Networks:
             raise
         if "wherry" not in conflist:
             self._note_use(str(conflist["name"]))
-        return _network_result(str(conflist["name"]), raw, granted, routed)
+        return _network_result(str(conflist["name"]), raw, granted, _routed(conflist, raw))
 
     def detach(self, container_id: str, netns_path: str, network: str, ports: Sequence[PortMapping] = (),
                interface: str = "eth0") -> None:
@@ -166,28 +166,24 @@ class Networks:
         """Whether we made it: not a list of the host."""
         return self._own(DEFAULT if name in ("", "default") else name) is not None
 
-    def identity(self, name: str) -> tuple[str, str, str]:
-        """(name, id, driver) of a network by name or id, without looking who is on it."""
-        conflist = self._get(name)
-        return str(conflist["name"]), _identity(conflist), _driver(conflist)
-
-    def publishes(self, name: str) -> bool:
-        """Whether ports can be published on it."""
-        return wishes.declares(self._get(name), "portMappings")
-
     def settings(self, name: str) -> Json:
-        """What a network of ours was told beside its plugins: internal, prefix, host_ip, subnets, bridge, options; {}
-        for a list of the host's."""
+        """What is known of a network by name or id without looking who is on it: name, id, driver, bridge, publishes
+        (whether its plugins publish ports), icc (members reach each other), isolate (others do not reach them); and of
+        one of ours what it was told: internal, subnets, prefix, host_ip."""
         conflist = self._get(name)
-        found: Json = conflist.get("wherry") or {}
-        return found | {"bridge": str(conflist["plugins"][0].get("bridge", ""))} if found else {}
+        first = conflist["plugins"][0]
+        return {"subnets": [], **conflist.get("wherry", {}), "name": str(conflist["name"]), "id": _identity(conflist),
+                "driver": _driver(conflist), "bridge": str(first.get("bridge", "")),
+                "icc": not first.get("portIsolation"), "isolate": bool(first.get("isolate")),
+                "publishes": wishes.declares(conflist, "portMappings")}
 
     def collect(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """GC of our own networks and of those lists of the host that were ever used, or of `names`: the plugins drop
         what belongs to no attachment that is remembered. Returns the networks where it failed, and why."""
         used = set(_listed(os.path.join(self._directory, "used")))
+        names = None if names is None else set(names)
         failed = {}
-        for conflist in self._all():
+        for conflist in self._all() if names is None or names else ():
             name = str(conflist["name"])
             if ("wherry" in conflist or name in used) and (names is None or name in names):
                 try:
@@ -196,19 +192,18 @@ class Networks:
                     failed[name] = error.message
         return failed
 
-    def collect_once_a_boot(self) -> None:
-        """`collect`, by the first who asks after a boot. A host that was reset has lost what STATE knew of it, and a
-        plugin's own records on a disk have not."""
-        if not os.path.isdir(self._directory):
-            return
+    def _collect_once_a_boot(self) -> None:
+        """`collect`, before the first ADD after a boot: the reset has taken what STATE knew, but not what a plugin of
+        the host's keeps on a disk. Of ours nothing is left, unless STATE is on a disk as well."""
         note = os.path.join(self._place.state, "cni", "boot")
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
             boot = stream.read()
         with contextlib.suppress(OSError), open(note, encoding="ascii") as stream:
             if stream.read() == boot:
                 return
+        kept = os.path.isdir(os.path.join(self._place.state, "cni", "results"))
+        self.collect(None if kept else _listed(os.path.join(self._directory, "used")))
         os.makedirs(os.path.dirname(note), mode=0o700, exist_ok=True)
-        self.collect()
         with open(f"{note}.{os.getpid()}", "w", encoding="ascii") as stream:
             stream.write(boot)
         os.replace(f"{note}.{os.getpid()}", note)
@@ -320,7 +315,7 @@ class Networks:
         for conflist in self._all() if bridge else ():
             if any(plugin.get("bridge") == bridge for plugin in conflist["plugins"]):
                 raise WherryError(Kind.CONFLICT, f"bridge {bridge} is network {conflist['name']}'s")
-        return bool(bridge) and os.path.exists(f"/sys/class/net/{bridge}")
+        return bool(bridge) and plan.link_exists(bridge)
 
     def _subnets(self, name: str, driver: str, asked: Sequence[Subnet], families: tuple[bool, bool],
                  settings: Mapping[str, str]) -> Rows:
@@ -416,10 +411,12 @@ def _checked_name(name: str) -> None:
         raise WherryError(Kind.DENIED, f'network name "{name}" is reserved')
 
 
-def _routed(conflist: Json) -> bool:
-    """Whether the gateway of a network leads out. Of a list of the host's only its own routes tell."""
+def _routed(conflist: Json, raw: Json) -> bool:
+    """Whether the gateway of a network leads out. Of a list of the host's its routes tell."""
     meta = conflist.get("wherry")
-    return meta is None or not (meta.get("internal") or meta.get("no_default_route") == "true")
+    if meta is None:
+        return any(route["dst"] in ("0.0.0.0/0", "::/0") for route in raw.get("routes") or ())
+    return not (meta.get("internal") or meta.get("no_default_route") == "true")
 
 
 def _driver(conflist: Json) -> str:

@@ -22,7 +22,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 __all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets",
-           "delete_idle_bridge", "delete_link", "delete_table", "drop_leases", "host_networks"]
+           "delete_idle_bridge", "delete_link", "delete_table", "drop_leases", "host_networks", "link_exists"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DEFAULTS = tuple(f"10.{second}.0.0/16" for second in range(87, 79, -1))  # podman's is 10.88, docker's 172.17
@@ -111,11 +111,17 @@ def _wired() -> Iterator[Any]:
         yield route
 
 
+def link_exists(name: str) -> bool:
+    """Whether the host has a link of this name."""
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
+
+
 def delete_link(name: str) -> None:
     """Remove a link of the host. Absent is success."""
-    try:
-        socket.if_nametoindex(name)
-    except OSError:
+    if not link_exists(name):
         return
     with _wired() as route:
         route.link("del", ifname=name)
