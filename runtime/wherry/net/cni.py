@@ -133,7 +133,7 @@ class Cni:
     def version(self, plugin_type: str) -> Json:
         """What the plugin says of itself."""
         config = {"cniVersion": "1.1.0", "name": "version", "type": plugin_type}
-        return self._call("VERSION", Joined({"cniVersion": "1.1.0", "name": "version"}, "", "", ""), config, None) or {}
+        return self._call("VERSION", Joined({**config, "wherry": {}}, "", "", ""), config, None) or {}
 
     def recall(self, network: str, container_id: str, ifname: str = "eth0") -> Joined | None:
         """What is remembered of one attachment."""
@@ -148,12 +148,13 @@ class Cni:
         found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
         return [joined for joined in found if joined is not None]
 
-    def find(self, plugin_type: str) -> tuple[str, str]:
-        """(executable, CNI_PATH): our own launchers first, then the directories of the host."""
+    def find(self, plugin_type: str, *, ours: bool = True) -> tuple[str, str]:
+        """(executable, CNI_PATH): our own launchers first, then the directories of the host; for a list that is not
+        `ours` the other way round, for its keys are those of the plugins that its author installed."""
         if not re.fullmatch(_TYPE, plugin_type):
             raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
         own = launchers.provide(self._own)
-        directories = ([own] if own else []) + list(self._place.cni_bin)
+        directories = sorted([*([own] if own else []), *self._place.cni_bin], key=lambda path: (path == own) != ours)
         for directory in directories:
             path = os.path.join(directory, plugin_type)
             if os.access(path, os.X_OK) and os.path.isfile(path):
@@ -203,7 +204,7 @@ class Cni:
             os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
 
     def _call(self, verb: str, joined: Joined, plugin: Json, previous: Json | None, *locks: int) -> Json | None:
-        path, search = self.find(str(plugin.get("type", "")))
+        path, search = self.find(str(plugin.get("type", "")), ours="wherry" in joined.conflist)
         environment = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": verb, "CNI_PATH": search,
                        "CNI_CONTAINERID": joined.container_id, "CNI_NETNS": joined.netns, "CNI_IFNAME": joined.ifname,
                        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
