@@ -28,7 +28,7 @@ class Place(NamedTuple):
     state: str = "/run/wherry"
     config: str = "/etc/wherry/wherry.toml"
     cni_conf: str = "/etc/cni/net.d"
-    cni_bin: tuple[str, ...] = ("/opt/cni/bin",)
+    cni_bin: tuple[str, ...] = ("/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni")  # CNI's own, Fedora's, Debian's
 
 
 class Mount(NamedTuple):

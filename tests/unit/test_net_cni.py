@@ -140,6 +140,12 @@ def test_our_own_plugins_come_first_and_speak_for_themselves(bench: Bench) -> No
     assert bench.cni.version("host-local")["cniVersion"] == "1.1.0"
 
 
+def test_a_list_of_the_host_gets_the_hosts_plugins_first(bench: Bench) -> None:
+    bench.plugin("bridge", f"echo '{RESULT}'\n")
+    assert bench.cni.add(chain("bridge"), "c1", "/none") == json.loads(RESULT)
+    assert bench.cni.find("portmap", ours=False)[0] == str(bench.path / "root" / "cni-bin" / "portmap")
+
+
 def test_a_second_add_is_refused_without_cutting_the_first_and_half_an_add_is_undone(bench: Bench) -> None:
     bench.plugin("one", f"echo '{RESULT}'\n")
     bench.cni.add(chain("one"), "c1", "/none")

@@ -71,7 +71,7 @@ class Cni:
         self._results = os.path.join(place.state, "cni", "results")
         self._own = os.path.join(place.root, "cni-bin")
         self._gates = os.path.join(place.state, "cni", "gates")
-        self._spoken: dict[str, frozenset[str]] = {}
+        self._spoken: dict[tuple[str, bool], frozenset[str]] = {}
 
     def add(self, conflist: Json, container_id: str, netns_path: str, ifname: str = "eth0", *,
             args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
@@ -85,7 +85,7 @@ class Cni:
     def _add(self, wish: Joined, lock: int) -> Json:
         self._refuse_second(wish, lock)
         for plugin in _plugins(wish.conflist):  # what cannot be called could not be undone either
-            self.find(str(plugin.get("type", "")))
+            self.find(str(plugin.get("type", "")), ours="wherry" in wish.conflist)
         self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
         result: Json = {}
         try:
@@ -154,22 +154,23 @@ class Cni:
             for plugin in _plugins(agreed):
                 self._call("STATUS", nobody, plugin, None)
 
-    def version(self, plugin_type: str) -> Json:
-        """What the plugin says of itself."""
+    def version(self, plugin_type: str, *, ours: bool = True) -> Json:
+        """What the plugin says of itself. `ours` as for `find`."""
         config = {"cniVersion": "1.1.0", "name": "version", "type": plugin_type}
-        return self._call("VERSION", Joined({"cniVersion": "1.1.0", "name": "version"}, "", "", ""), config, None) or {}
+        joined = Joined({**config, "wherry": {}} if ours else config, "", "", "")
+        return self._call("VERSION", joined, config, None) or {}
 
-    def spoken(self, plugin_type: str) -> frozenset[str]:
+    def spoken(self, plugin_type: str, *, ours: bool = True) -> frozenset[str]:
         """The versions that a plugin knows. One that fails at VERSION is older than the verb (0.2.0)."""
-        if plugin_type not in self._spoken:
+        if (plugin_type, ours) not in self._spoken:
             try:
-                told = self.version(plugin_type).get("supportedVersions")
+                told = self.version(plugin_type, ours=ours).get("supportedVersions")
             except WherryError as error:
                 if error.kind in (Kind.PRECONDITION, Kind.INVALID):  # it is not there
                     raise
                 told = None
-            self._spoken[plugin_type] = frozenset(map(str, told if isinstance(told, list) else ["0.1.0"]))
-        return self._spoken[plugin_type]
+            self._spoken[plugin_type, ours] = frozenset(map(str, told if isinstance(told, list) else ["0.1.0"]))
+        return self._spoken[plugin_type, ours]
 
     def _agreed(self, conflist: Json) -> Json:
         """The list in one version: the newest that it allows, we speak and, where it allows several, its plugins do."""
@@ -179,8 +180,9 @@ class Cni:
                 Kind.UNSUPPORTED, f'network "{conflist.get("name", "")}" is written for CNI {_told(conflist)}, '
                 f"which wherry does not speak", hint=f"cniVersion: one of {', '.join(cniresult.VERSIONS)}")
         if len(told) > 1:
-            plugins = [str(plugin.get("type", "")) for plugin in _plugins(conflist)]
-            told = [version for version in told if all(version in self.spoken(name) for name in plugins)] or told[:1]
+            ours = "wherry" in conflist
+            known = [self.spoken(str(plugin.get("type", "")), ours=ours) for plugin in _plugins(conflist)]
+            told = [version for version in told if all(version in versions for versions in known)] or told[:1]
         return conflist if conflist.get("cniVersion") == told[0] else {**conflist, "cniVersion": told[0]}
 
     def recall(self, network: str, container_id: str, ifname: str = "eth0") -> Joined | None:
@@ -196,16 +198,18 @@ class Cni:
         found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
         return [joined for joined in found if joined is not None]
 
-    def find(self, plugin_type: str) -> tuple[str, str]:
-        """(executable, CNI_PATH): our own launchers first, then the directories of the host."""
+    def find(self, plugin_type: str, *, ours: bool = True) -> tuple[str, str]:
+        """(executable, CNI_PATH): our own launchers first, then the directories of the host; for a list that is not
+        `ours` the other way round, for its keys are those of the plugins that its author installed."""
         if not re.fullmatch(_TYPE, plugin_type):
             raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
-        for directory in self._search:
+        directories = sorted(self._search, key=lambda path: (path == self._own) != ours)
+        for directory in directories:
             path = os.path.join(directory, plugin_type)
             if os.access(path, os.X_OK) and os.path.isfile(path):
-                return path, ":".join(self._search)
+                return path, ":".join(directories)
         raise WherryError(Kind.PRECONDITION, f'CNI plugin "{plugin_type}" is not installed',
-                          hint=f"looked in {', '.join(self._search)}")
+                          hint=f"looked in {', '.join(directories)}")
 
     @cached_property
     def _search(self) -> list[str]:
@@ -260,7 +264,7 @@ class Cni:
             os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
 
     def _call(self, verb: str, joined: Joined, plugin: Json, previous: Json | None, *locks: int) -> Json | None:
-        path, search = self.find(str(plugin.get("type", "")))
+        path, search = self.find(str(plugin.get("type", "")), ours="wherry" in joined.conflist)
         environment = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": verb, "CNI_PATH": search,
                        "CNI_CONTAINERID": joined.container_id, "CNI_NETNS": joined.netns, "CNI_IFNAME": joined.ifname,
                        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
@@ -282,7 +286,8 @@ class Cni:
             return refused
         name = str(plugin["type"])
         try:
-            hint = f"it speaks {', '.join(sorted(self.spoken(name), key=cniresult.number))}"
+            known = self.spoken(name, ours="wherry" in joined.conflist)
+            hint = f"it speaks {', '.join(sorted(known, key=cniresult.number))}"
         except WherryError:
             hint = refused.hint
         message = f'CNI plugin "{name}" does not know version {_told(joined.conflist)} of network {joined.network}'
