@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import cleanup, codec
+from . import cleanup, codec, keeping
 from .house import House
 from .undo import Undo
 
@@ -54,9 +54,10 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     kind = mode(options)
     if kind.startswith("container:"):
         return _share(house, kind.partition(":")[2])
-    facts: Json = {"mode": kind or "cni", "networks": []}
+    facts: Json = {"mode": kind or "cni", "networks": [], "domain": options.domainname}
     if not kind:
         _attach(house, row, options, facts, undo)
+        facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     _store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
@@ -122,6 +123,11 @@ def addresses(fact: Json) -> list[str]:
     return [a[0].partition("/")[0] for interface in fact["interfaces"] for a in interface["addresses"]]
 
 
+def gateways(fact: Json) -> list[str]:
+    """The gateways of one attachment."""
+    return [a[1] for interface in fact["interfaces"] for a in interface["addresses"] if a[1]]
+
+
 # ---- files ----
 
 
@@ -153,10 +159,25 @@ def _names(row: Container, options: RunOptions) -> tuple[str, ...]:
     return (f"{name}.{options.domainname}", name) if options.domainname else (name,)
 
 
+def _asked(house: House, options: RunOptions, facts: Json) -> tuple[str, tuple[str, ...]]:
+    """The server that the container asks, "" for those of its file, and whom that one asks for it, () for the host's.
+
+    A loopback address that was asked for means the container itself: no responder of the host's could ask there.
+    """
+    from wherry.net import files
+
+    wanted = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    if any(map(files.is_loopback, wanted)):
+        return "", ()
+    found = (keeping.nameserver(house, fact["network"], gateways(fact)) for fact in facts["networks"])
+    return next(filter(None, found), ""), wanted
+
+
 def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
     from wherry.net import files
 
-    dns = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    ours = facts.get("nameserver")
+    dns = (ours,) if ours else options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
     search = options.dns_search or tuple(word for fact in facts["networks"] for word in fact["search"])
     return files.resolv_conf(files.host_resolv_conf(), dns, search, options.dns_option, same_namespace=same)
 
@@ -236,7 +257,8 @@ def _peers_lock(house: House) -> Iterator[None]:
 
 
 def refresh_peers(house: House, options: RunOptions) -> None:
-    """Rewrite the hosts files of every member of the container's named networks, its own included."""
+    """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
+    responders know."""
     networks = named_networks(options)
     if not networks:
         return
@@ -247,6 +269,9 @@ def refresh_peers(house: House, options: RunOptions) -> None:
         for row, facts in list(present.values()):
             if facts:
                 _refresh(house, row, facts, present)
+        for network in networks:
+            users = (present[cid] for cid in house.db.network_users(network) if cid in present)
+            keeping.publish(house, network, [(row, facts) for row, facts in users if facts])
 
 
 def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
@@ -270,9 +295,8 @@ def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Cont
             return []
         present[cid] = (row, load(house, cid))
     row, facts = present[cid]
-    name = row.config["hostname"]
     return [
-        files.HostEntry(tuple(addresses(fact)), (row.name, *fact["aliases"], row.id[:12], name))
+        files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
         for fact in facts.get("networks", ())
         if fact["network"] == network
     ]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Place, PortMapping
+from wherry.net import kept
 from wherry.net import subnets as plan
 from wherry.net.cni import Cni, Joined
 from wherry.net.ports import PortBook
@@ -40,6 +41,7 @@ _OPTIONS = {  # docker's names for what a bridge network can be told, and ours
     "com.docker.network.bridge.enable_ip_masquerade": "masquerade",
     "com.docker.network.bridge.enable_icc": "icc",
 }
+_OWN_GATEWAY = ("bridge", "overlay")
 _BUILT_IN = ("bridge", "host", "none")
 
 
@@ -102,6 +104,7 @@ class Networks:
     def teardown(self) -> None:
         """Take away every bridge, every lease and the table (for uninstall and tests). Nothing may be attached."""
         with self._locked():
+            kept.stop_all(self._place.state)
             for conflist in self._all():
                 if "wherry" in conflist:
                     self._remove(conflist)
@@ -173,6 +176,14 @@ class Networks:
             return ""
         meta = self._get(network).get("wherry", {})
         return next((str(part["gateway"]) for part in meta.get("subnets", []) if part.get("gateway")), "")
+
+    def responder(self, network: str) -> tuple[str, bool] | None:
+        """(nft table, internal) of a network of ours that has this host as its gateway, so that we can answer DNS
+        there; None for any other."""
+        conflist = self._own(DEFAULT if network in ("", "default") else network)
+        if conflist is None or conflist["plugins"][0]["type"] not in _OWN_GATEWAY:
+            return None
+        return self._table, bool(conflist.get("wherry", {}).get("internal"))
 
     # -- the lists ----------------------------------------------------------------------------------------------
 
@@ -275,6 +286,7 @@ class Networks:
         if users:
             raise WherryError(Kind.CONFLICT, f"network {name} is in use by container {', '.join(users)}",
                               hint="disconnect or remove the container first")
+        kept.stop(self._place.state, name)
         with contextlib.suppress(FileNotFoundError):
             self.cni.collect(conflist, [])
         plan.delete_link(str(conflist["plugins"][0]["bridge"]))
