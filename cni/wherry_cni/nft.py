@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
 
-__all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others"]
+__all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others",
+           "restore"]
 
 _TIMEOUT = 30
 _LAYOUT = "layout_1"  # changes with the rules below: another layout is put in place by the first ADD
@@ -132,6 +133,19 @@ def add(table: str, wanted: Sequence[Element]) -> None:
         raise CniError(PORT_TAKEN, "a key of the batch is taken", err)
     if code:
         raise CniError(FIREWALL, "nft refuses the batch", err)
+
+
+def restore(table: str, wanted: Sequence[Element]) -> None:
+    """Put the elements in place, whatever of the table is there; a key that another has changes hands. One batch."""
+    lines = [f"add element inet {table} {element}" for element in wanted]
+    code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
+    if code and "File exists" in err:
+        keys = {(element.where, element.key) for element in wanted if _has_owner(element)}
+        handed = [f"delete element inet {table} {found.where} {{ {found.key} }}" for found in elements(table)
+                  if (found.where, found.key) in keys]
+        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *handed, *lines]))
+    if code:
+        raise CniError(FIREWALL, f"nft refuses to restore the table {table}", err)
 
 
 def _has_owner(element: Element) -> bool:
