@@ -68,7 +68,7 @@ def main(
 
 
 def internal_verb(argv: Sequence[str]) -> tuple[dict[str, str], str, str] | None:
-    """The places, verb and id of `[--root R] [--state S] [--config C] internal cleanup|health|network ID`; else None."""
+    """The places, verb and id of `[--root R] [--state S] [--config C] internal VERB ID`; else None."""
     rest, places = list(argv), {}
     while rest and rest[0].partition("=")[0] in PLACES:
         name, eq, value = rest.pop(0).partition("=")

@@ -109,16 +109,14 @@ def respond(wire: bytes, source: str, book: Book, home: str, *, stream: bool = F
     if not places:
         return failed(wire, dns.rcode.REFUSED)
     query = _parsed(wire)
-    if query is None:
-        return failed(wire, dns.rcode.FORMERR)
-    refusal = _refusal(query)
-    if refusal is not None:
-        return _wire(dns.message.make_response(query), refusal, query, stream)
+    refusal = dns.rcode.FORMERR if query is None else _refusal(query)
+    if query is None or refusal is not None:
+        return failed(wire, refusal or dns.rcode.FORMERR)
     answer = _own_answer(query, places)
     if answer is not None:
-        return _wire(answer, dns.rcode.NOERROR, query, stream)
+        return _wire(answer, query, stream)
     if all(place.roster.internal for place in places):
-        return _wire(dns.message.make_response(query), dns.rcode.SERVFAIL, query, stream)
+        return failed(wire)
     asked = [m.upstreams for place in places for m in place.roster.members if source in map(_plain, m.addresses)]
     return Forward(wire, next(filter(None, asked), ()))
 
@@ -137,8 +135,6 @@ def _refusal(query: dns.message.Message) -> dns.rcode.Rcode | None:
         return dns.rcode.NOTIMP
     if len(query.question) != 1:
         return dns.rcode.FORMERR
-    if query.edns > 0:
-        return dns.rcode.BADVERS
     return None if query.question[0].rdclass == dns.rdataclass.IN else dns.rcode.REFUSED
 
 
@@ -153,7 +149,7 @@ def _own_answer(query: dns.message.Message, places: list[_Place]) -> dns.message
     if not found:
         return None
     addresses = list(dict.fromkeys(address for group in found for address in group))
-    random.shuffle(addresses)  # an alias of several is shared among them
+    random.SystemRandom().shuffle(addresses)  # an alias of several is shared among them
     wanted = _FAMILIES if asked.rdtype == dns.rdatatype.ANY else {asked.rdtype: _FAMILIES.get(asked.rdtype)}
     return _answer(query, [(kind, [a for a in addresses if (":" in a) == six]) for kind, six in wanted.items()])
 
@@ -175,9 +171,7 @@ def _answer(query: dns.message.Message, found: list[tuple[dns.rdatatype.RdataTyp
     return answer
 
 
-def _wire(answer: dns.message.Message, code: dns.rcode.Rcode, query: dns.message.Message, stream: bool) -> bytes:
-    answer.flags |= dns.flags.RA
-    answer.set_rcode(code)
+def _wire(answer: dns.message.Message, query: dns.message.Message, stream: bool) -> bytes:
     room = min(max(query.payload, _PLAIN), _PAYLOAD) if query.edns >= 0 else _PLAIN
     return answer.to_wire(max_size=_STREAM_MAX if stream else room, prefer_truncation=True)
 

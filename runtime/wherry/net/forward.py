@@ -39,7 +39,7 @@ class HostServers:
         """The servers, without those of `but`."""
         try:
             found = os.stat(self._path)
-            seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            seen: tuple[int, ...] = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
         except OSError:
             seen = ()
         if seen != self._seen:

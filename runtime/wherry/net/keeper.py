@@ -88,23 +88,25 @@ class _Names:
     def __init__(self, state: str) -> None:
         self._state = state
         self.fd = shim.inotify([roster.directory(state)], _CHANGES | _GONE)
+        self._stale: set[str] = set()
         self._book = dns.Book(roster.load_all(state))
 
     def book(self) -> dns.Book:
         """The book as of now."""
-        for network in self._changed():
+        self.hear()
+        if "" in self._stale:  # more than the kernel keeps for us
+            self._book = dns.Book(roster.load_all(self._state))
+            self._stale.clear()
+        while self._stale:
+            network = self._stale.pop()
             self._book.put(network, roster.load(roster.path(self._state, network)))
         return self._book
 
-    def _changed(self) -> set[str]:
-        found: set[str] = set()
+    def hear(self) -> None:
+        """Note what changed; it is read when somebody asks."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.fd, _EVENTS):
-                found.update(_told(data))
-        if "" in found:  # more than the kernel keeps for us
-            self._book = dns.Book(roster.load_all(self._state))
-            return set()
-        return found
+                self._stale.update(_told(data))
 
 
 def _told(data: bytes) -> Iterator[str]:
@@ -270,7 +272,7 @@ class _Keeper:
         loop, ended, changed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, ended.set)
         names = _Names(self._place.state)
-        loop.add_reader(names.fd, lambda: (names.book(), changed.set()))
+        loop.add_reader(names.fd, self._told, names, changed)
         responder = _Responder(names, self._network)
         for one in self._sockets:
             one.set_inheritable(False)
@@ -281,6 +283,11 @@ class _Keeper:
         await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
         if ended.is_set():
             self._withdraw()
+
+    @staticmethod
+    def _told(names: _Names, changed: asyncio.Event) -> None:
+        names.hear()
+        changed.set()
 
     async def _until_alone(self, changed: asyncio.Event) -> None:
         clock, alone = asyncio.get_running_loop().time, 0.0

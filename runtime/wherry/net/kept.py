@@ -56,12 +56,12 @@ def ensure(state: str, roster: Roster, argv: Sequence[str], env: Mapping[str, st
             if not sockets:
                 return False
             redirect(roster, sockets)
-            given = {"lock": lock, "sockets": [one.fileno() for one in sockets], "cgroup": cgroup,
-                     "table": roster.table}
+            fds = [one.fileno() for one in sockets]
+            given = {"lock": lock, "sockets": fds, "cgroup": cgroup, "table": roster.table}
             child = subprocess.Popen(
                 list(argv), env={**env, GIVEN: json.dumps(given)}, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                pass_fds=[lock, *given["sockets"]],
+                pass_fds=[lock, *fds],
             )  # fmt: skip
             os.pwrite(lock, f"{child.pid}\n".encode(), 0)
     finally:

@@ -45,6 +45,7 @@ class Watch:
         self._table = table.encode()
         self._wire = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
                                    _NETLINK_NETFILTER)
+        self._wire.bind((0, 0))  # without an address nothing is told, and no error says so
         self._wire.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
         self._added, self._batch = False, Loss.NOTHING
 
