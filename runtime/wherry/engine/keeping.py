@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
     from .db import Container
 
+_PATIENCE = 30  # seconds for others that change who is on a network
+
 __all__ = ["names", "nameserver", "publish", "serve", "wake"]
 
 
 def names(row: Container, aliases: Iterable[str], domain: str = "") -> tuple[str, ...]:
-    """What peers may call a container; the first is what its address is called."""
+    """What peers may call a container; the first is what its address is called. The whole id is none: no label of the
+    DNS has 64 octets (RFC 1035, 2.3.4)."""
     host = row.config["hostname"]
     return (row.name, *aliases, row.id[:12], host, *([f"{host}.{domain}"] if domain else []))
 
@@ -47,7 +50,7 @@ def publish(house: House, network: str, members: Sequence[tuple[Container, Json]
         for fact in facts["networks"]:
             if fact["network"] == network:
                 found = [(a.partition("/")[0], gateway) for i in fact["interfaces"] for a, gateway in i["addresses"]]
-                known = (*names(row, fact["aliases"], facts.get("domain", "")), row.id)
+                known = names(row, fact["aliases"], facts.get("domain", ""))
                 upstreams = tuple(facts.get("upstreams", ()))
                 entries.append(roster.Member(row.id, known, tuple(a for a, _ in found), upstreams))
                 gateways |= dict.fromkeys(gateway for _, gateway in found if gateway)
@@ -74,19 +77,17 @@ def _ensure(house: House, roster: Roster) -> None:
 
 def wake(house: House) -> None:
     """Start the keepers that were killed."""
-    from wherry.net import roster
-
-    if not os.path.isdir(roster.directory(house.place.state)):
+    state = house.place.state
+    if not os.path.isdir(f"{state}/names"):
         return
     from wherry.kernel import files
-    from wherry.net import kept
+    from wherry.net import kept, roster
 
-    for network in roster.networks(house.place.state):
-        if not kept.there(house.place.state, network):
-            with files.flock(kept.gate(house.place.state), 30):
-                found = roster.load(roster.path(house.place.state, network))
-                if found is not None:
-                    _ensure(house, found)
+    for network in roster.networks(state):
+        if not kept.there(state, network) and (found := roster.load(roster.path(state, network))) and found.gateways:
+            with files.flock(kept.gate(state), _PATIENCE):
+                if (now := roster.load(roster.path(state, network))) is not None:
+                    _ensure(house, now)
 
 
 def serve(house: House, network: str) -> None:

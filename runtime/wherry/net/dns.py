@@ -17,7 +17,6 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.name
-import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
@@ -109,9 +108,8 @@ def respond(wire: bytes, source: str, book: Book, home: str, *, stream: bool = F
     if not places:
         return failed(wire, dns.rcode.REFUSED)
     query = _parsed(wire)
-    refusal = dns.rcode.FORMERR if query is None else _refusal(query)
-    if query is None or refusal is not None:
-        return failed(wire, refusal or dns.rcode.FORMERR)
+    if not isinstance(query, dns.message.Message):
+        return failed(wire, query)
     answer = _own_answer(query, places)
     if answer is not None:
         return _wire(answer, query, stream)
@@ -121,25 +119,23 @@ def respond(wire: bytes, source: str, book: Book, home: str, *, stream: bool = F
     return Forward(wire, next(filter(None, asked), ()))
 
 
-def _parsed(wire: bytes) -> dns.message.Message | None:
-    if len(wire) > MAX_QUERY:
-        return None
-    try:
-        return dns.message.from_wire(wire)
-    except Exception:  # bytes of a stranger: dnspython raises more than it documents, and each means the same
-        return None
-
-
-def _refusal(query: dns.message.Message) -> dns.rcode.Rcode | None:
-    if query.opcode() != dns.opcode.QUERY:
+def _parsed(wire: bytes) -> dns.message.Message | dns.rcode.Rcode:
+    """The one plain question, or what is said to anything else."""
+    if _flags(wire) & _OPCODE:  # before it is read: an update has other sections
         return dns.rcode.NOTIMP
-    if len(query.question) != 1:
+    try:
+        query = dns.message.from_wire(wire) if len(wire) <= MAX_QUERY else None
+    except Exception:  # bytes of a stranger: dnspython raises more than it documents, and each means the same
         return dns.rcode.FORMERR
-    return None if query.question[0].rdclass == dns.rdataclass.IN else dns.rcode.REFUSED
+    if query is None or len(query.question) != 1:
+        return dns.rcode.FORMERR
+    return query if query.question[0].rdclass == dns.rdataclass.IN else dns.rcode.REFUSED
 
 
 def _own_answer(query: dns.message.Message, places: list[_Place]) -> dns.message.Message | None:
     """The answer where the name, or the address, is one that the asker's networks know."""
+    if query.edns > 0:
+        return _unversed(query)
     asked = query.question[0]
     if asked.rdtype == dns.rdatatype.PTR:
         texts, kind = _names_of(asked.name, places), dns.rdatatype.PTR
@@ -152,6 +148,13 @@ def _own_answer(query: dns.message.Message, places: list[_Place]) -> dns.message
     random.SystemRandom().shuffle(addresses)  # an alias of several is shared among them
     wanted = _FAMILIES if asked.rdtype == dns.rdatatype.ANY else {asked.rdtype: _FAMILIES.get(asked.rdtype)}
     return _answer(query, [(kind, [a for a in addresses if (":" in a) == six]) for kind, six in wanted.items()])
+
+
+def _unversed(query: dns.message.Message) -> dns.message.Message:
+    """RFC 6891, 6.1.3: we know version 0."""
+    answer = dns.message.make_response(query, recursion_available=True, our_payload=_PAYLOAD)
+    answer.set_rcode(dns.rcode.BADVERS)
+    return answer
 
 
 def _names_of(name: dns.name.Name, places: list[_Place]) -> list[str]:

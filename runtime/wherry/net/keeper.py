@@ -331,7 +331,8 @@ class _Keeper:
         return True
 
     def _withdraw(self) -> None:
-        kept.unredirect(self._given.table, self._network, self._sockets)
+        if kept.moved(self._sockets):
+            kept.unredirect(self._given.table, self._network)
         for one in self._sockets:
             one.close()
         with contextlib.suppress(FileNotFoundError):

@@ -24,7 +24,7 @@ from wherry.kernel import process
 from wherry.net import roster as rosters
 from wherry.net.roster import Roster
 
-__all__ = ["GIVEN", "PORT", "chain", "ensure", "gate", "lock_path", "redirect", "running", "stop", "stop_all",
+__all__ = ["GIVEN", "PORT", "chain", "ensure", "gate", "lock_path", "moved", "redirect", "running", "stop", "stop_all",
            "there", "unredirect"]
 
 PORT = 53
@@ -51,6 +51,8 @@ def ensure(state: str, roster: Roster, argv: Sequence[str], env: Mapping[str, st
     if lock < 0:
         return False
     try:
+        if os.pread(lock, 1, 0):  # the one before was killed
+            unredirect(roster.table, roster.network)
         with contextlib.ExitStack() as held:
             sockets = [held.enter_context(one) for address in roster.gateways for one in _bound(address)]
             if not sockets:
@@ -95,8 +97,8 @@ def _holder(state: str, network: str) -> bytes | None:
     return None
 
 
-def stop(state: str, network: str) -> None:
-    """End the network's keeper and wait; absent is success."""
+def stop(state: str, network: str, table: str) -> None:
+    """End the network's keeper and wait; absent is success. `table`: the instance's nft table."""
     deadline = time.monotonic() + _SECONDS
     while (found := running(state, network)) is not None:
         with process.held(found) as pidfd:
@@ -108,16 +110,17 @@ def stop(state: str, network: str) -> None:
         if time.monotonic() > deadline:
             raise WherryError(Kind.UNAVAILABLE, f"the keeper {found.pid} of network {network} does not end",
                               hint=f"kill -9 {found.pid}; it holds nothing that could be lost")
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # else: it was killed
         os.unlink(lock_path(state, network))
+        unredirect(table, network)
 
 
-def stop_all(state: str) -> None:
+def stop_all(state: str, table: str) -> None:
     """End every keeper of this state."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(rosters.directory(state)):
             if name.endswith(_LOCK):
-                stop(state, name.removesuffix(_LOCK))
+                stop(state, name.removesuffix(_LOCK), table)
 
 
 def lock_path(state: str, network: str) -> str:
@@ -185,28 +188,39 @@ def chain(network: str) -> str:
 def redirect(roster: Roster, sockets: Sequence[socket.socket]) -> None:
     """Lead port 53 of the gateways to those sockets that have another one; idempotent, and nothing where all have 53.
     By dnat, for nft's redirect would choose another address of the link. OSError when nft refuses."""
-    moved = {str(name[0]): int(name[1]) for name in (one.getsockname() for one in sockets) if name[1] != PORT}
-    if not moved:
+    if not moved(sockets):
         return
+    ports = {str(name[0]): int(name[1]) for name in (one.getsockname() for one in sockets) if name[1] != PORT}
     where = f"inet {roster.table} {chain(roster.network)}"
     lines = [f"add table inet {roster.table}",
              f"add chain {where} {{ type nat hook prerouting priority dstnat - 1; }}", f"flush chain {where}",
-             *(f"add rule {where} {rule}" for rule in _rules(moved))]  # fmt: skip
-    done = subprocess.run(["nft", "-f", "-"], input="\n".join(lines), capture_output=True, text=True, check=False,
-                          timeout=_NFT_SECONDS)
-    if done.returncode:
-        raise OSError(errno.EADDRINUSE, f"port {PORT} is taken, and nft does not lead it elsewhere: {done.stderr}")
+             *(f"add rule {where} {rule}" for rule in _rules(ports))]  # fmt: skip
+    if problem := _nft(lines):
+        raise OSError(errno.EADDRINUSE, f"port {PORT} is taken, and nft does not lead it elsewhere: {problem}")
 
 
-def unredirect(table: str, network: str, sockets: Sequence[socket.socket]) -> None:
-    """Take back what `redirect` did for these sockets; a table that has gone is success."""
-    if any(one.getsockname()[1] != PORT for one in sockets):
-        where = f"inet {table} {chain(network)}"
-        subprocess.run(["nft", "-f", "-"], input=f"flush chain {where}\ndelete chain {where}", capture_output=True,
-                       text=True, check=False, timeout=_NFT_SECONDS)
+def unredirect(table: str, network: str) -> None:
+    """Take back what `redirect` did, if it did; absent is success."""
+    where = f"inet {table} {chain(network)}"
+    _nft([f"flush chain {where}", f"delete chain {where}"])
 
 
-def _rules(moved: Mapping[str, int]) -> Iterator[str]:
-    for address, port in moved.items():
+def moved(sockets: Sequence[socket.socket]) -> bool:
+    """Whether another program has port 53."""
+    return any(one.getsockname()[1] != PORT for one in sockets)
+
+
+def _nft(lines: Sequence[str]) -> str:
+    """What nft has against the batch, "" for nothing."""
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input="\n".join(lines), capture_output=True, text=True, check=False,
+                              timeout=_NFT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return str(problem)
+    return done.stderr if done.returncode else ""
+
+
+def _rules(ports: Mapping[str, int]) -> Iterator[str]:
+    for address, port in ports.items():
         family, target = ("ip6", f"[{address}]:{port}") if ":" in address else ("ip", f"{address}:{port}")
         yield f"{family} daddr {address} meta l4proto {{ tcp, udp }} th dport {PORT} dnat {family} to {target}"

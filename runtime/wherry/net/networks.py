@@ -104,7 +104,7 @@ class Networks:
     def teardown(self) -> None:
         """Take away every bridge, every lease and the table (for uninstall and tests). Nothing may be attached."""
         with self._locked():
-            kept.stop_all(self._place.state)
+            kept.stop_all(self._place.state, self._table)
             for conflist in self._all():
                 if "wherry" in conflist:
                     self._remove(conflist)
@@ -286,7 +286,7 @@ class Networks:
         if users:
             raise WherryError(Kind.CONFLICT, f"network {name} is in use by container {', '.join(users)}",
                               hint="disconnect or remove the container first")
-        kept.stop(self._place.state, name)
+        kept.stop(self._place.state, name, self._table)
         with contextlib.suppress(FileNotFoundError):
             self.cni.collect(conflist, [])
         plan.delete_link(str(conflist["plugins"][0]["bridge"]))
