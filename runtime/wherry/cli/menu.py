@@ -112,6 +112,7 @@ CNI = {
 INTERNAL = {
     "cleanup": Entry("commands.internal:cleanup", "Settle a container that has ended"),
     "health": Entry("commands.internal:health", "Run one health check"),
+    "network": Entry("commands.internal:network", "Answer DNS on a network and keep its firewall rules"),
 }
 
 

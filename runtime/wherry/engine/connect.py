@@ -90,6 +90,7 @@ def _join(house: House, row: Container, wish: Attachment, undo: Undo) -> None:
     undo.add(house.networks.detach, row.id, path, wish.network, ports, wish.interface)
     facts["networks"].append(joining.attach(house, row, path, wish, ports, default=False))
     undo.add(_given, house, row.id, joining.load(house, row.id))
+    joining.ask_anew(house, row, codec.decode_options(row.config["options"]), facts)
     _given(house, row.id, facts)
     routing.apply(path, facts["networks"])
     _tell_itself(house, row, gone=(), new=joining.addresses(facts["networks"][-1]))
@@ -158,6 +159,7 @@ def _part(house: House, row: Container, options: RunOptions, wish: Attachment) -
     facts["networks"] = [fact for fact in facts["networks"] if fact["network"] != wish.network]
     if first and row.config["ports"] and facts["networks"]:
         _move_ports(house, row, options.network[1], facts)
+    joining.ask_anew(house, row, options, facts)
     _given(house, row.id, facts)
     routing.apply(path, facts["networks"])
     _tell_itself(house, row, gone=gone, new=())

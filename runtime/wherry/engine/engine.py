@@ -162,6 +162,12 @@ class Engine:
 
         health.check(self._house, ref)
 
+    def keep(self, network: str) -> None:
+        """Be the keeper of a network, until it is alone. What `internal network NAME` runs; does not return."""
+        from . import keeping
+
+        keeping.serve(self._house, network)
+
     # ---- containers: looking ----
 
     def containers(

@@ -15,7 +15,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, records, restart
+from . import cleanup, codec, keeping, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -43,6 +43,7 @@ def sweep(house: House, *, thorough: bool) -> Json:
     else:
         with contextlib.suppress(WherryError, OSError):
             _quick(house, found)
+            keeping.wake(house)
     return {key: value for key, value in found.items() if value}
 
 
@@ -75,6 +76,7 @@ def _everything(house: House, found: Json) -> None:
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _network(house, found)
+    keeping.wake(house)
     house.snapshots.sweep()
     _images(house, found)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import cleanup, codec
+from . import cleanup, codec, keeping
 from .house import House
 from .undo import Undo
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["Joined", "attach", "join", "leave", "load", "mode", "netns_path", "refresh_networks", "refresh_peers",
-           "store"]  # fmt: skip
+__all__ = ["Joined", "ask_anew", "attach", "join", "leave", "load", "mode", "netns_path", "refresh_networks",
+           "refresh_peers", "store"]  # fmt: skip
 
 _FACTS_MAX = 1 << 20  # bytes of net.json
 
@@ -55,9 +55,10 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     kind = mode(options)
     if kind.startswith("container:"):
         return _share(house, kind.partition(":")[2])
-    facts: Json = {"mode": kind or "cni", "networks": []}
+    facts: Json = {"mode": kind or "cni", "networks": [], "domain": options.domainname}
     if not kind:
         _attach(house, row, options, facts, undo)
+        facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
@@ -138,6 +139,11 @@ def addresses(fact: Json) -> list[str]:
     return [a[0].partition("/")[0] for interface in fact["interfaces"] for a in interface["addresses"]]
 
 
+def gateways(fact: Json) -> list[str]:
+    """The gateways of one attachment."""
+    return [a[1] for interface in fact["interfaces"] for a in interface["addresses"] if a[1]]
+
+
 # ---- files ----
 
 
@@ -170,12 +176,44 @@ def own_names(row: Container, options: RunOptions) -> tuple[str, ...]:
     return (f"{name}.{options.domainname}", name) if options.domainname else (name,)
 
 
+def _asked(house: House, options: RunOptions, facts: Json) -> tuple[str, tuple[str, ...]]:
+    """The server that the container asks, "" for those of its file, and whom that one asks for it, () for the host's.
+
+    A loopback address that was asked for means the container itself: no responder of the host's could ask there.
+    """
+    from wherry.net import files
+
+    wanted = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    if any(map(files.is_loopback, wanted)):
+        return "", ()
+    found = (keeping.nameserver(house, fact["network"], gateways(fact)) for fact in facts["networks"])
+    return next(filter(None, found), ""), wanted
+
+
 def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
     from wherry.net import files
 
-    dns = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    ours = facts.get("nameserver")
+    dns = (ours,) if ours else options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
     search = options.dns_search or tuple(word for fact in facts["networks"] for word in fact["search"])
     return files.resolv_conf(files.host_resolv_conf(), dns, search, options.dns_option, same_namespace=same)
+
+
+def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> None:
+    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is."""
+    from wherry.net import files
+
+    before = _resolv(options, facts, same=False)
+    facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            untouched = files.read_bytes(fd) == before.encode("utf-8", "surrogateescape")
+        finally:
+            os.close(fd)
+        if untouched and after != before:
+            _write(path, after)
 
 
 def _host_hosts(options: RunOptions) -> str:
@@ -254,12 +292,13 @@ def _peers_lock(house: House) -> Iterator[None]:
 
 
 def refresh_peers(house: House, options: RunOptions) -> None:
-    """Rewrite the hosts files of every member of the container's named networks, its own included."""
+    """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
+    responders know."""
     refresh_networks(house, named_networks(options))
 
 
 def refresh_networks(house: House, networks: Sequence[str]) -> None:
-    """Rewrite the hosts files of every member of these."""
+    """The same for the members of these."""
     if not networks:
         return
     with _peers_lock(house):
@@ -269,6 +308,9 @@ def refresh_networks(house: House, networks: Sequence[str]) -> None:
         for row, facts in list(present.values()):
             if facts:
                 _refresh(house, row, facts, present)
+        for network in networks:
+            users = (present[cid] for cid in house.db.network_users(network) if cid in present)
+            keeping.publish(house, network, [(row, facts) for row, facts in users if facts])
 
 
 def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
@@ -292,9 +334,8 @@ def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Cont
             return []
         present[cid] = (row, load(house, cid))
     row, facts = present[cid]
-    name = row.config["hostname"]
     return [
-        files.HostEntry(tuple(addresses(fact)), (row.name, *fact["aliases"], row.id[:12], name))
+        files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
         for fact in facts.get("networks", ())
         if fact["network"] == network
     ]

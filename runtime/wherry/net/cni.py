@@ -198,6 +198,27 @@ class Cni:
         found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
         return [joined for joined in found if joined is not None]
 
+    @contextlib.contextmanager
+    def at_rest(self, network: str) -> Iterator[tuple[list[Json], bool]]:
+        """The records of the network's attachments, which nobody changes meanwhile; and whether there are others, which
+        are being made or unmade at this moment."""
+        with contextlib.ExitStack() as held:
+            records, busy = [], False
+            for known in self.remembered():
+                if known.network == network:
+                    try:
+                        path = self._lock_path(network, known.container_id, known.ifname)
+                        held.enter_context(files.flock(path, 0))
+                    except WherryError:
+                        busy = True
+                        continue
+                    now = self.recall(network, known.container_id, known.ifname)
+                    if now is None:
+                        self._unlock(known)
+                    elif now.result is not None:
+                        records.append(_record(now))
+            yield records, busy
+
     def find(self, plugin_type: str, *, ours: bool = True) -> tuple[str, str]:
         """(executable, CNI_PATH): our own launchers first, then the directories of the host; for a list that is not
         `ours` the other way round, for its keys are those of the plugins that its author installed."""
@@ -296,12 +317,9 @@ class Cni:
     def _remember(self, joined: Joined) -> None:
         os.makedirs(self._results, mode=0o700, exist_ok=True)
         path = os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname))
-        record = {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
-                  "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
-                  "result": joined.result}
         temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
-            json.dump(record, stream)
+            json.dump(_record(joined), stream)
         os.replace(temporary, path)
 
     def _read(self, path: str) -> Joined | None:
@@ -312,6 +330,12 @@ class Cni:
             return None
         return Joined(record["conflist"], record["containerId"], record["netns"], record["ifname"], record["args"],
                       record["capabilities"], record["result"])
+
+
+def _record(joined: Joined) -> Json:
+    return {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
+            "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
+            "result": joined.result}
 
 
 def _plugins(conflist: Json) -> list[Json]:

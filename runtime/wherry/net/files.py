@@ -17,8 +17,8 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "parse_add_host", "read_bytes", "resolv_conf",
-    "update_own", "update_peers", "with_peers",
+    "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "is_loopback", "nameservers", "parse_add_host",
+    "read_bytes", "resolv_conf", "update_own", "update_peers", "with_peers",
 ]
 
 _LOCAL = """127.0.0.1\tlocalhost
@@ -140,6 +140,18 @@ def host_resolv_conf(read: str = _STUB_CONF, real: str = _REAL_CONF) -> str:
     if servers and all(server == "127.0.0.53" for server in servers):
         return _read_text(real) or text
     return text
+
+
+def nameservers(path: str = _STUB_CONF) -> tuple[str, ...]:
+    """The servers that a resolv.conf names, in order, each once; a stub of this host as any other."""
+    found = _values(_read_text(path), "nameserver")
+    return tuple(dict.fromkeys(server for server in found if _is_address(server)))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address means whoever uses it."""
+    packed = _packed(address)
+    return bool(packed) and _is_loopback(packed)
 
 
 def resolv_conf(host_text: str, dns: Sequence[str] = (), search: Sequence[str] = (), options: Sequence[str] = (),

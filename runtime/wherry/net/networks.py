@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Place, PortMapping
+from wherry.net import kept, wishes
 from wherry.net import subnets as plan
-from wherry.net import wishes
 from wherry.net.cni import Cni, Joined
 from wherry.net.cniconf import Directory, as_list
 from wherry.net.ports import PortBook
@@ -35,6 +35,7 @@ DEFAULT = "bridge"
 RESERVED = ("none", "host", "container", "default")
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
+_OWN_GATEWAY = ("bridge", "overlay")
 _BUILT_IN = ("bridge", "host", "none")
 
 
@@ -105,6 +106,7 @@ class Networks:
     def teardown(self) -> None:
         """Take away every bridge, every lease and the table (for uninstall and tests). Nothing may be attached."""
         with self._locked():
+            kept.stop_all(self._place.state, self._table)
             for conflist in self._all():
                 if "wherry" in conflist:
                     self._remove(conflist)
@@ -239,6 +241,14 @@ class Networks:
         meta = self._get(network).get("wherry", {})
         return next((str(part["gateway"]) for part in meta.get("subnets", []) if part.get("gateway")), "")
 
+    def responder(self, network: str) -> tuple[str, bool] | None:
+        """(nft table, internal) of a network of ours that has this host as its gateway, so that we can answer DNS
+        there; None for any other."""
+        conflist = self._own(DEFAULT if network in ("", "default") else network)
+        if conflist is None or conflist["plugins"][0]["type"] not in _OWN_GATEWAY:
+            return None
+        return self._table, bool(conflist.get("wherry", {}).get("internal"))
+
     # -- the lists ----------------------------------------------------------------------------------------------
 
     def _default(self) -> Json:
@@ -260,8 +270,8 @@ class Networks:
         return found
 
     def _not_found(self) -> str:
-        broken = [f"{path} is no CNI configuration: {why}" for kept in self._lists
-                  for path, why in kept.problems().items()]
+        broken = [f"{path} is no CNI configuration: {why}" for directory in self._lists
+                  for path, why in directory.problems().items()]
         return "; ".join([*broken, "wherry network ls shows what there is"])
 
     def _find(self, name: str) -> Json | None:
@@ -284,8 +294,8 @@ class Networks:
 
     def _all(self) -> Rows:
         found: dict[str, Json] = {}
-        for kept in self._lists:
-            for conflist in kept.lists():
+        for directory in self._lists:
+            for conflist in directory.lists():
                 found.setdefault(str(conflist["name"]), conflist)
         return [*found.values()]
 
@@ -363,6 +373,7 @@ class Networks:
         if users:
             raise WherryError(Kind.CONFLICT, f"network {name} is in use by container {', '.join(users)}",
                               hint="disconnect or remove the container first")
+        kept.stop(self._place.state, name, self._table)
         with contextlib.suppress(FileNotFoundError):
             self.cni.collect(conflist, [])
         if (bridge := conflist["plugins"][0].get("bridge")) and not conflist["wherry"].get("keepBridge"):
