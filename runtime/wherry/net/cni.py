@@ -225,6 +225,8 @@ class Cni:
         if not re.fullmatch(_TYPE, plugin_type):
             raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
         directories = sorted(self._search, key=lambda path: (path == self._own) != ours)
+        if plugin_type in launchers.PLUGINS and not os.path.exists(os.path.join(self._own, plugin_type)):
+            launchers.provide(self._own, anew=True)
         for directory in directories:
             path = os.path.join(directory, plugin_type)
             if os.access(path, os.X_OK) and os.path.isfile(path):
@@ -319,7 +321,7 @@ class Cni:
         path = os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname))
         temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
-            json.dump(_record(joined), stream)
+            stream.write(json.dumps(_record(joined)))  # whole: `dump` would go the slow way, piece by piece
         os.replace(temporary, path)
 
     def _read(self, path: str) -> Joined | None:

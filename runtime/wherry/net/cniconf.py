@@ -50,6 +50,14 @@ class Directory:
                 found.setdefault(str(kept.conflist["name"]), kept.conflist)
         return [*found.values()]
 
+    def get(self, name: str) -> Json | None:
+        """The list in the file `name`; None where there is none, or no good one."""
+        path = f"{self.path}/{name}"
+        if not os.path.exists(path):
+            return None
+        self._kept[path] = self._look(path)
+        return self._kept[path].conflist
+
     def problems(self) -> dict[str, str]:
         """The files that are no configuration, and why, as `lists` last found them."""
         return {path: kept.problem for path, kept in self._kept.items() if kept.problem}

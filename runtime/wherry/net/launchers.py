@@ -13,6 +13,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
 from typing import IO
 
 __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
@@ -31,15 +33,32 @@ sys.exit(entry())
 """
 
 
-def provide(directory: str) -> str | None:
-    """`directory` with every launcher in it; None where wherry_cni is not installed."""
-    path = _import_path()
-    if path is None:
+def provide(directory: str, *, anew: bool = False) -> str | None:
+    """`directory` with every launcher in it; None where wherry_cni is not installed. An empty file that is named after
+    what they hold says that they are there: one look instead of one for each. `anew` looks at each."""
+    texts = _texts()
+    if not texts:
         return None
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    for name, module in PLUGINS.items():
-        _put(os.path.join(directory, name), _TEXT.format(python=sys.executable, path=path, module=module))
+    stamp = os.path.join(directory, f".{_digest()}")
+    if anew or not os.path.exists(stamp):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for name, text in texts.items():
+            _put(os.path.join(directory, name), text)
+        os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return directory
+
+
+@cache
+def _texts() -> dict[str, str]:
+    """The launchers of this installation by their names."""
+    path = _import_path()
+    return {name: _TEXT.format(python=sys.executable, path=path, module=module)
+            for name, module in PLUGINS.items()} if path is not None else {}
+
+
+@cache
+def _digest() -> str:
+    return sha256("\0".join(f"{name}\0{text}" for name, text in _texts().items()).encode()).hexdigest()[:16]
 
 
 def program(path: str) -> Program:

@@ -22,7 +22,7 @@ from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Pl
 from wherry.net import kept, wishes
 from wherry.net import subnets as plan
 from wherry.net.cni import Cni, Joined
-from wherry.net.cniconf import Directory, as_list
+from wherry.net.cniconf import Directory
 from wherry.net.ports import PortBook
 
 __all__ = ["DEFAULT", "RESERVED", "Networks", "Subnet"]
@@ -287,10 +287,7 @@ class Networks:
         return next(iter(exact or matching), None)
 
     def _own(self, name: str) -> Json | None:
-        if not re.fullmatch(_NAME, name):
-            return None
-        path = os.path.join(self._directory, f"{name}.conflist")
-        return _load(path) if os.path.exists(path) else None
+        return self._lists[0].get(f"{name}.conflist") if re.fullmatch(_NAME, name) else None
 
     def _all(self) -> Rows:
         found: dict[str, Json] = {}
@@ -386,7 +383,7 @@ class Networks:
         path = os.path.join(self._directory, f"{conflist['name']}.conflist")
         temporary = f"{path}.{os.getpid()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
-            json.dump(conflist, stream, indent=1)
+            stream.write(json.dumps(conflist, indent=1))
         os.replace(temporary, path)
 
     def _shown(self, conflist: Json) -> Json:
@@ -491,12 +488,3 @@ def _listed(directory: str) -> Names:
         return os.listdir(directory)
     except OSError:
         return []
-
-
-def _load(path: str) -> Json | None:
-    """A list of our own. A broken file is nobody's network."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return as_list(json.load(stream))
-    except (OSError, ValueError):
-        return None
