@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
+from wherry.kernel import files
 from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Place, PortMapping
 from wherry.net import kept, wishes
 from wherry.net import subnets as plan
@@ -206,9 +207,7 @@ class Networks:
         kept = os.path.isdir(os.path.join(self._place.state, "cni", "results"))
         self.collect(None if kept else _listed(os.path.join(self._directory, "used")))
         os.makedirs(os.path.dirname(note), mode=0o700, exist_ok=True)
-        with open(f"{note}.{os.getpid()}", "w", encoding="ascii") as stream:
-            stream.write(boot)
-        os.replace(f"{note}.{os.getpid()}", note)
+        files.atomic_write(note, boot.encode(), 0o600)
 
     def _note_use(self, name: str) -> None:
         """A list of the host's that was used once has to be collected after a crash."""
