@@ -10,6 +10,7 @@ own even when nothing is remembered. Refuses to know why an element is wanted (b
 - hairpin4/6   (client network, container) pairs whose published connections come back through us
 - localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
 - same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
+- peers4/6     (bridge, subnet) pairs: who belongs to an isolated bridge's network on other hosts
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ __all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_ne
            "restore"]
 
 _TIMEOUT = 30
-_LAYOUT = "layout_1"  # changes with the rules below: another layout is put in place by the first ADD
+_LAYOUT = "layout_2"  # changes with the rules below: another layout is put in place by the first ADD
 _SETS = {
     "masq4": "ipv4_addr", "masq6": "ipv6_addr",
     "inside4": "ipv4_addr . ipv4_addr; flags interval", "inside6": "ipv6_addr . ipv6_addr; flags interval",
     "hairpin4": "ipv4_addr . ipv4_addr; flags interval", "hairpin6": "ipv6_addr . ipv6_addr; flags interval",
     "localnet": "ifname", "same": "ifname . ifname", "isolated": "ifname", "internal": "ifname",
+    "peers4": "ifname . ipv4_addr; flags interval", "peers6": "ifname . ipv6_addr; flags interval",
     _LAYOUT: "mark",
 }
 _MAPS = {
@@ -70,6 +72,10 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
     "isolation": ("", (
         "ct state established,related return",
         "iifname . oifname @same return",
+        "iifname . ip daddr @peers4 return",
+        "oifname . ip saddr @peers4 return",
+        "iifname . ip6 daddr @peers6 return",
+        "oifname . ip6 saddr @peers6 return",
         "iifname @internal drop",
         "oifname @internal drop",
         "oifname @isolated ct status dnat return",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, Place
 
-__all__ = ["Settings", "hosts_directory", "place", "settings"]
+__all__ = ["Settings", "hosts_directory", "networking", "place", "settings"]
 
 _MAX_CONFIG = 1 << 20
 _FORMATS = ("auto", "directory", "erofs")  # image/formats.py, which no command needs that only reads settings
@@ -21,7 +21,7 @@ _FORMATS = ("auto", "directory", "erofs")  # image/formats.py, which no command 
 class Settings(NamedTuple):
     """wherry.toml. Every key has a default; an unknown key is an error, for a typing mistake must not be silent."""
 
-    publish_default: str = "0.0.0.0"  # noqa: S104  # as docker; the setting exists to narrow it
+    publish_default: str = ""  # every address, as docker; the setting exists to narrow it
     log_driver: str = "local"
     pids_limit: int = 2048
     profile: str = "default"
@@ -32,6 +32,8 @@ class Settings(NamedTuple):
     userns_base: int = 0x10000000  # first host id of the ranges that --userns auto gives
     userns_size: int = 65536
     snapshot_format: str = "auto"  # of layers from now on: erofs where a probe says that it can be
+    cni_conf: str = ""  # a directory of CNI lists in the stead of /etc/cni/net.d
+    cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 
 
 def _user_place(env: Mapping[str, str]) -> Place:
@@ -77,6 +79,12 @@ def settings(path: str, env: Mapping[str, str] | None = None) -> Settings:
     wanted = (os.environ if env is None else env).get("WHERRY_SNAPSHOT_FORMAT", "")
     found = _read(path)
     return _known(path, found._replace(snapshot_format=wanted) if wanted else found)
+
+
+def networking(where: Place, known: Settings) -> Place:
+    """The place with the CNI directories that are set."""
+    path = tuple(part for part in known.cni_path.split(":") if part)
+    return where._replace(cni_conf=known.cni_conf or where.cni_conf, cni_bin=path or where.cni_bin)
 
 
 def _read(path: str) -> Settings:

@@ -192,7 +192,8 @@ def _release(house: House, path: str) -> None:
         from wherry.net import netns
 
         cid = os.path.basename(path)
-        house.networks.sweep(_living(house) - {cid})
+        if house.networks.sweep(_living(house) - {cid}):
+            house.networks.collect()
         netns.remove(path)
 
 
@@ -215,3 +216,5 @@ def _network(house: House, found: Json) -> None:
         return
     with sweeping(house, True):
         found["networks"] = house.networks.sweep(_living(house))
+        for name, why in house.networks.collect().items():
+            house.warn(f"network {name} could not be cleared of what is not known any more: {why}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import WherryError
 from wherry.model import Place
 
-from .config import Settings, hosts_directory, place, settings
+from .config import Settings, hosts_directory, networking, place, settings
 
 if TYPE_CHECKING:
     from wherry.image.snapshot import Snapshotter
@@ -99,7 +99,7 @@ class House:
         """The networks."""
         from wherry.net.networks import Networks
 
-        return Networks(self.place)
+        return Networks(networking(self.place, self.settings))
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_peers"]
+__all__ = ["Joined", "ask_anew", "attach", "join", "leave", "load", "mode", "netns_path", "refresh_networks",
+           "refresh_peers", "store"]  # fmt: skip
 
 _FACTS_MAX = 1 << 20  # bytes of net.json
 
@@ -58,7 +59,7 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     if not kind:
         _attach(house, row, options, facts, undo)
         facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
-    _store(house, row.id, facts)
+    store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
     return Joined({"host": None, "none": ""}.get(kind, netns_path(house, row.id)), files, facts)
@@ -84,23 +85,36 @@ def _attach(house: House, row: Container, options: RunOptions, facts: Json, undo
     netns.create(path)
     undo.add(netns.remove, path)
     published = tuple(PortMapping(**port) for port in row.config["ports"])
+    alone = len(options.network) < 2
     for index, attachment in enumerate(options.network):
         ports = published if index == 0 else ()
         undo.add(house.networks.detach, row.id, path, attachment.network, ports, attachment.interface)
-        facts["networks"].append(_fact(_joined(house, row, path, attachment, ports), attachment))
+        facts["networks"].append(attach(house, row, path, attachment, ports, default=alone))
+    if not alone:
+        from . import routing
+
+        routing.apply(path, facts["networks"])
 
 
-def _joined(
-    house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...]
-) -> NetworkResult:
-    """Where no address is left, those that a command before us has still to give back are worth waiting for."""
+def attach(
+    house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...], *, default: bool
+) -> Json:
+    """Join one network; what it gave. Where no address is left, those that a command before us has still to give back
+    are worth waiting for. Without `default` the default route is left to `routing`."""
+    options = codec.decode_options(row.config["options"])
+    dns = {"servers": options.dns, "searches": options.dns_search, "options": options.dns_option}
+
+    def once() -> NetworkResult:
+        args = {"K8S_POD_NAME": row.name}
+        return house.networks.attach(row.id, path, attachment, ports, args, dns=dns, default=default)
+
     try:
-        return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+        return _fact(once(), attachment)
     except WherryError as error:
         if error.kind is not Kind.EXHAUSTED:
             raise
     cleanup.await_rest(house, row.id)
-    return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+    return _fact(once(), attachment)
 
 
 def _fact(result: NetworkResult, attachment: Attachment) -> Json:
@@ -108,6 +122,8 @@ def _fact(result: NetworkResult, attachment: Attachment) -> Json:
         "network": result.network,
         "ifname": attachment.interface,
         "aliases": list(attachment.aliases),
+        "routed": result.routed,
+        "priority": attachment.priority,
         "interfaces": [
             {"name": i.name, "mac": i.mac, "addresses": [[a.address, a.gateway] for a in i.addresses]}
             for i in result.interfaces
@@ -136,9 +152,9 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
 
     folder = house.container_dir(row.id)
     host = facts["mode"] == "host"
-    gateway = house.networks.gateway(options.network[0].network) if facts["mode"] == "cni" else ""
+    gateway = house.networks.gateway(options.network[0].network) if facts["networks"] else ""
     name = row.config["hostname"]
-    own = [files.HostEntry(tuple(addresses(fact)), _names(row, options)) for fact in facts["networks"]]
+    own = [files.HostEntry(tuple(addresses(fact)), own_names(row, options)) for fact in facts["networks"]]
     texts = {
         "/etc/hostname": files.hostname_file(name),
         "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
@@ -154,7 +170,8 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
     return written
 
 
-def _names(row: Container, options: RunOptions) -> tuple[str, ...]:
+def own_names(row: Container, options: RunOptions) -> tuple[str, ...]:
+    """What a container calls itself."""
     name = row.config["hostname"]
     return (f"{name}.{options.domainname}", name) if options.domainname else (name,)
 
@@ -182,6 +199,23 @@ def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
     return files.resolv_conf(files.host_resolv_conf(), dns, search, options.dns_option, same_namespace=same)
 
 
+def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> None:
+    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is."""
+    from wherry.net import files
+
+    before = _resolv(options, facts, same=False)
+    facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            untouched = files.read_bytes(fd) == before.encode("utf-8", "surrogateescape")
+        finally:
+            os.close(fd)
+        if untouched and after != before:
+            _write(path, after)
+
+
 def _host_hosts(options: RunOptions) -> str:
     from wherry.net import files
 
@@ -206,7 +240,8 @@ def _write(path: str, text: str) -> None:
 # ---- the record, and the peers ----
 
 
-def _store(house: House, cid: str, facts: Json) -> None:
+def store(house: House, cid: str, facts: Json) -> None:
+    """Write down what a container was given."""
     path = f"{house.state_dir(cid)}/net.json"
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(json.dumps(facts))
@@ -259,7 +294,11 @@ def _peers_lock(house: House) -> Iterator[None]:
 def refresh_peers(house: House, options: RunOptions) -> None:
     """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
     responders know."""
-    networks = named_networks(options)
+    refresh_networks(house, named_networks(options))
+
+
+def refresh_networks(house: House, networks: Sequence[str]) -> None:
+    """The same for the members of these."""
     if not networks:
         return
     with _peers_lock(house):

@@ -19,7 +19,8 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
+            "portmap": "portmap"}
 _PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.
