@@ -251,7 +251,7 @@ def test_refusals_are_one_sentence(wherry: Wherry, busybox: str, words: tuple[st
 def test_a_namespace_that_is_gone_is_an_error_and_can_be_left(wherry: Wherry, busybox: str) -> None:
     back, other = network(wherry, "back"), network(wherry, "other")
     sleeper(wherry, busybox, "cc", "--network", back)
-    netns.remove(f"{wherry.state}/netns/{wherry.inspect('c')['Id']}")
+    netns.remove(f"{wherry.state}/netns/{wherry.inspect('cc')['Id']}")
     done = wherry("network", "connect", other, "cc", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
