@@ -15,7 +15,7 @@ import pytest
 from helpers.network import Outside
 from helpers.wherry import Wherry, until
 from wherry.model import Attachment, Place
-from wherry.net import netns
+from wherry.net import launchers, netns
 from wherry.net.networks import Networks
 
 pytestmark = pytest.mark.root
@@ -251,7 +251,7 @@ def test_refusals_are_one_sentence(wherry: Wherry, busybox: str, words: tuple[st
 def test_a_namespace_that_is_gone_is_an_error_and_can_be_left(wherry: Wherry, busybox: str) -> None:
     back, other = network(wherry, "back"), network(wherry, "other")
     sleeper(wherry, busybox, "cc", "--network", back)
-    netns.remove(f"{wherry.state}/netns/{wherry.inspect('c')['Id']}")
+    netns.remove(f"{wherry.state}/netns/{wherry.inspect('cc')['Id']}")
     done = wherry("network", "connect", other, "cc", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -372,7 +372,27 @@ def test_exposure_of_nothing_is_an_empty_table(wherry: Wherry, busybox: str) -> 
 # ---- drivers ----
 
 
+def need_plugin(*names: str) -> None:
+    if missing := [name for name in names if name not in launchers.PLUGINS]:
+        pytest.skip(f"no plugin {', '.join(missing)} of our own")
+
+
+def test_members_of_a_network_without_icc_reach_the_world_but_not_each_other(
+    wherry: Wherry, busybox: str, outside: Outside
+) -> None:
+    need_plugin("ptp")  # built with the bridge's portIsolation
+    apart = network(wherry, "apart", "-o", "com.docker.network.bridge.enable_icc=false")
+    sleeper(wherry, busybox, "one", "--network", apart)
+    sleeper(wherry, busybox, "two", "--network", apart, "-p", "18080:80")
+    wherry("exec", "one", "ping", "-c1", "-W2", outside.address)
+    done = wherry("exec", "one", "ping", "-c1", "-W1", address(wherry, "two", apart), check=False)
+    assert done.returncode == 1
+    (row,) = map(json.loads, wherry("ports", "--format", "json").stdout.splitlines())
+    assert not [way for way in row["Reach"] if "Port" in way], "nobody reaches it past what is published"
+
+
 def test_a_container_on_a_macvlan_is_a_neighbour_of_the_host(wherry: Wherry, busybox: str, outside: Outside) -> None:
+    need_plugin("macvlan")
     lan = network(wherry, "lan", "-d", "macvlan", "-o", "parent=wt-up", "--subnet", f"{outside.own[:-1]}0/24",
                   "--gateway", outside.address, "--ip-range", "192.0.2.128/26")  # fmt: skip
     done = wherry("run", "-d", "--name", "cc", "--network", lan, "-p", "18080:80", busybox, "sleep", "1000")
@@ -420,6 +440,7 @@ def test_interfaces_are_called_as_the_network_or_the_endpoint_says(wherry: Wherr
 
 
 def test_static_addresses_only(wherry: Wherry, busybox: str) -> None:
+    need_plugin("static")
     net = network(wherry, "static", "--ipam-driver", "static", "--subnet", "10.99.5.0/24")
     done = wherry("run", "--rm", "--network", net, busybox, "true", check=False)
     assert "gives out no addresses" in done.stderr
