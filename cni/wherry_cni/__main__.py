@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-_PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+_PLUGINS = {
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "firewall": "firewall",
+    "host-local": "host_local",
+    "loopback": "loopback",
+    "portmap": "portmap",
+    "sbr": "sbr",
+    "tuning": "tuning",
+}
 
 
 def entry() -> int:

@@ -112,7 +112,8 @@ class Element(NamedTuple):
 def owner(network: str, container_id: str, ifname: str) -> str:
     """The comment of a container's elements; names too long for nft are stood for by their digests."""
     known = container_id if len(container_id) <= 64 else sha256(container_id.encode()).hexdigest()
-    return f"{known}/{ifname}{owner_of_network(network)}"
+    plain = ifname if '"' not in ifname else sha256(ifname.encode()).hexdigest()[:15]  # nft has no escape for it
+    return f"{known}/{plain}{owner_of_network(network)}"
 
 
 def owner_of_network(network: str) -> str:
@@ -199,7 +200,7 @@ def _put(table: str, wanted: Sequence[Element], verb: str = "") -> list[str]:
     grouped: dict[tuple[str, str], list[str]] = {}
     for e in wanted:
         key = (verb or ("create" if _has_owner(e) else "add"), e.where)
-        text = f'{e.key} comment "{e.owner}"' + (f" : {e.value}" if e.value else "")
+        text = f'{_written(e)} comment "{e.owner}"' + (f" : {e.value}" if e.value else "")
         grouped.setdefault(key, []).append(text)
     return [f"{how} element inet {table} {where} {{ {', '.join(texts)} }}" for (how, where), texts in grouped.items()]
 
@@ -207,13 +208,23 @@ def _put(table: str, wanted: Sequence[Element], verb: str = "") -> list[str]:
 def _take(table: str, wanted: Sequence[Element]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for e in wanted:
-        grouped.setdefault(e.where, []).append(e.key)
+        grouped.setdefault(e.where, []).append(_written(e))
     return [f"delete element inet {table} {where} {{ {', '.join(keys)} }}" for where, keys in grouped.items()]
+
+
+def _written(element: Element) -> str:
+    """The key with its link names in quotes: one may begin with a digit, or be a word of nft's."""
+    kind = _SETS.get(element.where, "")
+    if "ifname" not in kind:
+        return element.key
+    kinds = kind.partition(";")[0].split(" . ")
+    return " . ".join(f'"{part}"' if one == "ifname" else part
+                      for one, part in zip(kinds, element.key.split(" . "), strict=True))
 
 
 def _gone(table: str, where: str, key: str) -> list[str]:
     """Lines after which the element is not there, whether it was or not."""
-    bare = f"inet {table} {where} {{ {key} }}"
+    bare = f"inet {table} {where} {{ {_written(Element(where, key, ''))} }}"
     return [f"add element {bare}", f"delete element {bare}"]
 
 

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import IO, Any, NamedTuple
 
 from wherry_cni import conntrack, netlink, nft, skel
-from wherry_cni.config import boolean, refuse, table_name, text
+from wherry_cni.config import boolean, has_table, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, PORT_TAKEN, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
@@ -64,6 +64,8 @@ def add(call: Call) -> Json:
 def delete(call: Call) -> None:
     """Everything that this container owns here; nothing is success. Told what ADD was told, it lists nothing: what it
     takes is what is there, or the digest of it is not there. A runtime that says there are no ports has none."""
+    if not has_table(call.config):
+        return
     mine, table = _owner(call), table_name(call.config)
     told = _told(call)
     if told == [] or (told and nft.take(table, told)):
@@ -118,6 +120,7 @@ def rules(call: Call) -> list[nft.Element]:
 
 def _mappings(call: Call) -> list[_Mapping]:
     refuse(call.config, _UNSUPPORTED)
+    table_name(call.config)
     if text(call.config, "backend") not in ("", "nftables"):
         raise CniError(UNSUPPORTED, 'unsupported field "backend"', "this plugin speaks nftables only")
     listed = call.runtime.get("portMappings") or []

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import tools
 
-PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "sbr", "tuning")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

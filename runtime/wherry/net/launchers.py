@@ -19,7 +19,16 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+PLUGINS = {
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "firewall": "firewall",
+    "host-local": "host_local",
+    "loopback": "loopback",
+    "portmap": "portmap",
+    "sbr": "sbr",
+    "tuning": "tuning",
+}
 _PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.
