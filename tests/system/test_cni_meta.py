@@ -246,18 +246,17 @@ def udp_answer(host: NetHost, where: str, address: str, port: int) -> str:
 
 ECHO = """
 import socket, sys
-kind = getattr(socket, "SOCK_STREAM" if sys.argv[2] == "sctp" else "SOCK_DGRAM")
-s = socket.socket(socket.AF_INET6, kind, 132 if sys.argv[2] == "sctp" else 0)
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.bind(("::", int(sys.argv[1])))
 print("ready", flush=True)
 while True:
     _, peer = s.recvfrom(99)
-    s.sendto(sys.argv[3].encode(), peer)
+    s.sendto(sys.argv[2].encode(), peer)
 """
 
 
 def echo(house: House, space: str, port: int, text: str) -> None:
-    child = house.popen(space, sys.executable, "-c", ECHO, port, "udp", text)
+    child = house.popen(space, sys.executable, "-c", ECHO, port, text)
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
 
