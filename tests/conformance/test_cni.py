@@ -12,7 +12,7 @@ import pytest
 
 from helpers import tools
 
-PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+PLUGINS = ("bridge", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "portmap", "ptp", "static")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:
