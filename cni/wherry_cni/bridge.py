@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from wherry_cni.errors import BAD_CONFIG, KERNEL, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.interface import Steps, Style, host_ifname
 from wherry_cni.ipam import delegate
-from wherry_cni.nlwire import Message, Wire
+from wherry_cni.nlwire import Message, Wire, put
 from wherry_cni.results import Json
 from wherry_cni.rtnetlink import Link
 from wherry_cni.skel import Call
@@ -30,7 +31,7 @@ __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname",
 _SETS = (*masquerade.SETS, "same", "isolated", "internal")
 _DEFAULT_ROUTE = {"4": "0.0.0.0/0", "6": "::/0"}
 _VLANS = 4094  # the highest number (IEEE 802.1Q)
-_GATEWAY_NAME = 14  # IFNAMSIZ less a letter for its other end
+_IFNAME, _VLAN_ID = 15, 1  # IFNAMSIZ less the end, IFLA_VLAN_ID
 
 
 class _Wish(NamedTuple):
@@ -148,7 +149,7 @@ def _join(wire: Wire, call: Call, wish: _Wish, leased: Json, undo: Steps) -> Jso
     host = interface.pair(wire, call, bridge.number, wish.mac or _mac_of(ips), wish.mtu, *_port(call, wish))
     undo.append(lambda: netlink.delete_link(host.name))
     if wish.vlan or wish.trunk:
-        _vlans(wire, wish, host)
+        _vlans(wire, wish, bridge, host)
     if wish.spoof_check:
         _guard(call, host, undo)
     style = Style(dad=wish.dad, notify=bool(wish.mac), up=wish.up)
@@ -209,29 +210,37 @@ def _port(call: Call, wish: _Wish) -> list[Message]:
     return [rtbridge.port(host_ifname(call), hairpin=wish.hairpin, isolated=wish.isolated_port)]
 
 
-def _vlans(wire: Wire, wish: _Wish, port: Link) -> None:
+def _vlans(wire: Wire, wish: _Wish, bridge: Link, port: Link) -> None:
     """A port for frames without tags that are of one VLAN, or for tagged ones of several (trunk)."""
     from wherry_cni import rtbridge
 
-    if not wish.default_vlan:
-        wire.do("taking a port from the default VLAN", rtbridge.no_vlan(port.number, 1), but=errno.ENOENT)
+    default = rtbridge.default_vlan(bridge)
+    if default and not wish.default_vlan:
+        wire.do("taking a port from the default VLAN", rtbridge.no_vlan(port.number, default), but=errno.ENOENT)
     wanted = [(wish.vlan, rtbridge.PVID | rtbridge.UNTAGGED)] if wish.vlan else [(number, 0) for number in wish.trunk]
     for number, flags in wanted:
         wire.do(f"making a port one of VLAN {number}", rtbridge.vlan(port.number, number, flags))
 
 
 def _gateway_link(wire: Wire, wish: _Wish, bridge: Link) -> Link:
-    """BRIDGE.VLAN, the host's end of a pair whose other end is a port of the VLAN; it lasts as the bridge does."""
-    name, peer = wish.gateway_link, f"{wish.gateway_link}p"
+    """BRIDGE.VLAN, the bridge's own link to a VLAN; it lasts as the bridge does. Not a port, as the reference has: what
+    a port gets is bridged, so where br_netfilter is on it would be masqueraded before it is routed, and dropped."""
+    from wherry_cni import rtbridge
+
+    name = wish.gateway_link
     found = rtnetlink.find(wire, name)
     if found is None:
+        wire.do(f"making bridge {bridge.name} one of VLAN {wish.vlan}", rtbridge.own_vlan(bridge.number, wish.vlan))
         with interface.opened("/proc/thread-self/ns/net") as here:
-            made = rtnetlink.veth(peer, bridge.number, name, here, mtu=bridge.mtu)
-            wire.do(f"making {name}", made, but=errno.EEXIST)
-        found, port = rtnetlink.find(wire, name), rtnetlink.find(wire, peer)
-        if found is None or port is None:
+            data = put(_VLAN_ID, struct.pack("=H", wish.vlan))
+            (made,) = wire.ask(rtnetlink.child("vlan", name, bridge.number, here, data))
+        if made.code == errno.EOPNOTSUPP:
+            raise CniError(UNSUPPORTED, "a gateway in a VLAN: this kernel has no links of kind vlan", "load 8021q")
+        if made.code not in (0, errno.EEXIST):
+            raise netlink.explained(f"making {name}", made.code)
+        found = rtnetlink.find(wire, name)
+        if found is None:
             raise CniError(KERNEL, f"{name} vanished while it was made")
-        _vlans(wire, wish, port)
         interface.own_ipv6(name)
     if not found.up:
         wire.do(f"setting {name} up", rtnetlink.up(found.number))
@@ -328,8 +337,8 @@ def _wish(call: Call) -> _Wish:
         (wish.hairpin and wish.promiscuous, "hairpinMode and promiscMode exclude each other"),
         (wish.vlan and wish.trunk, "vlan and vlanTrunk exclude each other"),
         (not wish.up and ipam, "disableContainerInterface: an interface that is down has no use for ipam"),
-        (len(wish.gateway_link) > _GATEWAY_NAME and wish.gateway, f"bridge: {wish.bridge} is too long for a gateway's "
-         f"link of its own, {wish.gateway_link}: {_GATEWAY_NAME} characters in all"),
+        (len(wish.gateway_link) > _IFNAME and wish.gateway,
+         f"bridge: {wish.bridge} is too long: its VLAN's {wish.gateway_link} has more than {_IFNAME} characters"),
     ):
         if bad:
             raise CniError(BAD_CONFIG, why)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 
-from wherry_cni.nlwire import Message, nest, put
+from wherry_cni.nlwire import Message, attributes, nest, put
+from wherry_cni.rtnetlink import Link
 
-__all__ = ["PVID", "UNTAGGED", "filtering", "no_vlan", "port", "vlan"]
+__all__ = ["PVID", "UNTAGGED", "default_vlan", "filtering", "no_vlan", "own_vlan", "port", "vlan"]
 
 PVID, UNTAGGED = 0x2, 0x4  # BRIDGE_VLAN_INFO_*: what comes without a tag is of this VLAN; it leaves without one
 _NEWLINK, _DELLINK, _SETLINK = 16, 17, 19
 _NAME, _LINKINFO, _AF_SPEC = 3, 18, 26  # IFLA_*
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_MODE, _ISOLATED, _VLAN_FILTERING, _VLAN_INFO = 4, 33, 7, 2  # IFLA_BRPORT_*, IFLA_BR_*, IFLA_BRIDGE_*
+_MODE, _ISOLATED = 4, 33  # IFLA_BRPORT_*
+_FLAGS, _SELF, _VLAN_INFO = 0, 2, 2  # IFLA_BRIDGE_FLAGS, BRIDGE_FLAGS_SELF, IFLA_BRIDGE_VLAN_INFO
+_VLAN_FILTERING, _DEFAULT_PVID = 7, 39  # IFLA_BR_*
 _IFINFO = struct.Struct("=BxHiII")
 
 
@@ -35,9 +39,19 @@ def filtering(index: int) -> Message:
     return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + nest(_LINKINFO, info))
 
 
+def default_vlan(bridge: Link) -> int:
+    """The VLAN that a bridge puts new ports into, 0 for none."""
+    return int.from_bytes(dict(attributes(bridge.data)).get(_DEFAULT_PVID, b""), sys.byteorder)
+
+
 def vlan(index: int, number: int, flags: int = 0) -> Message:
     """Make a port one of a VLAN."""
     return _vlan(_SETLINK, index, number, flags)
+
+
+def own_vlan(index: int, number: int) -> Message:
+    """Let a bridge itself hear and speak in a VLAN, with a tag."""
+    return _vlan(_SETLINK, index, number, 0, put(_FLAGS, struct.pack("=H", _SELF)))
 
 
 def no_vlan(index: int, number: int) -> Message:
@@ -45,6 +59,6 @@ def no_vlan(index: int, number: int) -> Message:
     return _vlan(_DELLINK, index, number, 0)
 
 
-def _vlan(kind: int, index: int, number: int, flags: int) -> Message:
-    info = nest(_AF_SPEC, put(_VLAN_INFO, struct.pack("=HH", flags, number)))
+def _vlan(kind: int, index: int, number: int, flags: int, to: bytes = b"") -> Message:
+    info = nest(_AF_SPEC, to + put(_VLAN_INFO, struct.pack("=HH", flags, number)))
     return Message(kind, 0, _IFINFO.pack(socket.AF_BRIDGE, 0, index, 0, 0) + info)
