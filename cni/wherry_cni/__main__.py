@@ -9,10 +9,15 @@ _PLUGINS = {
     "bandwidth": "bandwidth",
     "bridge": "bridge",
     "firewall": "firewall",
+    "host-device": "host_device",
     "host-local": "host_local",
+    "ipvlan": "ipvlan",
     "loopback": "loopback",
+    "macvlan": "macvlan",
     "portmap": "portmap",
+    "ptp": "ptp",
     "sbr": "sbr",
+    "static": "static",
     "tuning": "tuning",
 }
 

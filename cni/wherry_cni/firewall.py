@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from wherry_cni import linkattrs, nft, rtnetlink, skel
+from wherry_cni import linkattrs, nft, rtbridge, rtnetlink, skel
 from wherry_cni.config import has_table, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -40,7 +40,7 @@ def add(call: Call) -> Json:
         nft.add(table_name(call.config), wanted)
     for port in _ports(call):
         with rtnetlink.wired() as wire:
-            wire.do(f"isolating the bridge port {port}", linkattrs.isolation(port))
+            wire.do(f"isolating the bridge port {port}", rtbridge.port(port, isolated=True))
     return previous
 
 

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from wherry_cni.nlwire import Message, Wire, attributes, nest, put
+from wherry_cni.nlwire import Message, Wire, attributes, put
 
-__all__ = ["ALLMULTI", "PROMISC", "Attrs", "changed", "isolated", "isolation", "read"]
+__all__ = ["ALLMULTI", "PROMISC", "Attrs", "changed", "isolated", "read"]
 
 PROMISC, ALLMULTI = 0x100, 0x200  # IFF_*, netdevice(7)
 _NEWLINK, _GETLINK = 16, 18
 _MAC, _NAME, _MTU, _TXQLEN, _LINKINFO = 1, 3, 4, 13, 18  # IFLA_*
-_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _PORT_ISOLATED = 4, 5, 33  # IFLA_INFO_*, IFLA_BRPORT_ISOLATED
+_INFO_SLAVE_DATA, _PORT_ISOLATED = 5, 33  # IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_ISOLATED
 _IFINFO = struct.Struct("=BxHiII")
 
 
@@ -36,7 +36,7 @@ class Attrs(NamedTuple):
 
 def read(wire: Wire, name: str) -> Attrs | None:
     """A link by name, None where there is none."""
-    (answer,) = wire.do(f"asking for link {name}", _of(name, _GETLINK), but=errno.ENODEV)
+    (answer,) = wire.do(f"asking for link {name}", _asked(name), but=errno.ENODEV)
     for body in answer.told:
         _family, _type, number, flags, _change = _IFINFO.unpack_from(body)
         have = dict(attributes(body[_IFINFO.size :]))
@@ -57,20 +57,14 @@ def changed(number: int, *, mac: str = "", mtu: int = 0, txqlen: int | None = No
     return Message(_NEWLINK, 0, body)
 
 
-def isolation(name: str) -> Message:
-    """Let a bridge forward nothing between this port and others of the kind."""
-    info = put(_INFO_SLAVE_KIND, b"bridge") + nest(_INFO_SLAVE_DATA, put(_PORT_ISOLATED, b"\1"))
-    return _of(name, _NEWLINK, nest(_LINKINFO, info))
-
-
 def isolated(wire: Wire, name: str) -> bool:
     """Whether a link is a bridge's isolated port."""
-    (answer,) = wire.do(f"asking for link {name}", _of(name, _GETLINK), but=errno.ENODEV)
+    (answer,) = wire.do(f"asking for link {name}", _asked(name), but=errno.ENODEV)
     for body in answer.told:
         info = dict(attributes(dict(attributes(body[_IFINFO.size :])).get(_LINKINFO, b"")))
         return dict(attributes(info.get(_INFO_SLAVE_DATA, b""))).get(_PORT_ISOLATED) == b"\1"
     return False
 
 
-def _of(name: str, kind: int, more: bytes = b"") -> Message:
-    return Message(kind, 0, _IFINFO.pack(0, 0, 0, 0, 0) + put(_NAME, os.fsencode(name) + b"\0") + more)
+def _asked(name: str) -> Message:
+    return Message(_GETLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + put(_NAME, os.fsencode(name) + b"\0"))

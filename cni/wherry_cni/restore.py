@@ -23,7 +23,7 @@ from wherry_cni.skel import Call
 
 __all__ = ["entry", "main"]
 
-_WITH_RULES = {"bridge": "bridge", "firewall": "firewall", "portmap": "portmap"}  # the modules have rules(call)
+_WITH_RULES = {"bridge": "bridge", "firewall": "firewall", "portmap": "portmap", "ptp": "ptp"}  # they have rules(call)
 Rules = Callable[[Call], list[nft.Element]]
 
 

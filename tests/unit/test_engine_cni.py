@@ -12,7 +12,7 @@ from wherry.engine import cni
 from wherry.errors import Kind, WherryError
 from wherry.net import launchers
 
-NAMES = {"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "sbr", "tuning"}
+NAMES = set(launchers.PLUGINS)
 FIRST = min(NAMES)  # what is put first
 
 

@@ -23,10 +23,15 @@ PLUGINS = {
     "bandwidth": "bandwidth",
     "bridge": "bridge",
     "firewall": "firewall",
+    "host-device": "host_device",
     "host-local": "host_local",
+    "ipvlan": "ipvlan",
     "loopback": "loopback",
+    "macvlan": "macvlan",
     "portmap": "portmap",
+    "ptp": "ptp",
     "sbr": "sbr",
+    "static": "static",
     "tuning": "tuning",
 }
 _PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
