@@ -14,6 +14,7 @@ _PLUGINS = {
     "ipvlan": "ipvlan",
     "loopback": "loopback",
     "macvlan": "macvlan",
+    "overlay": "overlay",
     "portmap": "portmap",
     "ptp": "ptp",
     "sbr": "sbr",

@@ -13,6 +13,7 @@ own even when nothing is remembered. Refuses to know why an element is wanted (b
                no listing, which grows with all the others; an interval set is slow to take from, so none of a container
 - localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
 - same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
+- peers4/6     (bridge, subnet) pairs: who belongs to an isolated bridge's network on other hosts
 - fenced, friends            links between which nothing is forwarded; pairs of them that are let through (firewall)
 """
 
@@ -37,6 +38,7 @@ _SETS = {
     "nearby4": "ipv4_addr", "nearby6": "ipv6_addr", "everybody4": "ipv4_addr", "everybody6": "ipv6_addr",
     "published": "ipv6_addr", "fenced": "ifname", "friends": "ifname . ifname",
     "localnet": "ifname", "same": "ifname . ifname", "isolated": "ifname", "internal": "ifname",
+    "peers4": "ifname . ipv4_addr; flags interval", "peers6": "ifname . ipv6_addr; flags interval",
     _LAYOUT: "mark",
 }
 _MAPS = {
@@ -77,6 +79,10 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
     "isolation": ("", (
         "ct state established,related return",
         "iifname . oifname @same return",
+        "iifname . ip daddr @peers4 return",
+        "oifname . ip saddr @peers4 return",
+        "iifname . ip6 daddr @peers6 return",
+        "oifname . ip6 saddr @peers6 return",
         "iifname @internal drop",
         "oifname @internal drop",
         "oifname @isolated ct status dnat return",
@@ -213,12 +219,12 @@ def _take(table: str, wanted: Sequence[Element]) -> list[str]:
 
 
 def _written(element: Element) -> str:
-    """The key with its link names in quotes: one may begin with a digit, or be a word of nft's."""
+    """The key with its link names in quotes, once: one may begin with a digit, or be a word of nft's."""
     kind = _SETS.get(element.where, "")
     if "ifname" not in kind:
         return element.key
     kinds = kind.partition(";")[0].split(" . ")
-    return " . ".join(f'"{part}"' if one == "ifname" else part
+    return " . ".join('"' + part.strip('"') + '"' if one == "ifname" else part
                       for one, part in zip(kinds, element.key.split(" . "), strict=True))
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from helpers import tools
 
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "portmap",
-           "ptp", "sbr", "static", "tuning")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

@@ -28,6 +28,7 @@ PLUGINS = {
     "ipvlan": "ipvlan",
     "loopback": "loopback",
     "macvlan": "macvlan",
+    "overlay": "overlay",
     "portmap": "portmap",
     "ptp": "ptp",
     "sbr": "sbr",
