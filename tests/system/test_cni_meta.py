@@ -513,6 +513,32 @@ def test_who_reaches_whom(house: House, policy: str, neighbour: tuple[bool, bool
     one.check("web", web, result, portMappings=ports(8080))
 
 
+@needs_reference
+@pytest.mark.parametrize("policy", ["open", "same-bridge"])
+def test_a_policy_as_the_references(house: House, policy: str) -> None:
+    """Who reaches whom is the same; the release that is compared with has no `isolated`."""
+    house.host.run("h", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    told = []
+    for directory in (house.own, REFERENCE):
+        wall, spaces = {"type": "firewall", "ingressPolicy": policy}, {}
+        for number, kind in ((1, "web"), (1, "peer"), (2, "other")):
+            name = kind + os.path.basename(directory)
+            space, result = house.add(house.chain(house.bridge(number), version="1.0.0"), name)
+            answer = Chain(directory, [wall], "1.0.0").call("ADD", wall, name, space, previous=result)
+            assert shown(answer) == shown(result)
+            spaces[name] = space, result
+        (web, result), *others = spaces.values()
+        house.serve(web)
+        told.append([reaches(house, where, result) for where in ("h", *(space for space, _ in others))])
+        for name, (space, result) in spaces.items():
+            for _ in range(2):
+                Chain(directory, [wall], "1.0.0").call("DEL", wall, name, space, previous=result)
+        for name, (space, _) in spaces.items():
+            house.chain(house.bridge(2 if name.startswith("other") else 1)).delete(name, space)
+        house.host.run("h", "nft", "flush", "ruleset")
+    assert told[0] == told[1]
+
+
 def test_isolated_neighbours_have_no_way_by_the_host_either(house: House) -> None:
     """A container that sends to its neighbour by the gateway, as one with another netmask would."""
     chain = house.chain(house.bridge(), meta("firewall", ingressPolicy="isolated"))
