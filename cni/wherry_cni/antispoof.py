@@ -7,19 +7,18 @@ and which MAC each may send from. Elements carry their owner as a comment, as in
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from wherry_cni import nft
 from wherry_cni.config import table_name
 from wherry_cni.errors import FIREWALL, CniError
 from wherry_cni.errors import IO as IO_ERROR
+from wherry_cni.libnft import run
 from wherry_cni.skel import Call
 
 __all__ = ["check", "forget", "forget_others", "guard"]
 
-_TIMEOUT = 30
 _LAYOUT = (
     "add table bridge {table}",
     "add set bridge {table} guarded {{ type ifname; }}",
@@ -43,9 +42,9 @@ def guard(call: Call, port: str, mac: str) -> None:
     table, owner = table_name(call.config), nft.owner(call.network, call.container_id, call.ifname)
     wanted = [f'add element bridge {table} guarded {{ {port} comment "{owner}" }}',
               f'add element bridge {table} allowed {{ {port} . {mac} comment "{owner}" }}']
-    code, _, err = _nft("\n".join(wanted))
+    code, _, err = run("\n".join(wanted))
     if code and "No such file" in err:
-        code, _, err = _nft("\n".join([*(line.format(table=table) for line in _LAYOUT), *wanted]))
+        code, _, err = run("\n".join([*(line.format(table=table) for line in _LAYOUT), *wanted]))
     if code:
         raise CniError(FIREWALL, "nft refuses the MAC spoof check", err)
 
@@ -77,13 +76,13 @@ def check(call: Call, port: str, mac: str) -> None:
 def _remove(table: str, chosen: Callable[[_Held], bool]) -> None:
     gone = [f"delete element bridge {table} {held.where} {{ {held.key} }}"
             for held in filter(chosen, _elements(table))]
-    code, _, err = _nft("\n".join(gone)) if gone else (0, "", "")
+    code, _, err = run("\n".join(gone)) if gone else (0, "", "")
     if code and "No such file" not in err:
         raise CniError(FIREWALL, "nft refuses to end the MAC spoof check", err)
 
 
 def _elements(table: str) -> list[_Held]:
-    code, out, err = _nft("", "-j", "list", "table", "bridge", table)
+    code, out, err = run(f"list table bridge {table}", as_json=True)
     if code and "No such file" not in err:
         raise CniError(FIREWALL, "nft cannot list the table", err)
     found = []
@@ -92,14 +91,3 @@ def _elements(table: str) -> list[_Held]:
             key = part["val"]["concat"] if isinstance(part["val"], dict) else [part["val"]]
             found.append(_Held(body["name"], " . ".join(key), part.get("comment", "")))
     return found
-
-
-def _nft(text: str, *arguments: str) -> tuple[int, str, str]:
-    command: Sequence[str] = ("nft", *(arguments or ("-f", "-")))
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
-    except FileNotFoundError:
-        raise CniError(FIREWALL, "nft is not installed", "install the package nftables") from None
-    except subprocess.TimeoutExpired:
-        raise CniError(FIREWALL, f"nft did not finish in {_TIMEOUT} s") from None
-    return done.returncode, done.stdout, done.stderr.strip()

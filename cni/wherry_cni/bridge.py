@@ -103,13 +103,13 @@ def check(call: Call) -> None:
     wish = _wish(call)
     if wish.ipam:
         delegate(call, "CHECK")
+    inner = interface.check(call, "veth", up=wish.up)
     with rtnetlink.wired() as wire:
         bridge, port = rtnetlink.find(wire, wish.bridge), rtnetlink.find(wire, host_ifname(call))
     if bridge is None:
         raise CniError(IO_ERROR, f"bridge {wish.bridge} is missing")
     if port is None or port.master != bridge.number:
         raise CniError(IO_ERROR, f"{host_ifname(call)} is not a port of bridge {wish.bridge}")
-    inner = interface.check(call, "veth", up=wish.up)
     if wish.masquerade:
         masquerade.check(call, wish.table, (call.previous or {}).get("ips", []))
     if wish.spoof_check:

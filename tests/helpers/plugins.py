@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from typing import Any
 
 from .nethost import NetHost
@@ -25,16 +26,36 @@ class Plugins:
     def __init__(self, directory: str, version: str = "1.0.0", name: str = "links") -> None:
         self.directory, self.version, self.name = directory, version, name
 
+    def killed(self, seconds: float, config: dict[str, Any], container: str = "one", netns: str = "") -> None:
+        """An ADD that gets SIGKILL after so long."""
+        with self._started("ADD", config, container, netns) as plugin:
+            assert plugin.stdin is not None
+            plugin.stdin.write(self._body(config, None))
+            plugin.stdin.close()
+            time.sleep(seconds)
+            plugin.kill()
+
     def __call__(self, verb: str, config: dict[str, Any], container: str = "one", netns: str = "",
                  previous: Any = None, **env: str) -> tuple[int, Any]:
-        body = {"cniVersion": self.version, "name": self.name, **config,
-                **({"prevResult": previous} if previous else {})}
-        named = {"CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0", **env}
-        done = subprocess.run(
-            [os.path.join(self.directory, env.pop("PLUGIN", config["type"]))], input=json.dumps(body).encode(),
-            capture_output=True, check=False, timeout=60,
-            env={"PATH": os.environ["PATH"], "CNI_PATH": f"{self.directory}:{REFERENCE}", **named})
-        return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr.decode()
+        with self._started(verb, config, container, netns, **env) as plugin:
+            try:
+                out, err = plugin.communicate(self._body(config, previous), timeout=60)
+            except BaseException:
+                plugin.kill()
+                raise
+        return plugin.returncode, json.loads(out) if out.strip() else err.decode()
+
+    def _body(self, config: dict[str, Any], previous: Any) -> bytes:
+        body = {"cniVersion": self.version, "name": self.name, **config}
+        return json.dumps({**body, "prevResult": previous} if previous else body).encode()
+
+    def _started(self, verb: str, config: dict[str, Any], container: str, netns: str,
+                 **env: str) -> subprocess.Popen[bytes]:
+        named = {"CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
+                 "PATH": os.environ["PATH"], "CNI_PATH": f"{self.directory}:{REFERENCE}", **env}
+        program = os.path.join(self.directory, named.pop("PLUGIN", config["type"]))
+        return subprocess.Popen([program], env=named, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
 
     def ok(self, verb: str, config: dict[str, Any], container: str = "one", netns: str = "",
            previous: Any = None, **env: str) -> Any:

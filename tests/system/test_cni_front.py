@@ -25,11 +25,11 @@ from helpers.ociruntime import Space
 from helpers.warm import Warm
 from helpers.wherry import SCRIPT, Wherry, until
 from wherry.engine import cni
+from wherry.net import launchers
 
 FRONT = SCRIPT.with_name("wherry-cni")
 REFERENCE = Path("/usr/lib/cni")
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
-           "portmap", "ptp", "sbr", "static", "tuning")
+PLUGINS = tuple(sorted(launchers.PLUGINS))
 COLD = b"cannot be executed"
 MAC = re.compile(rb"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 Done = subprocess.CompletedProcess[bytes]

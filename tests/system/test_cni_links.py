@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,43 @@ def test_a_life(host: NetHost, own: Plugins, config: Callable[..., Json], tmp_pa
     assert [link for link in after["links"] if link[1] != "bridge"] == [
         link for link in before["links"] if link[1] != "bridge"]
     assert leases(tmp_path) == []
-    own.refused("CHECK", wanted, netns=space, previous=result)
+
+
+_BROKEN = {  # what is done in the container to what ADD made: a word of CHECK's answer
+    "down": ("ip link set eth0 down", "down"), "gone": ("ip link del eth0", "no interface"),
+    "mac": ("ip link set eth0 address 02:00:00:00:00:99", "MAC"), "route": ("ip route del default", "route"),
+    "address": ("ip addr del {address} dev eth0", "address"),
+    "kind": ("ip link del eth0; ip link add eth0 up type bridge", ""),
+}
+
+
+@pytest.mark.parametrize("broken", _BROKEN)
+@pytest.mark.parametrize("name", ["bridge-routes", "ptp-dual", "macvlan", "host-device"])
+def test_check_names_what_is_wrong(host: NetHost, own: Plugins, config: Callable[..., Json], name: str,
+                                   broken: str) -> None:
+    wanted, space = config(name), host.space("c")
+    result = own.ok("ADD", wanted, netns=space)
+    own.ok("CHECK", wanted, netns=space, previous=result)
+    script, word = _BROKEN[broken]
+    host.run(space, "sh", "-ec", script.format(address=result["ips"][0]["address"]))
+    answer = own.refused("CHECK", wanted, netns=space, previous=result)
+    assert (answer["code"], word in answer["msg"]) == (5, True), answer
+    assert own.refused("CHECK", wanted, netns=space)["code"] == 7  # prevResult is not optional
+    own.ok("DEL", wanted, netns=space)
+
+
+@pytest.mark.parametrize("name", ["ptp", "macvlan", "host-device"])
+def test_del_after_a_killed_add(host: NetHost, own: Plugins, config: Callable[..., Json], tmp_path: Path,
+                                name: str) -> None:
+    wanted, space = config(name, ipam=local(FOUR), nftTable="t_links", ipMasq=True), host.space("c")
+    wanted["ipam"]["dataDir"] = str(tmp_path / "own")
+    before, inside = picture(host, "h"), picture(host, space)
+    for _ in range(12):
+        own.killed(random.uniform(0.03, 0.3), wanted, netns=space)
+        own.ok("DEL", wanted, netns=space)
+        assert (picture(host, "h"), picture(host, space)) == (before, inside)
+        assert leases(tmp_path) == []
+    assert "one/eth0" not in host.rules()
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
@@ -195,7 +232,8 @@ def test_status_tells_that_an_add_would_fail(own: Plugins, config: Callable[...,
 
 
 @pytest.mark.parametrize("case", list(itertools.product(
-    ["bridge", "ptp", "macvlan", "host-device"], ["address", "twice", "route", "netns", "taken", "again", "full"],
+    ["bridge", "ptp", "macvlan", "host-device"],
+    ["address", "twice", "route", "netns", "taken", "again", "full", "none"],
 )), ids="-".join)
 def test_a_failed_add_leaves_nothing(host: NetHost, own: Plugins, config: Callable[..., Json], tmp_path: Path,
                                      case: tuple[str, str]) -> None:
@@ -206,6 +244,7 @@ def test_a_failed_add_leaves_nothing(host: NetHost, own: Plugins, config: Callab
         own.ok("ADD", wanted, "zero", host.space("z"))
         own.ok("DEL", wanted, "zero", f"/run/netns/{host.name}z")
     faults: dict[str, Json] = {
+        "none": {"addresses": []},
         "address": {"addresses": [{"address": "127.0.0.1/40", "gateway": "127.0.0.2"}]},
         "twice": {"addresses": [{"address": "10.61.0.5/24", "gateway": "10.61.0.1"}] * 2},
         "route": {"addresses": [{"address": "10.61.0.5/24", "gateway": "10.61.0.1"}],
@@ -549,3 +588,46 @@ def test_each_takes_away_what_the_other_made(host: NetHost, own: Plugins, config
         assert "veth" not in host.links()
     if name == "host-device":
         assert picture(host, "h") == before
+
+
+@needs_reference
+@pytest.mark.parametrize("more", [
+    {"ranges": [FOUR]}, {"ranges": [FOUR, SIX], "routes": DEFAULTS}, {"subnet": "10.63.0.0/24", "ranges": [FOUR]},
+    {"ranges": [[{"subnet": "10.61.0.0/29", "rangeStart": "10.61.0.3", "rangeEnd": "10.61.0.5"}]]},
+    {"ranges": [[{"subnet": "10.61.0.0/30"}, {"subnet": "10.62.0.0/30", "gateway": "10.62.0.2"}]]},
+    {"subnet": "10.63.0.0/24", "gateway": "10.63.0.254", "routes": [{"dst": "10.0.0.0/8", "gw": "10.63.0.7"}]},
+    {"ranges": [[{"subnet": "10.61.0.0/31"}]]}, {"ranges": [FOUR, FOUR]}, {"ranges": [[*FOUR, *SIX]]}, {},
+    {"subnet": "10.63.0.1/24"}, {"subnet": "10.63.0.0/24", "rangeEnd": "10.64.0.1"},
+])
+def test_host_local_gives_what_the_reference_gives(own: Plugins, tmp_path: Path, more: Json) -> None:
+    """The same six ADDs, a DEL after the third: addresses in the same order, the same files, the same refusals."""
+    seen: dict[str, list[Any]] = {}
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("nameserver 10.0.0.53\nsearch a.example\noptions ndots:2\n")
+    for side, plugins in (("reference", Plugins(REFERENCE)), ("own", own)):
+        ipam = {"type": "host-local", "dataDir": str(tmp_path / side), "resolvConf": str(resolv), **more}
+        wanted, told = {"type": "host-local", "ipam": ipam}, []
+        for number in range(6):
+            code, answer = plugins("ADD", wanted, f"c{number}", "/none")
+            told.append(answer if code == 0 else code)
+            if number == 2 and isinstance(told[0], dict):
+                plugins.ok("DEL", wanted, "c1")
+        held = tmp_path / side / "links"
+        seen[side] = [told, {name: (held / name).read_text() for name in leases(tmp_path, side)}]
+    assert seen["own"] == seen["reference"]
+
+
+@needs_reference
+def test_one_lease_directory_serves_both(own: Plugins, tmp_path: Path) -> None:
+    wanted = {"type": "host-local", "ipam": {**local(FOUR, SIX), "dataDir": str(tmp_path / "own")}}
+    theirs, given = Plugins(REFERENCE), []
+    for number in range(6):
+        side = (own, theirs)[number % 2]
+        result = side.ok("ADD", wanted, f"c{number}", "/none")
+        given += [part["address"] for part in result["ips"]]
+        for other in (own, theirs):
+            other.ok("CHECK", wanted, f"c{number}", "/none", result)
+    assert len(given) == len(set(given)) == 12
+    for number in range(6):
+        (theirs, own)[number % 2].ok("DEL", wanted, f"c{number}")
+    assert leases(tmp_path) == []
