@@ -13,7 +13,6 @@ import re
 import selectors
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -118,7 +117,8 @@ class Cni:
         """GC: let the plugins drop what belongs to no (container id, interface) of `valid`."""
         if conflist.get("disableGC") or _version(conflist) < _WITH_GC:
             return
-        extra = {"cni.dev/valid-attachments": [{"containerID": known, "ifname": ifname} for known, ifname in valid]}
+        listed = [{"containerID": known, "ifname": ifname} for known, ifname in valid]
+        extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}  # the text had both names
         nobody = Joined(conflist, "", "", "")
         for plugin in _plugins(conflist):
             self._call("GC", nobody, {**plugin, **extra}, None)
@@ -147,6 +147,18 @@ class Cni:
             return []
         found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
         return [joined for joined in found if joined is not None]
+
+    def tidy(self) -> None:
+        """Remove what a killed ADD or DEL left beside the records: half of a record, a lock of no attachment."""
+        names = os.listdir(self._results) if os.path.isdir(self._results) else []
+        for stem in {name.rpartition(".")[0].removesuffix(".json") for name in names}:
+            path = os.path.join(self._results, stem)
+            if os.path.exists(f"{path}.json") and f"{stem}.json.new" not in names:
+                continue
+            with contextlib.suppress(WherryError), files.flock(f"{path}.lock", 0):
+                for ending in ("json.new", *(() if os.path.exists(f"{path}.json") else ("lock",))):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(f"{path}.{ending}")
 
     def find(self, plugin_type: str, *, ours: bool = True) -> tuple[str, str]:
         """(executable, CNI_PATH): our own launchers first, then the directories of the host; for a list that is not
@@ -226,7 +238,7 @@ class Cni:
         record = {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
                   "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
                   "result": joined.result}
-        temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
+        temporary = f"{path}.new"  # whoever writes it holds the attachment's lock
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
             json.dump(record, stream)
         os.replace(temporary, path)
