@@ -53,6 +53,7 @@ FENCES = {
     "prctl": ("wherry/kernel/process.py",),
     "pyroute2": ("wherry_cni/", "wherry/net/"),
     "zstandard": ("wherry/image/",),
+    "dns": ("wherry/net/",),
     "isal": ("wherry/image/",),
     "jeepney": ("wherry/container/systemd.py",),
     "wherry.kernel._shim": ("wherry/kernel/",),
@@ -74,7 +75,8 @@ BANNED = {
 #: whose whole work is to fork: small, single-threaded
 FORKS = ("wherry/warm/server.py",)
 #: read or measured by hot verbs never at import: they load at the edge, where they are used
-HEAVY = ("requests", "rich", "pyroute2", "zstandard", "isal", "asyncio", "http.client", "email", "prctl", "jeepney")
+HEAVY = ("requests", "rich", "pyroute2", "zstandard", "isal", "asyncio", "http.client", "email", "prctl", "jeepney",
+         "dns")
 HOT = {
     "run": "wherry.cli.commands.run",
     "exec": "wherry.cli.commands.exec",

@@ -27,7 +27,7 @@ from wherry_cni.results import Json
 from wherry_cni.rtnetlink import Link
 from wherry_cni.skel import Call
 
-__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname", "main", "status"]
+__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "host_ifname", "main", "rules", "status"]
 
 _UNSUPPORTED = {
     "vlan": "VLAN filtering is not built", "vlanTrunk": "VLAN filtering is not built",
@@ -237,11 +237,22 @@ def _conflicting(old: str, wanted: str, gateways: Sequence[str]) -> bool:
     return one.version == 4 or one.network.overlaps(two.network)
 
 
+def rules(call: Call) -> list[nft.Element]:
+    """The elements of an attachment whose result is prevResult."""
+    return _rules(call, _wish(call), (call.previous or {}).get("ips", []))
+
+
 def _protect(call: Call, wish: _Wish, leased: Json) -> None:
     """Masquerading and isolation: one batch."""
+    wanted = _rules(call, wish, leased.get("ips", ()))
+    if wanted:
+        nft.add(wish.table, wanted)
+
+
+def _rules(call: Call, wish: _Wish, ips: Sequence[Json]) -> list[nft.Element]:
     wanted: list[nft.Element] = []
     own, whole = nft.owner(call.network, call.container_id, call.ifname), nft.owner_of_network(call.network)
-    for part in leased.get("ips", ()) if wish.masquerade else ():
+    for part in ips if wish.masquerade else ():
         address = ipaddress.ip_interface(part["address"])
         suffix, subnet = nft.family(part["address"]), address.network
         wanted.append(nft.Element(f"masq{suffix}", str(address.ip), own))
@@ -250,8 +261,7 @@ def _protect(call: Call, wish: _Wish, leased: Json) -> None:
     if wish.walls:
         wanted.append(nft.Element("same", f"{wish.bridge} . {wish.bridge}", whole))
         wanted.append(nft.Element("internal" if wish.internal else "isolated", wish.bridge, whole))
-    if wanted:
-        nft.add(wish.table, wanted)
+    return wanted
 
 
 def _forwarding(gateways: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ own even when nothing is remembered. Refuses to know why an element is wanted (b
 - hairpin4/6   (client network, container) pairs whose published connections come back through us
 - localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
 - same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
+- peers4/6     (bridge, subnet) pairs: who belongs to an isolated bridge's network on other hosts
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from typing import Any, NamedTuple
 
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
 
-__all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others"]
+__all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others",
+           "restore"]
 
 _TIMEOUT = 30
-_LAYOUT = "layout_1"  # changes with the rules below: another layout is put in place by the first ADD
+_LAYOUT = "layout_2"  # changes with the rules below: another layout is put in place by the first ADD
 _SETS = {
     "masq4": "ipv4_addr", "masq6": "ipv6_addr",
     "inside4": "ipv4_addr . ipv4_addr; flags interval", "inside6": "ipv6_addr . ipv6_addr; flags interval",
     "hairpin4": "ipv4_addr . ipv4_addr; flags interval", "hairpin6": "ipv6_addr . ipv6_addr; flags interval",
     "localnet": "ifname", "same": "ifname . ifname", "isolated": "ifname", "internal": "ifname",
+    "peers4": "ifname . ipv4_addr; flags interval", "peers6": "ifname . ipv6_addr; flags interval",
     _LAYOUT: "mark",
 }
 _MAPS = {
@@ -69,6 +72,10 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
     "isolation": ("", (
         "ct state established,related return",
         "iifname . oifname @same return",
+        "iifname . ip daddr @peers4 return",
+        "oifname . ip saddr @peers4 return",
+        "iifname . ip6 daddr @peers6 return",
+        "oifname . ip6 saddr @peers6 return",
         "iifname @internal drop",
         "oifname @internal drop",
         "oifname @isolated ct status dnat return",
@@ -132,6 +139,19 @@ def add(table: str, wanted: Sequence[Element]) -> None:
         raise CniError(PORT_TAKEN, "a key of the batch is taken", err)
     if code:
         raise CniError(FIREWALL, "nft refuses the batch", err)
+
+
+def restore(table: str, wanted: Sequence[Element]) -> None:
+    """Put the elements in place, whatever of the table is there; a key that another has changes hands. One batch."""
+    lines = [f"add element inet {table} {element}" for element in wanted]
+    code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
+    if code and "File exists" in err:
+        keys = {(element.where, element.key) for element in wanted if _has_owner(element)}
+        handed = [f"delete element inet {table} {found.where} {{ {found.key} }}" for found in elements(table)
+                  if (found.where, found.key) in keys]
+        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *handed, *lines]))
+    if code:
+        raise CniError(FIREWALL, f"nft refuses to restore the table {table}", err)
 
 
 def _has_owner(element: Element) -> bool:

@@ -52,6 +52,8 @@ class Wire:
 
     def ask(self, *messages: Message) -> list[Answer]:
         """Send all in one datagram. The kernel takes each for itself, in order, whatever became of those before."""
+        if not messages:  # the kernel would refuse an empty datagram
+            return []
         first = self._sequence + 1
         self._sequence += len(messages)
         parts = [_HEADER.pack(16 + len(m.body), m.kind, m.flags | _REQUEST | _ACK, first + at, 0) + m.body

@@ -21,7 +21,7 @@ from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
 
-__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "status"]
+__all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "rules", "status"]
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _UNSUPPORTED = dict.fromkeys(("markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6"),
@@ -47,6 +47,8 @@ def add(call: Call) -> Json:
     mappings = _mappings(call)
     if mappings:
         wanted = _elements(call, mappings, previous)
+        for bridge in {element.key for element in wanted if element.where == "localnet"}:
+            netlink.sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1")
         try:
             nft.add(table_name(call.config), wanted)
         except CniError as problem:
@@ -66,7 +68,7 @@ def delete(call: Call) -> None:
 
 def check(call: Call) -> None:
     """Every element is in place."""
-    wanted = _elements(call, _mappings(call), call.previous or {})
+    wanted = rules(call)
     held = {(found.where, found.key) for found in nft.elements(table_name(call.config))}
     for element in wanted:
         if element.value and (element.where, element.key) not in held:
@@ -82,6 +84,11 @@ def status(call: Call) -> None:
     """An ADD could work: the configuration is sound and nft answers."""
     _mappings(call)
     nft.elements(table_name(call.config))
+
+
+def rules(call: Call) -> list[nft.Element]:
+    """The elements of an attachment whose result is prevResult."""
+    return _elements(call, _mappings(call), call.previous or {})
 
 
 def _mappings(call: Call) -> list[_Mapping]:
@@ -119,7 +126,7 @@ def _elements(call: Call, mappings: Sequence[_Mapping], previous: Json) -> list[
         if not targets:
             raise CniError(BAD_CONFIG, f"port {mapping.host_port}: the container has no IPv{wanted or '4'} address")
         found += [_translation(mapping, address, _owner(call)) for address in targets]
-    if boolean(call.config, "snat", True):
+    if mappings and boolean(call.config, "snat", True):
         for suffix, address in inside.items():
             found += _way_back(call, suffix, address)
     return found
@@ -141,7 +148,6 @@ def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     if suffix == "4":
         bridge = _way_to(address.ip)
         if bridge:
-            netlink.sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1")
             found.append(nft.Element("localnet", bridge, nft.owner_of_network(call.network)))
     return found
 

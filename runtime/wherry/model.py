@@ -132,19 +132,24 @@ class Interface(NamedTuple):
 
 
 class Attachment(NamedTuple):
-    """A wish to join a network."""
+    """A wish to join a network. `ip`: IPv4 (alone, either family will do). `options`: --driver-opt, for this endpoint
+    only. The network of the highest `priority` has the default route, among equals the first by name."""
 
     network: str
     aliases: tuple[str, ...] = ()
     ip: str = ""
     mac: str = ""
     interface: str = "eth0"
+    ip6: str = ""
+    options: Mapping[str, str] = {}
+    priority: int = 0
 
 
 class NetworkResult(NamedTuple):
     """What CNI ADD gave for one network. `raw` is the CNI result as printed (for DEL, CHECK and inspect).
 
-    `ports` are the published ports as granted: every `host_port` is a number that is taken now.
+    `ports` are the published ports as granted: every `host_port` is a number that is taken now. `routed`: its gateway
+    leads out, so it may have the default route.
     """
 
     network: str
@@ -153,6 +158,7 @@ class NetworkResult(NamedTuple):
     search: tuple[str, ...] = ()
     raw: Mapping[str, Any] = {}
     ports: tuple[PortMapping, ...] = ()
+    routed: bool = True
 
 
 class RestartPolicy(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import tools
 
-PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+PLUGINS = ("bridge", "host-local", "loopback", "overlay", "portmap")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

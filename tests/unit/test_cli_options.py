@@ -78,6 +78,9 @@ ONE_FLAG: list[tuple[str, str, Any]] = [
         (Attachment("a1"), Attachment("b1", (), "10.0.0.2", "", "eth1")),
     ),
     ("--network a1 --ip 10.0.0.3 --network-alias x", "network", (Attachment("a1", ("x",), "10.0.0.3"),)),
+    ("--network a1 --ip6 fd00::3", "network", (Attachment("a1", ip6="fd00::3"),)),
+    ("--network a1:ip=10.0.0.2,mac=02:00:00:00:00:01", "network",
+     (Attachment("a1", (), "10.0.0.2", "02:00:00:00:00:01"),)),
     ("--ip 10.88.0.3", "network", (Attachment("bridge", (), "10.88.0.3"),)),
     ("--restart on-failure:3", "restart", RestartPolicy("on-failure", 3)),
     ("-m 64m", "limits", Limits(memory=64 << 20)),
@@ -140,6 +143,7 @@ def test_every_flag_of_the_table_is_tried_above() -> None:
     tried = {word.partition("=")[0] for flags, _, _ in ONE_FLAG for word in flags.split() if word.startswith("-")}
     tried = {word[:2] if len(word) > 2 and word[1] != "-" else word for word in tried}
     elsewhere = {"--env-file", "--label-file", "--detach-keys", "--sig-proxy", "--explain", "--quiet", "--mac-address"}
+    elsewhere |= {"--link"}  # refused
     elsewhere |= {"--health-timeout", "--health-start-period", "--health-start-interval"}
     missing = [flag.names for flag in (*RUN_FLAGS, *ATTACHED_FLAGS) if not set(flag.names) & (tried | elsewhere)]
     assert not missing
@@ -161,6 +165,7 @@ CONTRADICTIONS = [
     ("--network host --network back", "no other network"),
     ("--network none --ip 10.0.0.1", "no address"),
     ("--network back --network back", "twice"),
+    ("--link web", "links are not built"),
     ("-v /a:/x --tmpfs /x", "/x"),
     ("--memory-swap 1g", "--memory"),
     ("-m 2g --memory-swap 1g", "--memory-swap"),

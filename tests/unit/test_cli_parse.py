@@ -65,6 +65,11 @@ GOOD: list[tuple[Any, str, Any]] = [
     (parse.network, "back", Attachment("back")),
     (parse.network, "container:web", Attachment("container:web")),
     (parse.network, "name=back,alias=a,alias=b,ip=10.0.0.9", Attachment("back", ("a", "b"), "10.0.0.9")),
+    (parse.network, "back:ip6=fd00::9,driver-opt=a=b=c,gw-priority=-3",
+     Attachment("back", ip6="fd00::9", options={"a": "b=c"}, priority=-3)),
+    (parse.network, "name=back,ip=10.0.0.9,ip6=fd00::9", Attachment("back", (), "10.0.0.9", ip6="fd00::9")),
+    (parse.named_ip, "router=10.0.0.1", ("router", "10.0.0.1")),
+    (parse.named_ip, "10.0.0.1", ("10.0.0.1", "10.0.0.1")),
     (parse.volume, "/data", MountRequest("volume", "/data")),
     (parse.volume, "data:/data:ro", MountRequest("volume", "/data", "data", ("ro",))),
     (parse.volume, "/src:/dst/", MountRequest("bind", "/dst", "/src", (), True)),
@@ -119,7 +124,8 @@ BAD: list[tuple[Any, str]] = [
     ),
     *((parse.add_host, t) for t in ("", "a", "a:", ":1.2.3.4", "a:b")),
     *((parse.mac, t) for t in ("", "02:42", "03:00:00:00:00:01")),
-    *((parse.network, t) for t in ("", "container:", "name=", "alias=a", "name=a,ip=x", "name=a,speed=1", "name=a,ip")),
+    *((parse.network, t) for t in ("", "container:", "name=", "alias=a", "name=a,ip=x", "name=a,speed=1", "name=a,ip",
+                                        "a:ip6=10.0.0.1", "a:gw-priority=x", "a:driver-opt=x", ":ip=10.0.0.1")),
     *(
         (parse.volume, t)
         for t in (

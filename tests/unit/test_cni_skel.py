@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from wherry_cni import bridge, host_local, loopback, nft, portmap, skel
+from wherry_cni import bridge, host_local, loopback, nft, overlay, portmap, skel
 from wherry_cni.results import VERSIONS, to_version
 
 ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/none", "CNI_IFNAME": "eth0", "CNI_PATH": "/none"}
 RESULT = {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n", "mtu": 1500}],
           "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64"}],
           "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}], "dns": {}}
-PLUGINS = {"bridge": bridge, "host-local": host_local, "loopback": loopback, "portmap": portmap}
+PLUGINS = {"bridge": bridge, "host-local": host_local, "loopback": loopback, "overlay": overlay,
+           "portmap": portmap}
 
 
 def serve(config: Any, env: dict[str, str] | None = None, verbs: Any = None) -> tuple[int, Any]:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,184 @@ def test_what_a_kill_left_beside_the_records_goes(bench: Bench) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         bench.cni.tidy()
     assert sorted(path.name for path in results.iterdir()) == sorted([*kept, "net,c3,eth0.lock"])
+
+
+# ---- versions ----
+
+
+def speaks(*versions: str) -> str:
+    told = json.dumps({"cniVersion": versions[-1], "supportedVersions": list(versions)})
+    return f"[ $CNI_COMMAND = VERSION ] && echo '{told}' && exit 0\n"
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.3.1", "0.4.0", "1.0.0"])
+def test_a_plugin_reads_and_writes_the_version_of_its_list(bench: Bench, version: str) -> None:
+    """Section 3: prevResult in the list's version; what is kept and told has the shape of 1.1.0."""
+    told = {"cniVersion": version} | (
+        {"ip4": {"ip": "10.0.0.2/24", "gateway": "10.0.0.1"}} if version == "0.2.0" else
+        {"ips": [{"version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1"}]} if version < "1" else
+        {"ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}]})  # fmt: skip
+    for name in ("one", "two"):
+        bench.plugin(name, f"echo '{json.dumps(told)}'\n")
+    conflist = {**chain("one", "two"), "cniVersion": version}
+    result = bench.cni.add(conflist, "c1", "/none")
+    wanted = {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}]}
+    assert {key: value for key, value in result.items() if value} == wanted
+    known = bench.cni.recall("net", "c1")
+    assert known is not None
+    assert known.result == result
+    assert bench.config("two")["cniVersion"] == version
+    assert bench.config("two")["prevResult"] == told
+    bench.cni.check("net", "c1")
+    bench.cni.delete(None, "c1", network="net")
+    assert ("CHECK one" in bench.lines()) == (version >= "0.4.0"), "CHECK came with 0.4.0"
+    assert bench.config("one").get("prevResult") == (told if version >= "0.4.0" else None), "and DEL's prevResult"
+
+
+def test_the_newest_version_that_the_list_and_its_plugins_know_is_spoken(bench: Bench) -> None:
+    bench.plugin("new", speaks("0.4.0", "1.0.0", "1.1.0") + f"echo '{RESULT}'\n")
+    bench.plugin("old", speaks("0.3.1", "0.4.0", "1.0.0") + f"echo '{RESULT}'\n")
+    bench.cni.add({**chain("new", "old"), "cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.0.0", "1.1.0", "5.0.0"]},
+                  "c1", "/none")  # fmt: skip
+    assert bench.config("old")["cniVersion"] == "1.0.0"
+    assert "cniVersions" not in bench.config("old")
+    bench.cni.add({**chain("new"), "cniVersions": ["0.4.0"]}, "c2", "/none")
+    assert bench.config("new")["cniVersion"] == "1.1.0"
+
+
+def test_a_list_of_one_version_probes_nobody(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one"), "c1", "/none")
+    assert bench.lines() == ["ADD one"]
+
+
+def test_a_version_that_a_plugin_does_not_know_is_one_sentence(bench: Bench) -> None:
+    bench.plugin("old", speaks("0.3.1", "0.4.0") + "[ $CNI_COMMAND = DEL ] && exit 0\n"
+                 'echo \'{"code":1,"msg":"incompatible CNI versions","details":"config is 1.1.0"}\'; exit 1\n')
+    with pytest.raises(WherryError, match=r'"old" does not know version 1.1.0 of network net: .*incomp') as caught:
+        bench.cni.add(chain("old"), "c1", "/none")
+    assert caught.value.kind is Kind.UNSUPPORTED
+    assert caught.value.hint == "it speaks 0.3.1, 0.4.0"
+    assert bench.cni.remembered() == []
+
+
+def test_a_version_that_nobody_knows_is_refused_before_anything_is_called(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    unknown = {**chain("one"), "cniVersion": "7.0.0"}
+    with pytest.raises(WherryError, match=r'"net" is written for CNI 7.0.0, which wherry does not speak') as caught:
+        bench.cni.add(unknown, "c1", "/none")
+    assert caught.value.kind is Kind.UNSUPPORTED
+    bench.cni.delete(unknown, "c1")  # it was never attached: DEL of anything succeeds
+    assert not bench.log.exists()
+
+
+def test_a_plugin_older_than_the_verb_version_speaks_0_1_0(bench: Bench) -> None:
+    bench.plugin("ancient", "exit 1\n")
+    assert bench.cni.spoken("ancient") == {"0.1.0"}
+
+
+# ---- bad input: the error is one sentence, and nothing is left ----
+
+
+def test_a_missing_plugin_is_told_before_the_first_is_called(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    with pytest.raises(WherryError, match='"absent" is not installed'):
+        bench.cni.add(chain("one", "absent"), "c1", "/none")
+    assert not bench.log.exists()
+    assert bench.cni.remembered() == []
+    bench.cni.delete(chain("one"), "c1")
+
+
+HALF = {
+    "rubbish": "echo hello; exit 0\n", "an odd result": "echo '{\"ips\": [{\"addr\": 1}]}'\n",
+    "an odd route": "echo '{\"routes\": [1]}'\n", "half an answer": "echo '{\"ips\": ['\n", "death": "kill -9 $$\n",
+    "a hang": "sleep 30\n", "a bare exit": "echo why >&2; exit 7\n", "no answer": "exit 0\n",
+    "an error of its own": 'echo \'{"code":999,"msg":"mine"}\'; exit 1\n',
+    "an error that is none": 'echo \'{"msg":"x"}\'; exit 1\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HALF.values(), ids=HALF.keys())
+def test_whatever_a_plugin_does_half_way_the_list_is_undone(tmp_path: Path, body: str) -> None:
+    bench = Bench(tmp_path, timeout=1)
+    for name in ("first", "last"):
+        bench.plugin(name, f"[ $CNI_COMMAND = DEL ] && exec rm -f {tmp_path}/{name}\ntouch {tmp_path}/{name}\n"
+                     f"echo '{RESULT}'\n")
+    bench.plugin("odd", f"[ $CNI_COMMAND = DEL ] && exec rm -f {tmp_path}/made\ntouch {tmp_path}/made\n{body}")
+    with pytest.raises(WherryError, match="odd") as caught:
+        bench.cni.add(chain("first", "odd", "last"), "c1", "/none")
+    assert "\n" not in caught.value.message
+    assert not getattr(caught.value, "__notes__", []), "the undo went well"
+    assert bench.cni.remembered() == []
+    assert not [name for name in ("first", "made", "last") if (tmp_path / name).exists()]
+    assert not [path.name for path in (tmp_path / "state/cni/results").iterdir()]
+
+
+def test_a_plugins_stderr_is_in_the_hint(bench: Bench) -> None:
+    bench.plugin("loud", "echo 'netlink: no such device' >&2\n"
+                 '[ $CNI_COMMAND = DEL ] || { echo \'{"code":11,"msg":"again","details":"later"}\'; exit 1; }\n')
+    with pytest.raises(WherryError) as caught:
+        bench.cni.add(chain("loud"), "c1", "/none")
+    assert caught.value.hint == "later; netlink: no such device"
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_del_of_a_namespace_that_is_gone_names_none(bench: Bench) -> None:
+    """Section 2, DEL: CNI_NETNS may be absent, and a runtime tells no path that leads nowhere."""
+    bench.plugin("one", f'echo "$CNI_COMMAND netns=$CNI_NETNS" >> {bench.path}/seen; echo \'{RESULT}\'\n')
+    bench.cni.add(chain("one"), "c1", f"{bench.path}/gone")
+    bench.cni.delete(None, "c1", network="net")
+    seen = (bench.path / "seen").read_text().splitlines()
+    assert seen == [f"ADD netns={bench.path}/gone", "DEL netns="]
+
+
+# ---- the other verbs ----
+
+
+def test_gc_tells_who_is_valid_and_asks_each_plugin_whatever_one_says(bench: Bench) -> None:
+    bench.plugin("one", '[ $CNI_COMMAND = GC ] && echo \'{"code":100,"msg":"not now"}\' && exit 1\n'
+                 f"echo '{RESULT}'\n")
+    bench.plugin("two", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one", "two"), "c1", "/none", "eth3")
+    with pytest.raises(WherryError, match='"one", GC: not now'):
+        bench.cni.collect(chain("one", "two"))
+    assert bench.lines()[-2:] == ["GC one", "GC two"]
+    assert bench.config("two")["cni.dev/valid-attachments"] == [{"containerID": "c1", "ifname": "eth3"}]
+
+
+@pytest.mark.parametrize("more", [{"disableGC": True}, {"disableGC": "true"}, {"cniVersion": "1.0.0"}])
+def test_gc_is_not_called_where_it_is_switched_off_or_unknown(bench: Bench, more: dict[str, Any]) -> None:
+    bench.plugin("one", "exit 9\n")
+    bench.cni.collect({**chain("one"), **more})
+    assert not bench.log.exists()
+
+
+def test_no_gc_comes_between_an_add_and_its_answer(bench: Bench) -> None:
+    """What that ADD makes is in no list of valid attachments that was written before it began."""
+    begun = bench.path / "begun"
+    bench.plugin("slow", f"[ $CNI_COMMAND = ADD ] && touch {begun} && sleep 0.5\necho '{RESULT}'\n")
+    with ThreadPoolExecutor(1) as pool:
+        added = pool.submit(bench.cni.add, chain("slow"), "c1", "/none")
+        while not begun.exists():
+            time.sleep(0.01)
+        bench.cni.collect(chain("slow"))
+        assert added.done()
+    assert bench.config("slow")["cni.dev/valid-attachments"] == [{"containerID": "c1", "ifname": "eth0"}]
+
+
+def test_check_is_not_called_where_it_is_switched_off(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    for cid, value in (("c1", True), ("c2", "true")):
+        bench.cni.add({**chain("one"), "disableCheck": value}, cid, "/none")
+        bench.cni.check("net", cid)
+    assert bench.lines() == ["ADD one", "ADD one"]
+    with pytest.raises(WherryError, match="not attached"):
+        bench.cni.check("net", "c3")
+
+
+def test_status_is_the_first_plugin_that_cannot(bench: Bench) -> None:
+    bench.plugin("one", "exit 0\n")
+    bench.plugin("two", 'echo \'{"code":50,"msg":"no addresses left"}\'; exit 1\n')
+    bench.cni.status(chain("one"))
+    with pytest.raises(WherryError, match='"two", STATUS: no addresses left'):
+        bench.cni.status(chain("one", "two"))

@@ -61,7 +61,7 @@ def test_a_network_is_made_shown_and_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "more", "kind"), [
     ("host", {}, Kind.DENIED), ("none", {}, Kind.DENIED), ("bridge", {}, Kind.EXISTS), ("../x", {}, Kind.INVALID),
-    ("a b", {}, Kind.INVALID), ("x", {"driver": "overlay"}, Kind.UNSUPPORTED),
+    ("a b", {}, Kind.INVALID), ("x", {"driver": "nosuch"}, Kind.UNSUPPORTED),
     ("x", {"options": {"nope": "1"}}, Kind.INVALID), ("x", {"options": {"mtu": "9"}}, Kind.INVALID),
     ("x", {"subnets": [Subnet("10.0.0.1/24")]}, Kind.INVALID),
     ("x", {"subnets": [Subnet("10.0.0.0/24", "10.1.0.1")]}, Kind.INVALID),

@@ -25,6 +25,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GARBAGE = 20_000  # allocations between two collections: imports make no cycles worth 8 ms of looking
 PLACES = ("--root", "--state", "--config")
+INTERNAL = {"cleanup": "finish", "health": "health", "network": "keep"}  # verb: the engine's method
 
 
 def entry() -> NoReturn:
@@ -67,27 +68,27 @@ def main(
 
 
 def internal_verb(argv: Sequence[str]) -> tuple[dict[str, str], str, str] | None:
-    """The places, verb and id of `[--root R] [--state S] [--config C] internal cleanup|health ID`; else None."""
+    """The places, verb and id of `[--root R] [--state S] [--config C] internal VERB ID`; else None."""
     rest, places = list(argv), {}
     while rest and rest[0].partition("=")[0] in PLACES:
         name, eq, value = rest.pop(0).partition("=")
         if not eq and not rest:
             return None
         places[name[2:]] = value if eq else rest.pop(0)
-    if len(rest) == 3 and rest[0] == "internal" and rest[1] in ("cleanup", "health"):
+    if len(rest) == 3 and rest[0] == "internal" and rest[1] in INTERNAL:
         return places, rest[1], rest[2]
     return None
 
 
 def internal(places: dict[str, str], what: str, ref: str, env: Mapping[str, str]) -> int:
-    """Settle the end of a container, or run its health check, for its monitor."""
+    """Settle the end of a container, run its health check, be a network's keeper."""
     from wherry.engine.config import place
     from wherry.engine.engine import Engine
     from wherry.errors import WherryError
 
     engine = Engine(place(env=env, **places))
     try:
-        (engine.finish if what == "cleanup" else engine.health)(ref)
+        getattr(engine, INTERNAL[what])(ref)
     except WherryError as error:
         sys.stderr.write(f"wherry: {error.message}\n")
         return 1

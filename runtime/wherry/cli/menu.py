@@ -80,7 +80,9 @@ VOLUME = {
 }
 
 NETWORK = {
+    "connect": Entry("commands.network:connect", "Let a container join a network"),
     "create": Entry("commands.network:create", "Create a network"),
+    "disconnect": Entry("commands.network:disconnect", "Let a container leave a network"),
     "inspect": Entry("commands.inspect:network", "Show networks in full"),
     "ls": Entry("commands.network:ls", "List networks"),
     "prune": Entry("commands.prune:network", "Remove unused networks"),
@@ -110,6 +112,7 @@ CNI = {
 INTERNAL = {
     "cleanup": Entry("commands.internal:cleanup", "Settle a container that has ended"),
     "health": Entry("commands.internal:health", "Run one health check"),
+    "network": Entry("commands.internal:network", "Answer DNS on a network and keep its firewall rules"),
 }
 
 
@@ -145,7 +148,9 @@ TOP = {
     "inspect": Entry("commands.inspect:inspect", "Show containers, images, volumes and networks in full"),
     **_moved(CONTAINER, "kill", REST),
     **_moved(IMAGE, "load", REST),
-    **_moved(CONTAINER, "logs pause port rename restart rm", REST),
+    **_moved(CONTAINER, "logs pause port", REST),
+    "ports": Entry("commands.ports:ports", "List all published ports, and who can reach them"),
+    **_moved(CONTAINER, "rename restart rm", REST),
     "rmi": Entry("commands.image:rmi", "Remove images"),
     **_moved(IMAGE, "save", REST),
     **_moved(CONTAINER, "start stats stop", REST),

@@ -53,6 +53,7 @@ def many(names: str, parser: Parser, metavar: str, help: str) -> Flag:
 
 
 COUNT = parse.integer(0, 2**31 - 1)
+LINK = many("--link", parse.link, "CONTAINER", "refused: containers find each other by name on their networks")
 IPC_MODES = ("private", "shareable", "host", "none")
 LOG_DRIVERS = ("json-file", "local", "journald", "none")
 
@@ -90,9 +91,11 @@ RUN_FLAGS: tuple[Flag, ...] = (
     switch("--init", "run an init that forwards signals and reaps"),
     switch("-i --interactive", "keep standard input open"),
     one("--ip", parse.ip, "IP", "address on the network"),
+    one("--ip6", parse.ip6, "IP", "IPv6 address on the network"),
     one("--ipc", parse.namespace(*IPC_MODES), "MODE", "private, shareable, host, none or container:NAME"),
     many("-l --label", parse.key_value, "KEY=VALUE", "set a label"),
     many("--label-file", text, "FILE", "read labels from a file"),
+    LINK,
     one("--log-driver", parse.choice(*LOG_DRIVERS), "DRIVER", "json-file, local, journald or none"),
     many("--log-opt", parse.required_value, "KEY=VALUE", "option of the log driver (max-size, max-file, tag...)"),
     one("--mac-address", parse.mac, "MAC", "MAC address on the network"),
@@ -101,7 +104,7 @@ RUN_FLAGS: tuple[Flag, ...] = (
     one("--memory-swap", parse.bytes_or_unlimited, "SIZE", "memory plus swap; -1: unlimited swap"),
     many("--mount", parse.mount, "SPEC", "mount: type=bind|volume|tmpfs,source=..,target=..[,readonly...]"),
     one("--name", parse.name, "NAME", "the container's name"),
-    many("--network --net", parse.network, "NETWORK", "bridge, none, host, container:NAME or a network; repeatable"),
+    many("--network --net", parse.network, "NETWORK", "bridge, none, host, container:NAME or NETWORK[:KEY=VALUE,...]"),
     many("--network-alias", parse.hostname, "NAME", "one more name on the network"),
     switch("--no-healthcheck", "switch the image's health check off"),
     one("--oom-score-adj", parse.integer(-1000, 1000), "N", "preference of the OOM killer, -1000 to 1000"),
@@ -233,9 +236,10 @@ def labels(given: Values, around: Surroundings) -> dict[str, str]:
 
 
 def networks(given: Values) -> tuple[Attachment, ...]:
-    """Every --network, its interface named by order; --ip, --mac-address and --network-alias belong to the first."""
+    """Every --network, its interface named by order; --ip, --ip6, --mac-address and --network-alias belong to the
+    first."""
     wishes: list[Attachment] = list(given.get("network", ()))
-    extra = {key: given[key] for key in ("ip", "mac_address", "network_alias") if given.get(key)}
+    extra = {key: given[key] for key in ("ip", "ip6", "mac_address", "network_alias") if given.get(key)}
     if extra and not wishes:
         wishes = [Attachment("bridge")]
     _network_conflicts(wishes, bool(extra))
@@ -243,7 +247,7 @@ def networks(given: Values) -> tuple[Attachment, ...]:
         first = wishes[0]
         aliases = first.aliases + tuple(extra.get("network_alias", ()))
         ip, mac = extra.get("ip", first.ip), extra.get("mac_address", first.mac)
-        wishes[0] = first._replace(ip=ip, mac=mac, aliases=aliases)
+        wishes[0] = first._replace(ip=ip, ip6=extra.get("ip6", first.ip6), mac=mac, aliases=aliases)
     return tuple(wish._replace(interface=f"eth{n}") for n, wish in enumerate(wishes))
 
 
@@ -252,7 +256,7 @@ def _network_conflicts(wishes: Sequence[Attachment], extra: bool) -> None:
     names = [w.network for w in wishes]
     if alone and len(wishes) > 1:
         raise conflict(f"--network {alone.network} goes with no other network", "give it alone")
-    if alone and (extra or alone.ip or alone.mac or alone.aliases):
+    if alone and (extra or alone != Attachment(alone.network)):
         raise conflict(f"--network {alone.network} takes no address, MAC or alias", "leave --ip and the aliases out")
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:

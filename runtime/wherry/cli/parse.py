@@ -394,36 +394,74 @@ def mac(flag: str, text: str) -> str:
     return text.lower()
 
 
-NETWORK_HELP = "a network's name, none, host, container:NAME, or name=NETWORK,alias=A,ip=IP,mac-address=MAC"
+NETWORK_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "driver-opt", "gw-priority")
+NETWORK_HELP = (
+    "a network's name, none, host, container:NAME, name=NETWORK,KEY=VALUE,... or NETWORK:KEY=VALUE,... with the keys "
+    + ", ".join(NETWORK_KEYS[1:])
+)
 
 
 def network(flag: str, text: str) -> Attachment:
-    """One --network, short or long form. Interfaces get their names in `options.py`, by order."""
+    """One --network, short or long form, docker's or podman's. Interfaces get their names in `options.py`, by order."""
     if "=" not in text:
         return attachment(flag, text, [("name", text)])
+    head, colon, rest = text.partition(":")
+    if colon and "=" not in head and head != "container":
+        return attachment(flag, text, [("name", head), *(required_value(flag, part) for part in _csv(flag, rest))])
     return attachment(flag, text, [required_value(flag, part) for part in _csv(flag, text)])
 
 
 def attachment(flag: str, text: str, pairs: Sequence[tuple[str, str]]) -> Attachment:
     """The wish that the pairs of a long --network describe."""
     given: dict[str, str] = {}
-    aliases = []
-    for key, value in pairs:
-        if key not in ("name", "alias", "ip", "ip6", "mac-address"):
+    aliases: list[str] = []
+    options: dict[str, str] = {}
+    for name, value in pairs:
+        key = {"mac": "mac-address", "mac_address": "mac-address"}.get(name, name)
+        if key not in NETWORK_KEYS:
             raise bad(flag, text, f'unknown key "{key}"', NETWORK_HELP)
         if key == "alias":
             aliases.append(hostname(f"{flag} alias", value))
+        elif key == "driver-opt":
+            options |= dict([driver_option(f"{flag} driver-opt", value)])
         given[key] = value
     if given.get("name", "") in ("", "container:"):
         raise bad(flag, text, "no network is named", NETWORK_HELP)
-    address = given.get("ip", given.get("ip6", ""))
-    hardware = given.get("mac-address", "")
-    return Attachment(
-        given["name"],
-        tuple(aliases),
-        ip(f"{flag} ip", address) if address else "",
-        mac(f"{flag} mac-address", hardware) if hardware else "",
-    )
+    parsers = {"ip": ip, "ip6": ip6, "mac-address": mac}
+    checked = {key: parser(f"{flag} {key}", given[key]) for key, parser in parsers.items() if given.get(key)}
+    priority = integer(-(2**31), 2**31 - 1)(f"{flag} gw-priority", given.get("gw-priority", "0"))
+    return Attachment(given["name"], tuple(aliases), checked.get("ip", ""), checked.get("mac-address", ""),
+                      ip6=checked.get("ip6", ""), options=options, priority=priority)  # fmt: skip
+
+
+def driver_option(flag: str, text: str) -> tuple[str, str]:
+    """KEY=VALUE of an endpoint. Whether a network knows it, the engine says."""
+    return required_value(flag, text)
+
+
+def named_ip(flag: str, text: str) -> tuple[str, str]:
+    """NAME=IP; as with docker the name may be left out."""
+    name, _, address = text.rpartition("=")
+    return name or address, ip(flag, address)
+
+
+def ip4(flag: str, text: str) -> str:
+    """An IPv4 address."""
+    if ":" in text:
+        raise bad(flag, text, "not an IPv4 address", "an address such as 10.88.0.5; --ip6 takes IPv6")
+    return ip(flag, text)
+
+
+def ip6(flag: str, text: str) -> str:
+    """An IPv6 address."""
+    if ":" not in text:
+        raise bad(flag, text, "not an IPv6 address", "an address such as fd00::5")
+    return ip(flag, text)
+
+
+def link(flag: str, text: str) -> str:
+    """docker's old links: refused."""
+    raise bad(flag, text, "links are not built", "nothing: containers of a network find each other by name and alias")
 
 
 # ---- mounts and devices ----

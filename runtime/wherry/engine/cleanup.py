@@ -107,6 +107,7 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
     seen = look(house, row.id)
     if seen.running:
         return Settled(None)
+    row = house.db.container(row.id) or row  # it may have joined a network since the caller read it
     if not seen.unsettled:
         _clear(house, row)
         return Settled(None if seen.status == "created" else seen.life)

@@ -21,7 +21,7 @@ _FORMATS = ("auto", "directory", "erofs")  # image/formats.py, which no command 
 class Settings(NamedTuple):
     """wherry.toml. Every key has a default; an unknown key is an error, for a typing mistake must not be silent."""
 
-    publish_default: str = "0.0.0.0"  # noqa: S104  # as docker; the setting exists to narrow it
+    publish_default: str = ""  # every address, as docker; the setting exists to narrow it
     log_driver: str = "local"
     pids_limit: int = 2048
     profile: str = "default"

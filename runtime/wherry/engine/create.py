@@ -146,12 +146,24 @@ def _networks(house: House, options: RunOptions, *, dry: bool) -> tuple[Attachme
         raise WherryError(Kind.INVALID, f"network {exclusive[0].network} cannot be combined with other networks")
     if exclusive:
         return (_mode(house, options, exclusive[0]),)
-    found = []
-    for index, attachment in enumerate(asked):
+    from .connect import named
+
+    found: list[Attachment] = []
+    for attachment in asked:
         known = dry and attachment.network == "bridge"  # to ask for it would make it
-        canonical = "bridge" if known else house.networks.inspect(attachment.network)["Name"]
-        found.append(attachment._replace(network=canonical, interface=f"eth{index}"))
+        facts = {"name": "bridge"} if known else house.networks.settings(attachment.network)
+        wish = attachment._replace(network=facts["name"])
+        found.append(named(facts, wish, [have.interface for have in found]))
+    names = [wish.network for wish in found]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise WherryError(Kind.INVALID, f"network {twice} is given twice", hint="give each network once")
+    _check_publishing(house, options, found[0], dry=dry)
     return tuple(found)
+
+
+def _check_publishing(house: House, options: RunOptions, first: Attachment, *, dry: bool) -> None:
+    if not dry and (options.ports or options.publish_all) and not house.networks.settings(first.network)["publishes"]:
+        house.warn(f"Published ports are discarded: network {first.network} has no plugin for them")
 
 
 def _mode(house: House, options: RunOptions, attachment: Attachment) -> Attachment:
@@ -234,8 +246,11 @@ def exposed(options: RunOptions, image: ImageConfig) -> list[str]:
     return list(found)
 
 
-def ports(house: House, options: RunOptions, image: ImageConfig) -> list[PortMapping]:
-    """What is published: -p, and with -P every exposed port that -p leaves."""
+def ports(
+    house: House, options: RunOptions, image: ImageConfig, networks: Sequence[Attachment] = ()
+) -> list[PortMapping]:
+    """What is published: -p, and with -P every exposed port that -p leaves; where no address is said, on that of the
+    network's host_binding_ipv4, else on the setting's."""
     given = list(options.ports)
     have = {(p.container_port, p.protocol) for p in given}
     if options.publish_all:
@@ -243,7 +258,16 @@ def ports(house: House, options: RunOptions, image: ImageConfig) -> list[PortMap
             port, _, protocol = text.partition("/")
             if (int(port), protocol) not in have:
                 given.append(PortMapping(int(port), 0, protocol))
-    return [p if p.host_ip else p._replace(host_ip=house.settings.publish_default) for p in given]
+    if not given:
+        return []
+    usual = _host_ip(house, networks) or house.settings.publish_default
+    return [p if p.host_ip else p._replace(host_ip=usual) for p in given]
+
+
+def _host_ip(house: House, networks: Sequence[Attachment]) -> str:
+    first = networks[0].network if networks else ""
+    modes = (*_MODES, "", "bridge")
+    return "" if first in modes or ":" in first else str(house.networks.settings(first).get("host_ip", ""))
 
 
 def _hostname(house: House, cid: str, options: RunOptions, networks: Sequence[Attachment]) -> str:
@@ -270,7 +294,7 @@ def _config(
         "stop_signal": _stop_signal(options, image),
         "health": health.settings(options, image),
         "log": log_config(house, cid, options.log),
-        "ports": [codec.encode(p) for p in ports(house, options, image)],
+        "ports": [codec.encode(p) for p in ports(house, options, image, networks)],
         "exposed": exposed(options, image),
     }
 

@@ -260,6 +260,18 @@ class Database:
             found = [v for v in map(self.volume, mine) if v is not None and v.anonymous]
             return [v for v in found if not self.volume_users(v.name)]
 
+    def connect(self, cid: str, network: str) -> bool:
+        """Note that a container asks for a network; False: it does already."""
+        with self.write():
+            before = self._db.total_changes
+            self._db.execute("INSERT OR IGNORE INTO container_networks VALUES (?, ?)", (cid, network))
+            return self._db.total_changes > before
+
+    def disconnect(self, cid: str, network: str) -> None:
+        """Note that it does not any more."""
+        with self.write():
+            self._db.execute("DELETE FROM container_networks WHERE container = ? AND network = ?", (cid, network))
+
     def image_users(self, image: str) -> list[Container]:
         """The containers made from an image."""
         return [_container(row) for row in self._rows(_C + " WHERE image = ?", image)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from wherry.model import ImageRecord, Json, Limits, Place, ProgressEvent, RestartPolicy, RunOptions
+from wherry.model import Attachment, ImageRecord, Json, Limits, Place, ProgressEvent, RestartPolicy, RunOptions
 
 from .house import House
 
@@ -161,6 +161,12 @@ class Engine:
         from . import health
 
         health.check(self._house, ref)
+
+    def keep(self, network: str) -> None:
+        """Be the keeper of a network, until it is alone. What `internal network NAME` runs; does not return."""
+        from . import keeping
+
+        keeping.serve(self._house, network)
 
     # ---- containers: looking ----
 
@@ -471,17 +477,46 @@ class Engine:
         subnets: Sequence[str] = (),
         gateways: Sequence[str] = (),
         ip_ranges: Sequence[str] = (),
+        aux_addresses: Mapping[str, str] | None = None,
         internal: bool = False,
+        attachable: bool = False,
+        ipv4: bool = True,
         ipv6: bool = False,
         options: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        ipam: str = "",
+        ipam_options: Mapping[str, str] | None = None,
     ) -> str:
-        """Create a network; returns its id."""
+        """Create a network; returns its id. Each gateway, range and auxiliary address goes to the subnet that holds it.
+        `ipam`: host-local ("", default), static or none."""
         from . import networks
 
+        ranges = networks.Ranges(subnets, gateways, ip_ranges, aux_addresses or {})
         return networks.create(
-            self._house, name, driver, subnets, gateways, ip_ranges, internal, ipv6, options or {}, labels or {}
-        )
+            self._house, name, driver, ranges, options or {}, labels or {}, internal=internal, attachable=attachable,
+            families=(ipv4, ipv6), ipam=(ipam, ipam_options or {}),
+        )  # fmt: skip
+
+    def network_connect(self, network: str, ref: str, wish: Attachment | None = None) -> None:
+        """Let a container join one more network: at once if it runs, and at each start. `wish` has address, MAC,
+        aliases and options; its network's name is not looked at."""
+        from . import connect
+
+        connect.connect(self._house, network, ref, wish or Attachment(network))
+
+    def network_disconnect(self, network: str, ref: str, *, force: bool = False) -> None:
+        """Let a container leave a network; `force`: also what a container that is gone has left on it."""
+        from . import connect
+
+        connect.disconnect(self._house, network, ref, force=force)
+
+    def exposure(self) -> list[Json]:
+        """Every published port of running containers, with who can reach it: Container, Name, Network, HostIp,
+        HostPort, PrivatePort, Type, Reach [{"Who": "anyone" | "this host" | "network NAME" | "neighbours on LINK" |
+        "anyone with a route", "Address", "Interface"}]; by a container's own address there is also "Port"."""
+        from . import exposure
+
+        return exposure.ports(self._house)
 
     def network_list(self, filters: Filters | None = None) -> list[Json]:
         """List networks in docker's inspect shape, without containers. Filters: name, id, driver, label, type."""

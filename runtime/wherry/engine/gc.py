@@ -15,7 +15,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, records, restart
+from . import cleanup, codec, keeping, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -43,6 +43,7 @@ def sweep(house: House, *, thorough: bool) -> Json:
     else:
         with contextlib.suppress(WherryError, OSError):
             _quick(house, found)
+            keeping.wake(house)
     return {key: value for key, value in found.items() if value}
 
 
@@ -75,6 +76,7 @@ def _everything(house: House, found: Json) -> None:
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _network(house, found)
+    keeping.wake(house)
     house.snapshots.sweep()
     _images(house, found)
 
@@ -190,7 +192,8 @@ def _release(house: House, path: str) -> None:
         from wherry.net import netns
 
         cid = os.path.basename(path)
-        house.networks.sweep(_living(house) - {cid})
+        if house.networks.sweep(_living(house) - {cid}):
+            house.networks.collect()
         netns.remove(path)
 
 
@@ -213,3 +216,5 @@ def _network(house: House, found: Json) -> None:
         return
     with sweeping(house, True):
         found["networks"] = house.networks.sweep(_living(house))
+        for name, why in house.networks.collect().items():
+            house.warn(f"network {name} could not be cleared of what is not known any more: {why}")

@@ -86,7 +86,7 @@ def _endpoint(fact: Json | None, asked: Json) -> Json:
     v4, v6 = _split(pairs, ":", False), _split(pairs, ":", True)
     mac = next((i["mac"] for i in (fact or {}).get("interfaces", ()) if i["mac"]), "")
     return {
-        "IPAMConfig": {"IPv4Address": asked["ip"]} if asked.get("ip") else None,
+        "IPAMConfig": _asked_addresses(asked) or None,
         "Links": None,
         "Aliases": list(asked.get("aliases") or ()) or None,
         "NetworkID": "",
@@ -98,8 +98,14 @@ def _endpoint(fact: Json | None, asked: Json) -> Json:
         "GlobalIPv6Address": v6[0],
         "GlobalIPv6PrefixLen": v6[1],
         "MacAddress": mac,
-        "DriverOpts": None,
+        "DriverOpts": dict(asked.get("options") or {}) or None,
+        "GwPriority": asked.get("priority", 0),
     }
+
+
+def _asked_addresses(asked: Json) -> Json:
+    given = [asked[key] for key in ("ip", "ip6") if asked.get(key)]
+    return {"IPv6Address" if ":" in text else "IPv4Address": text for text in given}
 
 
 def _split(pairs: list[list[str]], mark: str, wanted: bool) -> tuple[str, int, str]:
@@ -111,13 +117,16 @@ def _split(pairs: list[list[str]], mark: str, wanted: bool) -> tuple[str, int, s
 
 
 def port_map(seen: Seen) -> dict[str, list[dict[str, str]]]:
-    """What is published now."""
+    """What is published now. A port of every address is one of 0.0.0.0 and one of ::, as far as the container has such
+    addresses: there is nothing between the families that would translate."""
     found: dict[str, list[dict[str, str]]] = {}
     for fact in _facts(seen):
+        every = [pair[0] for interface in fact["interfaces"] for pair in interface["addresses"]]
+        wild = [text for text, mark in (("0.0.0.0", "."), ("::", ":")) if any(mark in a for a in every)]  # noqa: S104
         for port in fact["ports"]:
             key = f"{port['container_port']}/{port.get('protocol', 'tcp')}"
-            binding = {"HostIp": port.get("host_ip", ""), "HostPort": str(port.get("host_port", 0))}
-            found.setdefault(key, []).append(binding)
+            for address in [port["host_ip"]] if port.get("host_ip") else wild:
+                found.setdefault(key, []).append({"HostIp": address, "HostPort": str(port.get("host_port", 0))})
     return found
 
 

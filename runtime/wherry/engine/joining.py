@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import cleanup, codec
+from . import cleanup, codec, keeping
 from .house import House
 from .undo import Undo
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["Joined", "join", "leave", "load", "mode", "netns_path", "refresh_peers"]
+__all__ = ["Joined", "ask_anew", "attach", "join", "leave", "load", "mode", "netns_path", "refresh_networks",
+           "refresh_peers", "store"]  # fmt: skip
 
 _FACTS_MAX = 1 << 20  # bytes of net.json
 
@@ -54,10 +55,11 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     kind = mode(options)
     if kind.startswith("container:"):
         return _share(house, kind.partition(":")[2])
-    facts: Json = {"mode": kind or "cni", "networks": []}
+    facts: Json = {"mode": kind or "cni", "networks": [], "domain": options.domainname}
     if not kind:
         _attach(house, row, options, facts, undo)
-    _store(house, row.id, facts)
+        facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
     return Joined({"host": None, "none": ""}.get(kind, netns_path(house, row.id)), files, facts)
@@ -83,23 +85,36 @@ def _attach(house: House, row: Container, options: RunOptions, facts: Json, undo
     netns.create(path)
     undo.add(netns.remove, path)
     published = tuple(PortMapping(**port) for port in row.config["ports"])
+    alone = len(options.network) < 2
     for index, attachment in enumerate(options.network):
         ports = published if index == 0 else ()
         undo.add(house.networks.detach, row.id, path, attachment.network, ports, attachment.interface)
-        facts["networks"].append(_fact(_joined(house, row, path, attachment, ports), attachment))
+        facts["networks"].append(attach(house, row, path, attachment, ports, default=alone))
+    if not alone:
+        from . import routing
+
+        routing.apply(path, facts["networks"])
 
 
-def _joined(
-    house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...]
-) -> NetworkResult:
-    """Where no address is left, those that a command before us has still to give back are worth waiting for."""
+def attach(
+    house: House, row: Container, path: str, attachment: Attachment, ports: tuple[PortMapping, ...], *, default: bool
+) -> Json:
+    """Join one network; what it gave. Where no address is left, those that a command before us has still to give back
+    are worth waiting for. Without `default` the default route is left to `routing`."""
+    options = codec.decode_options(row.config["options"])
+    dns = {"servers": options.dns, "searches": options.dns_search, "options": options.dns_option}
+
+    def once() -> NetworkResult:
+        args = {"K8S_POD_NAME": row.name}
+        return house.networks.attach(row.id, path, attachment, ports, args, dns=dns, default=default)
+
     try:
-        return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+        return _fact(once(), attachment)
     except WherryError as error:
         if error.kind is not Kind.EXHAUSTED:
             raise
     cleanup.await_rest(house, row.id)
-    return house.networks.attach(row.id, path, attachment, ports, {"K8S_POD_NAME": row.name})
+    return _fact(once(), attachment)
 
 
 def _fact(result: NetworkResult, attachment: Attachment) -> Json:
@@ -107,6 +122,8 @@ def _fact(result: NetworkResult, attachment: Attachment) -> Json:
         "network": result.network,
         "ifname": attachment.interface,
         "aliases": list(attachment.aliases),
+        "routed": result.routed,
+        "priority": attachment.priority,
         "interfaces": [
             {"name": i.name, "mac": i.mac, "addresses": [[a.address, a.gateway] for a in i.addresses]}
             for i in result.interfaces
@@ -122,6 +139,11 @@ def addresses(fact: Json) -> list[str]:
     return [a[0].partition("/")[0] for interface in fact["interfaces"] for a in interface["addresses"]]
 
 
+def gateways(fact: Json) -> list[str]:
+    """The gateways of one attachment."""
+    return [a[1] for interface in fact["interfaces"] for a in interface["addresses"] if a[1]]
+
+
 # ---- files ----
 
 
@@ -130,9 +152,9 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
 
     folder = house.container_dir(row.id)
     host = facts["mode"] == "host"
-    gateway = house.networks.gateway(options.network[0].network) if facts["mode"] == "cni" else ""
+    gateway = house.networks.gateway(options.network[0].network) if facts["networks"] else ""
     name = row.config["hostname"]
-    own = [files.HostEntry(tuple(addresses(fact)), _names(row, options)) for fact in facts["networks"]]
+    own = [files.HostEntry(tuple(addresses(fact)), own_names(row, options)) for fact in facts["networks"]]
     texts = {
         "/etc/hostname": files.hostname_file(name),
         "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
@@ -148,17 +170,50 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
     return written
 
 
-def _names(row: Container, options: RunOptions) -> tuple[str, ...]:
+def own_names(row: Container, options: RunOptions) -> tuple[str, ...]:
+    """What a container calls itself."""
     name = row.config["hostname"]
     return (f"{name}.{options.domainname}", name) if options.domainname else (name,)
+
+
+def _asked(house: House, options: RunOptions, facts: Json) -> tuple[str, tuple[str, ...]]:
+    """The server that the container asks, "" for those of its file, and whom that one asks for it, () for the host's.
+
+    A loopback address that was asked for means the container itself: no responder of the host's could ask there.
+    """
+    from wherry.net import files
+
+    wanted = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    if any(map(files.is_loopback, wanted)):
+        return "", ()
+    found = (keeping.nameserver(house, fact["network"], gateways(fact)) for fact in facts["networks"])
+    return next(filter(None, found), ""), wanted
 
 
 def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
     from wherry.net import files
 
-    dns = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
+    ours = facts.get("nameserver")
+    dns = (ours,) if ours else options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
     search = options.dns_search or tuple(word for fact in facts["networks"] for word in fact["search"])
     return files.resolv_conf(files.host_resolv_conf(), dns, search, options.dns_option, same_namespace=same)
+
+
+def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> None:
+    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is."""
+    from wherry.net import files
+
+    before = _resolv(options, facts, same=False)
+    facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            untouched = files.read_bytes(fd) == before.encode("utf-8", "surrogateescape")
+        finally:
+            os.close(fd)
+        if untouched and after != before:
+            _write(path, after)
 
 
 def _host_hosts(options: RunOptions) -> str:
@@ -185,7 +240,8 @@ def _write(path: str, text: str) -> None:
 # ---- the record, and the peers ----
 
 
-def _store(house: House, cid: str, facts: Json) -> None:
+def store(house: House, cid: str, facts: Json) -> None:
+    """Write down what a container was given."""
     path = f"{house.state_dir(cid)}/net.json"
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(json.dumps(facts))
@@ -236,8 +292,13 @@ def _peers_lock(house: House) -> Iterator[None]:
 
 
 def refresh_peers(house: House, options: RunOptions) -> None:
-    """Rewrite the hosts files of every member of the container's named networks, its own included."""
-    networks = named_networks(options)
+    """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
+    responders know."""
+    refresh_networks(house, named_networks(options))
+
+
+def refresh_networks(house: House, networks: Sequence[str]) -> None:
+    """The same for the members of these."""
     if not networks:
         return
     with _peers_lock(house):
@@ -247,6 +308,9 @@ def refresh_peers(house: House, options: RunOptions) -> None:
         for row, facts in list(present.values()):
             if facts:
                 _refresh(house, row, facts, present)
+        for network in networks:
+            users = (present[cid] for cid in house.db.network_users(network) if cid in present)
+            keeping.publish(house, network, [(row, facts) for row, facts in users if facts])
 
 
 def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
@@ -270,9 +334,8 @@ def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Cont
             return []
         present[cid] = (row, load(house, cid))
     row, facts = present[cid]
-    name = row.config["hostname"]
     return [
-        files.HostEntry(tuple(addresses(fact)), (row.name, *fact["aliases"], row.id[:12], name))
+        files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
         for fact in facts.get("networks", ())
         if fact["network"] == network
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -10,49 +11,65 @@ from wherry.model import Json
 from . import cleanup, events, filters
 from .house import House
 
-__all__ = ["create", "inspect", "listing", "prune", "remove"]
+if TYPE_CHECKING:
+    from wherry.net.networks import Subnet
+
+__all__ = ["Ranges", "create", "inspect", "listing", "prune", "remove"]
 
 Filters = Mapping[str, Sequence[str]]
 _FILTERS = ("name", "id", "driver", "label", "type", "scope", "dangling")
 
 
-def create(  # noqa: PLR0917  # the facade's keywords, in order
-    house: House,
-    name: str,
-    driver: str,
-    subnets: Sequence[str],
-    gateways: Sequence[str],
-    ip_ranges: Sequence[str],
-    internal: bool,
-    ipv6: bool,
-    options: Mapping[str, str],
-    labels: Mapping[str, str],
-) -> str:
-    """`network create`: each gateway and range goes to the subnet that holds it."""
-    from wherry.net.networks import Subnet
+class Ranges(NamedTuple):
+    """The addresses of a network as asked: lists whose members belong to the subnet that holds them."""
 
+    subnets: Sequence[str]
+    gateways: Sequence[str] = ()
+    ip_ranges: Sequence[str] = ()
+    aux: Mapping[str, str] = {}
+
+
+def create(  # noqa: PLR0917  # the facade's keywords, in order
+    house: House, name: str, driver: str, ranges: Ranges, options: Mapping[str, str], labels: Mapping[str, str], *,
+    internal: bool, attachable: bool, families: tuple[bool, bool], ipam: tuple[str, Mapping[str, str]],
+) -> str:  # fmt: skip
+    """`network create`."""
     house.prepare()
-    wishes = [Subnet(net, _inside(net, gateways, "gateway"), _inside(net, ip_ranges, "ip range")) for net in subnets]
-    made = house.networks.create(name, driver, wishes, options, labels, internal=internal, ipv6=ipv6)
-    _all_used(subnets, [*gateways, *ip_ranges])
+    made = house.networks.create(
+        name, driver, _subnets(ranges), options, labels, internal=internal, attachable=attachable, ipv4=families[0],
+        ipv6=families[1], ipam=ipam[0], ipam_options=ipam[1],
+    )  # fmt: skip
     events.emit(house, "network", "create", made["Id"], {"name": name, "type": driver})
     return str(made["Id"])
 
 
-def _all_used(subnets: Sequence[str], given: Sequence[str]) -> None:
-    if given and not subnets:
-        raise WherryError(Kind.INVALID, "every ip-range or gateway must have a corresponding subnet")
+def _subnets(ranges: Ranges) -> list[Subnet]:
+    """Each gateway, range and auxiliary address with its subnet; one that no subnet holds is refused."""
+    from wherry.net.networks import Subnet
+
+    given = (("gateway", ranges.gateways), ("ip-range", ranges.ip_ranges), ("aux-address", ranges.aux.values()))
+    for what, texts in given:
+        for text in texts:
+            if not any(_holds(net, text, what) for net in ranges.subnets):
+                raise WherryError(Kind.INVALID, f"{what} {text} is in no subnet", hint="give its subnet with --subnet")
+    return [
+        Subnet(
+            net,
+            next((text for text in ranges.gateways if _holds(net, text, "gateway")), ""),
+            next((text for text in ranges.ip_ranges if _holds(net, text, "ip-range")), ""),
+            {key: text for key, text in ranges.aux.items() if _holds(net, text, "aux-address")},
+        )
+        for net in ranges.subnets
+    ]
 
 
-def _inside(net: str, given: Sequence[str], what: str) -> str:
+def _holds(net: str, text: str, what: str) -> bool:
     import ipaddress
 
     try:
-        subnet = ipaddress.ip_network(net, strict=False)
-        inside = [text for text in given if ipaddress.ip_address(text.partition("/")[0]) in subnet]
+        return ipaddress.ip_address(text.partition("/")[0]) in ipaddress.ip_network(net, strict=False)
     except ValueError as error:
         raise WherryError(Kind.INVALID, f"invalid subnet or {what}: {error}") from error
-    return inside[0] if inside else ""
 
 
 def _matches(house: House, network: Json, wanted: Filters) -> bool:

@@ -63,7 +63,7 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 _OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "leases", "making.lock", "mountpoints",
             "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
             "wherry.db-wal")  # fmt: skip
-_OF_STATE = ("build", "c", "cni", "events.jsonl", "facts.json", "netns", "peers.lock", "ports", "warm")
+_OF_STATE = ("build", "c", "cni", "events.jsonl", "facts.json", "names", "netns", "peers.lock", "ports", "warm")
 
 
 def reset(house: House) -> Json:

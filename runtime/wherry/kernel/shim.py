@@ -29,6 +29,7 @@ __all__ = [
     "go_on_in",
     "helper_memfd",
     "inotify",
+    "inotify_add",
     "mount_setattr",
     "move_mount",
     "open_tree",
@@ -201,6 +202,12 @@ def inotify(paths: Iterable[str], events: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def inotify_add(fd: int, path: str, events: int) -> int:
+    """Let the descriptor of `inotify` tell these events of one more path; the watch's number, an old one's for a path
+    that is watched already."""
+    return _checked(_lib.sh_inotify_add(fd, os.fsencode(path), events), path)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

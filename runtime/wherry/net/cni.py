@@ -1,11 +1,15 @@
 """A CNI runtime (specification 1.1.0, section 3): runs lists of plugins and remembers what it ran.
 
-Decides where a plugin type is found (our own launchers first, then the CNI directories), what each call gets, how long
-it may take and what its answer must look like. Refuses to know what any plugin does.
-What ADD was given and what it answered is kept in STATE/cni/results, so that DEL and CHECK need nothing but names.
+Decides where a plugin type is found (our own launchers first, then the CNI directories), which version a list is spoken
+in, what each call gets, how long it may take and what its answer must look like. Refuses to know what any plugin does.
+What ADD was given and what it answered (in the shape of 1.1.0) is kept in STATE/cni/results, so that DEL and CHECK need
+nothing but names.
 """
 
+from __future__ import annotations
+
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -14,21 +18,24 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Json, Place
-from wherry.net import launchers, netns
+from wherry.net import cniresult, launchers, netns
+from wherry.net.cniconf import flag
 
 __all__ = ["Cni", "Joined"]
 
 _TIMEOUT = 60.0  # seconds for one plugin
 _MAX_OUTPUT = 1 << 20  # bytes of one stream (invariant 3)
 _TAIL = 400
-_WITH_CHECK = (0, 4, 0)
+_WITH_CHECK = (0, 4, 0)  # since then DEL gets prevResult, too
 _WITH_GC = (1, 1, 0)
+_INCOMPATIBLE = 1  # section 5: the code of a version that a plugin does not know
 _ID = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"  # specification, CNI_CONTAINERID
 _TYPE = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"
 _CODES = {  # CNI error codes to kinds; others are a plugin's own
@@ -62,22 +69,28 @@ class Cni:
         self._timeout = timeout
         self._results = os.path.join(place.state, "cni", "results")
         self._own = os.path.join(place.root, "cni-bin")
+        self._gates = os.path.join(place.state, "cni", "gates")
+        self._spoken: dict[tuple[str, bool], frozenset[str]] = {}
 
     def add(self, conflist: Json, container_id: str, netns_path: str, ifname: str = "eth0", *,
             args: Mapping[str, str] | None = None, capabilities: Mapping[str, object] | None = None) -> Json:
-        """Attach. When a plugin refuses, the whole list is undone (DEL), and its error is the one that is told."""
-        wish = Joined(conflist, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
-        with self._locked(wish.network, container_id, ifname) as lock:
+        """Attach; the result has the shape of 1.1.0. When a plugin refuses, the whole list is undone (DEL), and its
+        error is the one that is told."""
+        agreed = self._agreed(conflist)
+        wish = Joined(agreed, _checked_id(container_id), netns_path, ifname, args or {}, capabilities or {})
+        with self._gate(wish.network, fcntl.LOCK_SH), self._locked(wish.network, container_id, ifname) as lock:
             return self._add(wish, lock)
 
     def _add(self, wish: Joined, lock: int) -> Json:
         self._refuse_second(wish, lock)
+        for plugin in _plugins(wish.conflist):  # what cannot be called could not be undone either
+            self.find(str(plugin.get("type", "")), ours="wherry" in wish.conflist)
         self._remember(wish)  # before the first plugin: a crash in the middle still leaves DEL what it needs
         result: Json = {}
         try:
             for plugin in _plugins(wish.conflist):
-                result = self._call("ADD", wish, plugin, result, lock) or {}
-            _checked_result(result, wish.conflist)
+                told = self._call("ADD", wish, plugin, result, lock) or {}
+                result = _checked_result(told, plugin, wish.conflist)
         except WherryError as refused:
             try:
                 self._undo(wish, lock)
@@ -92,15 +105,15 @@ class Cni:
                network: str = "") -> None:
         """Detach; done already, or never done, is success. What was remembered of ADD goes before `conflist`."""
         name = network or str((conflist or {}).get("name", ""))
-        if conflist is None and self.recall(name, container_id, ifname) is None:
+        unknown = conflist is None or not cniresult.candidates(conflist)  # it never was attached by us
+        if unknown and self.recall(name, container_id, ifname) is None:
             return
         with self._locked(name, container_id, ifname) as lock:
             joined = self.recall(name, container_id, ifname)
             if joined is None and conflist is None:
                 return
-            known = joined or Joined(conflist or {}, _checked_id(container_id), netns_path, ifname)
-            alive = netns_path or known.netns
-            self._undo(known._replace(netns=alive if netns.exists(alive) else ""), lock)
+            known = joined or Joined(self._agreed(conflist or {}), _checked_id(container_id), netns_path, ifname)
+            self._undo(known._replace(netns=netns_path or known.netns), lock)
             self._unlock(known)
 
     def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
@@ -108,32 +121,69 @@ class Cni:
         joined = self.recall(network, container_id, ifname)
         if joined is None or joined.result is None:
             raise WherryError(Kind.NOT_FOUND, f"container {container_id[:12]} is not attached to network {network}")
-        if joined.conflist.get("disableCheck") or _version(joined.conflist) < _WITH_CHECK:
+        if flag(joined.conflist, "disableCheck") or _version(joined.conflist) < _WITH_CHECK:
             return
         for plugin in _plugins(joined.conflist):
             self._call("CHECK", joined, plugin, joined.result)
 
-    def collect(self, conflist: Json, valid: Sequence[tuple[str, str]]) -> None:
-        """GC: let the plugins drop what belongs to no (container id, interface) of `valid`."""
-        if conflist.get("disableGC") or _version(conflist) < _WITH_GC:
+    def collect(self, conflist: Json, valid: Sequence[tuple[str, str]] | None = None) -> None:
+        """GC: let the plugins drop what belongs to no (container id, interface) of `valid`; None: the remembered.
+        Each plugin gets its turn; the first failure is raised at the end. No ADD goes on meanwhile: what it made could
+        not be told from what is to go."""
+        if flag(conflist, "disableGC"):
             return
-        listed = [{"containerID": known, "ifname": ifname} for known, ifname in valid]
-        extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}  # the text had both names
-        nobody = Joined(conflist, "", "", "")
-        for plugin in _plugins(conflist):
-            self._call("GC", nobody, {**plugin, **extra}, None)
+        agreed = self._agreed(conflist)
+        if _version(agreed) < _WITH_GC:
+            return
+        nobody = Joined(agreed, "", "", "")
+        with self._gate(nobody.network, fcntl.LOCK_EX):
+            known = self._known(nobody.network) if valid is None else valid
+            listed = [{"containerID": cid, "ifname": ifname} for cid, ifname in known]
+            extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}  # the text had both names
+            _each([lambda plugin=plugin: self._call("GC", nobody, {**plugin, **extra}, None)  # type: ignore[misc]
+                   for plugin in _plugins(agreed)])
+
+    def _known(self, network: str) -> list[tuple[str, str]]:
+        return [(joined.container_id, joined.ifname) for joined in self.remembered() if joined.network == network]
 
     def status(self, conflist: Json) -> None:
         """STATUS: raises when a plugin could not serve an ADD now."""
-        if _version(conflist) >= _WITH_GC:
-            nobody = Joined(conflist, "", "", "")
-            for plugin in _plugins(conflist):
+        agreed = self._agreed(conflist)
+        if _version(agreed) >= _WITH_GC:
+            nobody = Joined(agreed, "", "", "")
+            for plugin in _plugins(agreed):
                 self._call("STATUS", nobody, plugin, None)
 
-    def version(self, plugin_type: str) -> Json:
-        """What the plugin says of itself."""
+    def version(self, plugin_type: str, *, ours: bool = True) -> Json:
+        """What the plugin says of itself. `ours` as for `find`."""
         config = {"cniVersion": "1.1.0", "name": "version", "type": plugin_type}
-        return self._call("VERSION", Joined({**config, "wherry": {}}, "", "", ""), config, None) or {}
+        joined = Joined({**config, "wherry": {}} if ours else config, "", "", "")
+        return self._call("VERSION", joined, config, None) or {}
+
+    def spoken(self, plugin_type: str, *, ours: bool = True) -> frozenset[str]:
+        """The versions that a plugin knows. One that fails at VERSION is older than the verb (0.2.0)."""
+        if (plugin_type, ours) not in self._spoken:
+            try:
+                told = self.version(plugin_type, ours=ours).get("supportedVersions")
+            except WherryError as error:
+                if error.kind in (Kind.PRECONDITION, Kind.INVALID):  # it is not there
+                    raise
+                told = None
+            self._spoken[plugin_type, ours] = frozenset(map(str, told if isinstance(told, list) else ["0.1.0"]))
+        return self._spoken[plugin_type, ours]
+
+    def _agreed(self, conflist: Json) -> Json:
+        """The list in one version: the newest that it allows, we speak and, where it allows several, its plugins do."""
+        told = cniresult.candidates(conflist)
+        if not told:
+            raise WherryError(
+                Kind.UNSUPPORTED, f'network "{conflist.get("name", "")}" is written for CNI {_told(conflist)}, '
+                f"which wherry does not speak", hint=f"cniVersion: one of {', '.join(cniresult.VERSIONS)}")
+        if len(told) > 1:
+            ours = "wherry" in conflist
+            known = [self.spoken(str(plugin.get("type", "")), ours=ours) for plugin in _plugins(conflist)]
+            told = [version for version in told if all(version in versions for versions in known)] or told[:1]
+        return conflist if conflist.get("cniVersion") == told[0] else {**conflist, "cniVersion": told[0]}
 
     def recall(self, network: str, container_id: str, ifname: str = "eth0") -> Joined | None:
         """What is remembered of one attachment."""
@@ -147,6 +197,27 @@ class Cni:
             return []
         found = (self._read(os.path.join(self._results, name)) for name in names if name.endswith(".json"))
         return [joined for joined in found if joined is not None]
+
+    @contextlib.contextmanager
+    def at_rest(self, network: str) -> Iterator[tuple[list[Json], bool]]:
+        """The records of the network's attachments, which nobody changes meanwhile; and whether there are others, which
+        are being made or unmade at this moment."""
+        with contextlib.ExitStack() as held:
+            records, busy = [], False
+            for known in self.remembered():
+                if known.network == network:
+                    try:
+                        path = self._lock_path(network, known.container_id, known.ifname)
+                        held.enter_context(files.flock(path, 0))
+                    except WherryError:
+                        busy = True
+                        continue
+                    now = self.recall(network, known.container_id, known.ifname)
+                    if now is None:
+                        self._unlock(known)
+                    elif now.result is not None:
+                        records.append(_record(now))
+            yield records, busy
 
     def tidy(self) -> None:
         """Remove what a killed ADD or DEL left beside the records: half of a record, a lock of no attachment."""
@@ -165,14 +236,29 @@ class Cni:
         `ours` the other way round, for its keys are those of the plugins that its author installed."""
         if not re.fullmatch(_TYPE, plugin_type):
             raise WherryError(Kind.INVALID, f'"{plugin_type}" is not a CNI plugin type')
-        own = launchers.provide(self._own)
-        directories = sorted([*([own] if own else []), *self._place.cni_bin], key=lambda path: (path == own) != ours)
+        directories = sorted(self._search, key=lambda path: (path == self._own) != ours)
         for directory in directories:
             path = os.path.join(directory, plugin_type)
             if os.access(path, os.X_OK) and os.path.isfile(path):
                 return path, ":".join(directories)
         raise WherryError(Kind.PRECONDITION, f'CNI plugin "{plugin_type}" is not installed',
                           hint=f"looked in {', '.join(directories)}")
+
+    @cached_property
+    def _search(self) -> list[str]:
+        own = launchers.provide(self._own)
+        return ([own] if own else []) + list(self._place.cni_bin)
+
+    @contextlib.contextmanager
+    def _gate(self, network: str, operation: int) -> Iterator[None]:
+        """Shared by the ADDs of a network, alone a GC's."""
+        os.makedirs(self._gates, mode=0o700, exist_ok=True)
+        fd = os.open(os.path.join(self._gates, _checked_id(network)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, operation)
+            yield
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _locked(self, network: str, container_id: str, ifname: str) -> Iterator[int]:
@@ -203,15 +289,10 @@ class Cni:
             self._undo(known, lock)
 
     def _undo(self, joined: Joined, lock: int) -> None:
-        problems: list[WherryError] = []
-        for plugin in reversed(_plugins(joined.conflist)):
-            try:
-                previous = joined.result if _version(joined.conflist) >= _WITH_CHECK else None
-                self._call("DEL", joined, plugin, previous, lock)
-            except WherryError as problem:  # the plugins before it still get their turn
-                problems.append(problem)
-        if problems:
-            raise problems[0]
+        gone = joined if netns.exists(joined.netns) else joined._replace(netns="")  # section 2, DEL: it may have gone
+        previous = joined.result if _version(joined.conflist) >= _WITH_CHECK else None
+        _each([lambda plugin=plugin: self._call("DEL", gone, plugin, previous, lock)  # type: ignore[misc]
+               for plugin in reversed(_plugins(joined.conflist))])
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
 
@@ -227,20 +308,30 @@ class Cni:
             path, environment, given, self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'
         if code:
-            raise _refused(what, code, out, err)
+            raise self._versions(_refused(what, code, out, err), joined, plugin)
         if verb not in ("ADD", "VERSION"):
             return None
         return _answer(what, out, err)
 
+    def _versions(self, refused: _Refused, joined: Joined, plugin: Json) -> WherryError:
+        """A refusal of our version, with what the plugin would speak: probed only now."""
+        if refused.number != _INCOMPATIBLE:
+            return refused
+        name = str(plugin["type"])
+        try:
+            known = self.spoken(name, ours="wherry" in joined.conflist)
+            hint = f"it speaks {', '.join(sorted(known, key=cniresult.number))}"
+        except WherryError:
+            hint = refused.hint
+        message = f'CNI plugin "{name}" does not know version {_told(joined.conflist)} of network {joined.network}'
+        return WherryError(refused.kind, f"{message}: {refused.message}", hint=hint)
+
     def _remember(self, joined: Joined) -> None:
         os.makedirs(self._results, mode=0o700, exist_ok=True)
         path = os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname))
-        record = {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
-                  "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
-                  "result": joined.result}
         temporary = f"{path}.new"  # whoever writes it holds the attachment's lock
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
-            json.dump(record, stream)
+            json.dump(_record(joined), stream)
         os.replace(temporary, path)
 
     def _read(self, path: str) -> Joined | None:
@@ -253,6 +344,12 @@ class Cni:
                       record["capabilities"], record["result"])
 
 
+def _record(joined: Joined) -> Json:
+    return {"conflist": joined.conflist, "containerId": joined.container_id, "netns": joined.netns,
+            "ifname": joined.ifname, "args": dict(joined.args), "capabilities": dict(joined.capabilities),
+            "result": joined.result}
+
+
 def _plugins(conflist: Json) -> list[Json]:
     plugins = conflist.get("plugins")
     if not isinstance(plugins, list) or not plugins or not all(isinstance(plugin, dict) for plugin in plugins):
@@ -263,15 +360,31 @@ def _plugins(conflist: Json) -> list[Json]:
 def _plugin_config(joined: Joined, plugin: Json, previous: Json | None) -> Json:
     """The configuration of one call, as derived in section 3 ("Deriving execution configuration")."""
     config = {key: value for key, value in plugin.items() if key != "capabilities"}
-    config["cniVersion"] = joined.conflist.get("cniVersion", "0.2.0")
+    config["cniVersion"] = _told(joined.conflist)
     config["name"] = joined.network
     declared = plugin.get("capabilities") or {}
     given = {key: value for key, value in joined.capabilities.items() if declared.get(key)}
     if given:
         config["runtimeConfig"] = given
     if previous:
-        config["prevResult"] = previous
+        config["prevResult"] = cniresult.written(previous, _told(joined.conflist))
     return config
+
+
+def _told(conflist: Json) -> str:
+    return str(conflist.get("cniVersion") or "0.1.0")
+
+
+def _each(steps: Sequence[Callable[[], object]]) -> None:
+    """All of them; the first failure is raised when each had its turn."""
+    problems: list[WherryError] = []
+    for step in steps:
+        try:
+            step()
+        except WherryError as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]
 
 
 def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: float,
@@ -348,17 +461,25 @@ def _drain(fd: int, text: bytearray) -> bool:
     return not data
 
 
-def _refused(what: str, code: int, out: bytes, err: bytes) -> WherryError:
+class _Refused(WherryError):
+    """What a plugin said, with its own number (0: none)."""
+
+    number = 0
+
+
+def _refused(what: str, code: int, out: bytes, err: bytes) -> _Refused:
     """The plugin's own error object (section 5) in one sentence; without one, the tail of its stderr."""
     try:
         told = json.loads(out)
         number, message = int(told["code"]), str(told["msg"])
     except (ValueError, KeyError, TypeError):
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return WherryError(Kind.UNAVAILABLE, f"{what} failed with {how} and no CNI error", hint=_tail(err or out))
-    details = str(told.get("details", ""))
-    return WherryError(_CODES.get(number, Kind.CONFLICT if number == 120 else Kind.INTERNAL), f"{what}: {message}",
-                       hint=details or _tail(err))
+        return _Refused(Kind.UNAVAILABLE, f"{what} failed with {how} and no CNI error", hint=_tail(err or out))
+    details = str(told.get("details") or "")
+    error = _Refused(_CODES.get(number, Kind.CONFLICT if number == 120 else Kind.INTERNAL), f"{what}: {message}",
+                     hint="; ".join(part for part in (details, _tail(err)) if part))
+    error.number = number
+    return error
 
 
 def _answer(what: str, out: bytes, err: bytes) -> Json:
@@ -371,13 +492,16 @@ def _answer(what: str, out: bytes, err: bytes) -> Json:
     return answer
 
 
-def _checked_result(result: Json, conflist: Json) -> None:
-    """The shape that everything after us reads; a list of plugins that gives nothing is a broken one."""
-    interfaces, ips = result.get("interfaces", []), result.get("ips", [])
-    good = isinstance(interfaces, list) and isinstance(ips, list) and all(
-        isinstance(item, dict) and isinstance(item.get("address"), str) for item in ips)
-    if not result or not good:
-        raise WherryError(Kind.UNAVAILABLE, f'network "{conflist.get("name", "")}": its plugins gave no usable result')
+def _checked_result(told: Json, plugin: Json, conflist: Json) -> Json:
+    """The result in the shape of 1.1.0, which all after us read; a plugin that gives nothing is a broken one."""
+    result = cniresult.read(told, _told(conflist))
+    lists = [result.get(key) or [] for key in ("interfaces", "ips", "routes")]
+    good = all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in lists)
+    if not told or not good or not all(isinstance(ip.get("address"), str) for ip in lists[1]) or not all(
+            isinstance(route.get("dst"), str) for route in lists[2]):
+        raise WherryError(Kind.UNAVAILABLE, f'network "{conflist.get("name", "")}": its plugins gave no usable result '
+                                            f'("{plugin.get("type", "")}")')
+    return result
 
 
 def _tail(data: bytes) -> str:
@@ -385,8 +509,7 @@ def _tail(data: bytes) -> str:
 
 
 def _version(conflist: Json) -> tuple[int, ...]:
-    words = str(conflist.get("cniVersion", "0.2.0")).split(".")
-    return tuple(int(word) if word.isdigit() else 0 for word in words)
+    return cniresult.number(_told(conflist))
 
 
 def _checked_id(container_id: str) -> str:

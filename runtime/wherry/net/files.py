@@ -10,15 +10,15 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 
 __all__ = [
-    "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "parse_add_host", "read_bytes", "resolv_conf",
-    "update_peers", "with_peers",
+    "HostEntry", "host_resolv_conf", "hostname_file", "hosts_file", "is_loopback", "nameservers", "parse_add_host",
+    "read_bytes", "resolv_conf", "update_own", "update_peers", "with_peers",
 ]
 
 _LOCAL = """127.0.0.1\tlocalhost
@@ -66,7 +66,25 @@ def with_peers(text: str, peers: Iterable[HostEntry]) -> str:
 
 
 def update_peers(path: str, peers: Iterable[HostEntry]) -> bool:
-    """Rewrite the peers in an existing hosts file, same inode (it is bind-mounted). False: the file is gone.
+    """Rewrite the peers in an existing hosts file. False: the file is gone."""
+    return _rewrite(path, lambda text: with_peers(text, peers))
+
+
+def update_own(path: str, gone: Iterable[str], new: Iterable[HostEntry]) -> bool:
+    """Rewrite the container's own lines: those of addresses that are `gone` go, `new` ones come before its peers'."""
+    without = {*gone, *(address for entry in new for address in entry.addresses)}
+
+    def change(text: str) -> str:
+        lines = [line for line in text.split("\n") if line.partition("\t")[0] not in without]
+        at = next((n for n, line in enumerate(lines) if line.endswith(_PEER_TAG) or (not line and n == len(lines) - 1)),
+                  len(lines))
+        return "\n".join([*lines[:at], *(line for entry in new for line in entry.lines()), *lines[at:]])
+
+    return _rewrite(path, change)
+
+
+def _rewrite(path: str, change: Callable[[str], str]) -> bool:
+    """Change a hosts file in place, same inode (it is bind-mounted). False: it is gone.
 
     The container can write this file too, so what it holds is read with a cap and trusted for nothing; and it could
     hold a lock on it for ever, so what writers of ours lock is the directory, which the container never sees.
@@ -81,7 +99,7 @@ def update_peers(path: str, peers: Iterable[HostEntry]) -> bool:
         except FileNotFoundError:
             return False
         old = read_bytes(fd)
-        new = with_peers(old.decode("utf-8", "surrogateescape"), peers).encode("utf-8", "surrogateescape")
+        new = change(old.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
         if new != old:
             os.pwrite(fd, new, 0)  # first the new bytes, then the length: a reader never finds an empty file
             os.ftruncate(fd, len(new))
@@ -122,6 +140,18 @@ def host_resolv_conf(read: str = _STUB_CONF, real: str = _REAL_CONF) -> str:
     if servers and all(server == "127.0.0.53" for server in servers):
         return _read_text(real) or text
     return text
+
+
+def nameservers(path: str = _STUB_CONF) -> tuple[str, ...]:
+    """The servers that a resolv.conf names, in order, each once; a stub of this host as any other."""
+    found = _values(_read_text(path), "nameserver")
+    return tuple(dict.fromkeys(server for server in found if _is_address(server)))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address means whoever uses it."""
+    packed = _packed(address)
+    return bool(packed) and _is_loopback(packed)
 
 
 def resolv_conf(host_text: str, dns: Sequence[str] = (), search: Sequence[str] = (), options: Sequence[str] = (),

@@ -19,7 +19,9 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
+            "portmap": "portmap"}
+_PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.
 import sys
@@ -41,8 +43,8 @@ def provide(directory: str) -> str | None:
 
 
 def program(path: str) -> Program:
-    """What the launcher at `path` starts."""
-    found: Program = importlib.import_module(f"wherry_cni.{PLUGINS[os.path.basename(path)]}").main
+    """What the launcher at `path` starts, or "restore"."""
+    found: Program = importlib.import_module(f"wherry_cni.{_PROGRAMS[os.path.basename(path)]}").main
     return found
 
 

@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Address, Attachment, Interface, Json, NetworkResult, Place, PortMapping
+from wherry.net import kept, wishes
 from wherry.net import subnets as plan
 from wherry.net.cni import Cni, Joined
+from wherry.net.cniconf import Directory, as_list
 from wherry.net.ports import PortBook
 
 __all__ = ["DEFAULT", "RESERVED", "Networks", "Subnet"]
 
 Rows = list[Json]  # inside the class, `list` is a verb
-Parts = list[dict[str, str]]
 Joins = list[Joined]
 Names = list[str]
 
@@ -34,21 +35,18 @@ DEFAULT = "bridge"
 RESERVED = ("none", "host", "container", "default")
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
-_OPTIONS = {  # docker's names for what a bridge network can be told, and ours
-    "mtu": "mtu", "com.docker.network.driver.mtu": "mtu",
-    "com.docker.network.bridge.name": "name", "bridge.name": "name",
-    "com.docker.network.bridge.enable_ip_masquerade": "masquerade",
-    "com.docker.network.bridge.enable_icc": "icc",
-}
+_OWN_GATEWAY = ("bridge", "overlay")
 _BUILT_IN = ("bridge", "host", "none")
 
 
 class Subnet(NamedTuple):
-    """One subnet as asked: "10.1.0.0/24"; gateway and ip_range "" leave the choice to us."""
+    """One subnet as asked: "10.1.0.0/24"; gateway and ip_range "" leave the choice to us. `aux`: names to addresses
+    that are never given out."""
 
     subnet: str
     gateway: str = ""
     ip_range: str = ""
+    aux: Mapping[str, str] = {}
 
 
 class Networks:
@@ -60,20 +58,26 @@ class Networks:
         self._leases = os.path.join(place.state, "cni", "leases")
         self._ports = PortBook(os.path.join(place.state, "ports"))
         self._tag = "" if place.root == Place().root else hashlib.sha256(os.fsencode(place.root)).hexdigest()[:8]
+        self._lists = (Directory(self._directory, (".conflist",)), Directory(place.cni_conf))
         self.cni = Cni(place)
 
     def create(self, name: str, driver: str = "bridge", subnets: Sequence[Subnet] = (),
                options: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None, *,
-               internal: bool = False, ipv6: bool = False) -> Json:
-        """Make a network and show it (docker's inspect shape)."""
+               internal: bool = False, ipv4: bool = True, ipv6: bool = False, attachable: bool = False,
+               ipam: str = "", ipam_options: Mapping[str, str] | None = None) -> Json:
+        """Make a network and show it (docker's inspect shape). Without `ipv4` it has IPv6 only."""
+        from wherry.net import drivers
+
         _checked_name(name)
-        if driver != "bridge":
-            raise WherryError(Kind.UNSUPPORTED, f'network driver "{driver}" is not built in',
-                              hint=f"write a CNI list for it into {self._place.cni_conf} and use it by its name")
+        drivers.find(driver, self._place.cni_conf)
+        if not (ipv4 or ipv6 or any(":" in wish.subnet for wish in subnets)):
+            raise WherryError(Kind.INVALID, f"network {name} would have neither IPv4 nor IPv6", hint="add --ipv6")
+        chosen = drivers.ipam_settings(ipam, ipam_options or {})
         with self._locked():
             if self._find(name) is not None or name == DEFAULT:
                 raise WherryError(Kind.EXISTS, f"network {name} exists already")
-            self._write(self._conflist(name, subnets, options or {}, labels or {}, internal=internal, ipv6=ipv6))
+            self._write(self._conflist(name, driver, subnets, options or {}, labels or {}, internal=internal,
+                                       families=(ipv4, ipv6), ipam=chosen, attachable=attachable))
         return self.inspect(name)
 
     def inspect(self, name: str) -> Json:
@@ -102,6 +106,7 @@ class Networks:
     def teardown(self) -> None:
         """Take away every bridge, every lease and the table (for uninstall and tests). Nothing may be attached."""
         with self._locked():
+            kept.stop_all(self._place.state, self._table)
             for conflist in self._all():
                 if "wherry" in conflist:
                     self._remove(conflist)
@@ -116,19 +121,32 @@ class Networks:
         self._ports.release(container_id)
 
     def attach(self, container_id: str, netns_path: str, attachment: Attachment,
-               ports: Sequence[PortMapping] = (), args: Mapping[str, str] | None = None) -> NetworkResult:
-        """Join one network. `ports` are claimed first; the granted ones are in the result. All or nothing."""
-        conflist = self._for_attachment(self._get(attachment.network), bool(ports))
-        granted = self._ports.claim(container_id, ports)
+               ports: Sequence[PortMapping] = (), args: Mapping[str, str] | None = None, *,
+               dns: Mapping[str, Sequence[str]] | None = None, default: bool = True) -> NetworkResult:
+        """Join one network. `ports` are claimed first; the granted ones are in the result. All or nothing.
+
+        `dns`: servers, searches and options for plugins that want them. Without `default` the container's default route
+        is another network's (a list of the host's makes its routes as it says).
+        """
+        conflist = self._for_attachment(self._get(attachment.network), attachment, bool(ports))
+        self._collect_once_a_boot()
+        if not default and "wherry" in conflist:
+            from wherry.net.drivers import without_default
+
+            conflist = without_default(conflist)
+        given = wishes.capabilities(conflist, attachment, (), dns or {})  # what is refused, is before a port is taken
+        granted = self._ports.claim(container_id, ports if wishes.declares(conflist, "portMappings") else ())
         try:
             raw = self.cni.add(conflist, container_id, netns_path, attachment.interface,
-                               args=_args(attachment, args or {}),
-                               capabilities=_capabilities(conflist, attachment, granted))
+                               args=wishes.arguments(conflist, attachment, args or {}),
+                               capabilities=given | wishes.port_mappings(granted))
         except BaseException:
-            if ports:
+            if granted:
                 self._ports.release(container_id)
             raise
-        return _network_result(str(conflist["name"]), raw, granted)
+        if "wherry" not in conflist:
+            self._note_use(str(conflist["name"]))
+        return _network_result(str(conflist["name"]), raw, granted, _routed(conflist, raw))
 
     def detach(self, container_id: str, netns_path: str, network: str, ports: Sequence[PortMapping] = (),
                interface: str = "eth0") -> None:
@@ -136,7 +154,7 @@ class Networks:
         conflist = self._find(network)
         name = str(conflist["name"]) if conflist else network
         if conflist is not None:
-            conflist = self._for_attachment(conflist, bool(ports))
+            conflist = self._for_attachment(conflist, Attachment(name), bool(ports))
         remembered = self.cni.recall(name, container_id, interface)
         self.cni.delete(conflist, container_id, netns_path, interface, network=name)
         if ports or (remembered is not None and "portMappings" in remembered.capabilities):
@@ -149,6 +167,55 @@ class Networks:
     def is_own(self, name: str) -> bool:
         """Whether we made it: not a list of the host."""
         return self._own(DEFAULT if name in ("", "default") else name) is not None
+
+    def settings(self, name: str) -> Json:
+        """What is known of a network by name or id without looking who is on it: name, id, driver, bridge, publishes
+        (whether its plugins publish ports), icc (members reach each other), isolate (others do not reach them); and of
+        one of ours what it was told: internal, subnets, prefix, host_ip."""
+        conflist = self._get(name)
+        first = conflist["plugins"][0]
+        return {"subnets": [], **conflist.get("wherry", {}), "name": str(conflist["name"]), "id": _identity(conflist),
+                "driver": _driver(conflist), "bridge": str(first.get("bridge", "")),
+                "icc": not first.get("portIsolation"), "isolate": bool(first.get("isolate")),
+                "publishes": wishes.declares(conflist, "portMappings")}
+
+    def collect(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """GC of our own networks and of those lists of the host that were ever used, or of `names`: the plugins drop
+        what belongs to no attachment that is remembered. Returns the networks where it failed, and why."""
+        used = set(_listed(os.path.join(self._directory, "used")))
+        names = None if names is None else set(names)
+        failed = {}
+        for conflist in self._all() if names is None or names else ():
+            name = str(conflist["name"])
+            if ("wherry" in conflist or name in used) and (names is None or name in names):
+                try:
+                    self.cni.collect(conflist)
+                except WherryError as error:
+                    failed[name] = error.message
+        return failed
+
+    def _collect_once_a_boot(self) -> None:
+        """`collect`, before the first ADD after a boot: the reset has taken what STATE knew, but not what a plugin of
+        the host's keeps on a disk. Of ours nothing is left, unless STATE is on a disk as well."""
+        note = os.path.join(self._place.state, "cni", "boot")
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            boot = stream.read()
+        with contextlib.suppress(OSError), open(note, encoding="ascii") as stream:
+            if stream.read() == boot:
+                return
+        kept = os.path.isdir(os.path.join(self._place.state, "cni", "results"))
+        self.collect(None if kept else _listed(os.path.join(self._directory, "used")))
+        os.makedirs(os.path.dirname(note), mode=0o700, exist_ok=True)
+        with open(f"{note}.{os.getpid()}", "w", encoding="ascii") as stream:
+            stream.write(boot)
+        os.replace(f"{note}.{os.getpid()}", note)
+
+    def _note_use(self, name: str) -> None:
+        """A list of the host's that was used once has to be collected after a crash."""
+        path = os.path.join(self._directory, "used", name)
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def attached(self, network: str = "") -> Joins:
         """What is attached now, as remembered below STATE."""
@@ -175,6 +242,14 @@ class Networks:
         meta = self._get(network).get("wherry", {})
         return next((str(part["gateway"]) for part in meta.get("subnets", []) if part.get("gateway")), "")
 
+    def responder(self, network: str) -> tuple[str, bool] | None:
+        """(nft table, internal) of a network of ours that has this host as its gateway, so that we can answer DNS
+        there; None for any other."""
+        conflist = self._own(DEFAULT if network in ("", "default") else network)
+        if conflist is None or conflist["plugins"][0]["type"] not in _OWN_GATEWAY:
+            return None
+        return self._table, bool(conflist.get("wherry", {}).get("internal"))
+
     # -- the lists ----------------------------------------------------------------------------------------------
 
     def _default(self) -> Json:
@@ -184,7 +259,7 @@ class Networks:
         with self._locked():
             found = self._own(DEFAULT)
             if found is None:
-                self._write(self._conflist(DEFAULT, (), {}, {}))
+                self._write(self._conflist(DEFAULT, "bridge", (), {}, {}))
         return self._own(DEFAULT) or found or {}
 
     def _get(self, name: str) -> Json:
@@ -192,8 +267,13 @@ class Networks:
             return self._default()
         found = self._find(name)
         if found is None:
-            raise WherryError(Kind.NOT_FOUND, f"network {name} not found", hint="wherry network ls shows what there is")
+            raise WherryError(Kind.NOT_FOUND, f"network {name} not found", hint=self._not_found())
         return found
+
+    def _not_found(self) -> str:
+        broken = [f"{path} is no CNI configuration: {why}" for directory in self._lists
+                  for path, why in directory.problems().items()]
+        return "; ".join([*broken, "wherry network ls shows what there is"])
 
     def _find(self, name: str) -> Json | None:
         if name in ("", "default"):
@@ -210,50 +290,64 @@ class Networks:
     def _own(self, name: str) -> Json | None:
         if not re.fullmatch(_NAME, name):
             return None
-        return _load(os.path.join(self._directory, f"{name}.conflist"))
+        path = os.path.join(self._directory, f"{name}.conflist")
+        return _load(path) if os.path.exists(path) else None
 
     def _all(self) -> Rows:
-        own = [_load(path) for path in _conflists(self._directory, (".conflist",))]
-        host = [_load(path) for path in _conflists(self._place.cni_conf, (".conflist", ".conf", ".json"))]
         found: dict[str, Json] = {}
-        for conflist in own + host:
-            if conflist is not None:
+        for directory in self._lists:
+            for conflist in directory.lists():
                 found.setdefault(str(conflist["name"]), conflist)
         return [*found.values()]
 
-    def _conflist(self, name: str, wishes: Sequence[Subnet], options: Mapping[str, str], labels: Mapping[str, str],
-                  *, internal: bool = False, ipv6: bool = False) -> Json:
-        settings = _settings(options)
+    def _conflist(self, name: str, driver: str, asked: Sequence[Subnet], options: Mapping[str, str],
+                  labels: Mapping[str, str], *, internal: bool = False, families: tuple[bool, bool] = (True, False),
+                  ipam: tuple[str, Mapping[str, str]] = ("host-local", {}), attachable: bool = False) -> Json:
+        from wherry.net import drivers
+
+        settings = drivers.settings(driver, options, internal=internal)
         own = self._bridge_name(name)
         plan.delete_idle_bridge(own)  # a deleted ROOT's at the same path: with its address, and its subnet in use
-        chosen = self._subnets(name, wishes, ipv6)
-        ranges = [[{key: value for key, value in part.items() if key != "ip_range"}] for part in chosen]
-        bridge: Json = {
-            "type": "bridge", "bridge": settings.get("name") or own, "isGateway": True,
-            "isDefaultGateway": not internal, "ipMasq": not internal and settings.get("masquerade", "true") == "true",
-            "ipMasqBackend": "nftables", "hairpinMode": True, "nftTable": self._table, "isolate": True,
-            "internal": internal, "capabilities": {"ips": True, "mac": True},
-            "ipam": {"type": "host-local", "dataDir": self._leases, "ranges": ranges},
-        }
-        if "mtu" in settings:
-            bridge["mtu"] = int(settings["mtu"])
-        portmap = {"type": "portmap", "backend": "nftables", "nftTable": self._table,
-                   "capabilities": {"portMappings": True}}
+        keep = self._theirs(settings.get("bridge", ""))
+        chosen = self._subnets(name, driver, asked, families, settings) if ipam[0] != "none" else []
+        wish = drivers.Wish(name, self._table, own, self._leases, chosen, settings, internal, *ipam)
         created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         identity = hashlib.sha256(f"{self._place.root}\0{name}\0{created}".encode()).hexdigest()
-        return {"cniVersion": _CNI_VERSION, "name": name, "plugins": [bridge, portmap],
-                "wherry": {"id": identity, "created": created, "driver": "bridge", "labels": dict(labels),
-                           "options": dict(options), "internal": internal, "subnets": chosen}}
+        meta: Json = {"id": identity, "created": created, "driver": driver, "labels": dict(labels),
+                      "options": dict(options), "internal": internal, "subnets": chosen, "ipam": ipam[0],
+                      "ipamOptions": dict(ipam[1]), "attachable": attachable, "keepBridge": keep}
+        meta |= {key: settings[key] for key in ("prefix", "host_ip", "no_default_route") if key in settings}
+        return {"cniVersion": _CNI_VERSION, "name": name, "loadOnlyInlinedPlugins": True,
+                "plugins": drivers.DRIVERS[driver].plugins(wish), "wherry": meta}
 
-    def _subnets(self, name: str, wishes: Sequence[Subnet], ipv6: bool) -> Parts:
-        taken = plan.host_networks() + [net for conflist in self._all() for net in plan.conflist_networks(conflist)]
-        asked = [plan.checked(wish.subnet, wish.gateway, wish.ip_range, taken) for wish in wishes]
-        families = {ipaddress.ip_network(part["subnet"]).version for part in asked}
-        if 4 not in families:
-            asked.insert(0, plan.choose(taken, self._tag, default=name == DEFAULT))
-        if ipv6 and 6 not in families:
-            asked.append(plan.choose_v6(f"{self._place.root}\0{name}"))
-        return asked
+    def _theirs(self, bridge: str) -> bool:
+        """Whether a bridge asked for by name is there already, so it stays when the network goes; another network's is
+        refused."""
+        for conflist in self._all() if bridge else ():
+            if any(plugin.get("bridge") == bridge for plugin in conflist["plugins"]):
+                raise WherryError(Kind.CONFLICT, f"bridge {bridge} is network {conflist['name']}'s")
+        return bool(bridge) and plan.link_exists(bridge)
+
+    def _subnets(self, name: str, driver: str, asked: Sequence[Subnet], families: tuple[bool, bool],
+                 settings: Mapping[str, str]) -> Rows:
+        from wherry.net import drivers
+
+        taken = [net for conflist in self._all() for net in plan.conflist_networks(conflist)]
+        if not drivers.DRIVERS[driver].shares:
+            taken += plan.host_networks()
+        if driver == "overlay" and not asked:
+            asked = [Subnet(text) for text in drivers.peers_subnets(settings["peers"], settings.get("address", ""))]
+            families = (False, False)
+        made: Rows = []
+        for wish in asked:
+            made.append(plan.checked(wish.subnet, wish.gateway, wish.ip_range, taken, wish.aux))
+            taken.append(ipaddress.ip_network(wish.subnet))
+        have = {ipaddress.ip_network(part["subnet"]).version for part in made}
+        if families[0] and 4 not in have:
+            made.insert(0, plan.choose([*taken, *plan.host_networks()], self._tag, default=name == DEFAULT))
+        if families[1] and 6 not in have:
+            made.append(plan.choose_v6(f"{self._place.root}\0{name}"))
+        return made
 
     @property
     def _table(self) -> str:
@@ -264,11 +358,15 @@ class Networks:
             return "wherry0"
         return "wh-" + hashlib.sha256(f"{self._place.root}\0{name}".encode()).hexdigest()[:12]  # IFNAMSIZ - 1 in all
 
-    def _for_attachment(self, conflist: Json, with_ports: bool) -> Json:
-        """Our own lists lose portmap where nothing is published: each plugin is a process."""
-        if "wherry" not in conflist or with_ports:
+    def _for_attachment(self, conflist: Json, attachment: Attachment, with_ports: bool) -> Json:
+        """Our own lists lose portmap where nothing is published, for each plugin is a process, and get bandwidth where
+        that is asked for."""
+        if "wherry" not in conflist:
             return conflist
-        return {**conflist, "plugins": [part for part in conflist["plugins"] if part["type"] != "portmap"]}
+        plugins = [part for part in conflist["plugins"] if with_ports or part["type"] != "portmap"]
+        if any(key.startswith("bandwidth.") for key in attachment.options):
+            plugins.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+        return {**conflist, "plugins": plugins}
 
     def _remove(self, conflist: Json) -> None:
         name = str(conflist["name"])
@@ -276,9 +374,11 @@ class Networks:
         if users:
             raise WherryError(Kind.CONFLICT, f"network {name} is in use by container {', '.join(users)}",
                               hint="disconnect or remove the container first")
+        kept.stop(self._place.state, name, self._table)
         with contextlib.suppress(FileNotFoundError):
             self.cni.collect(conflist, [])
-        plan.delete_link(str(conflist["plugins"][0]["bridge"]))
+        if (bridge := conflist["plugins"][0].get("bridge")) and not conflist["wherry"].get("keepBridge"):
+            plan.delete_link(str(bridge))
         plan.drop_leases(os.path.join(self._leases, name))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, f"{name}.conflist"))
@@ -295,10 +395,11 @@ class Networks:
         parts = meta.get("subnets") or plan.conflist_subnets(conflist)
         return {
             "Name": conflist["name"], "Id": _identity(conflist), "Created": meta.get("created", ""), "Scope": "local",
-            "Driver": meta.get("driver") or str(conflist["plugins"][0].get("type", "cni")),
+            "Driver": _driver(conflist), "EnableIPv4": any(":" not in part["subnet"] for part in parts),
             "EnableIPv6": any(":" in part["subnet"] for part in parts),
-            "IPAM": {"Driver": "default", "Options": {}, "Config": [_ipam_row(part) for part in parts]},
-            "Internal": bool(meta.get("internal")), "Attachable": False, "Ingress": False,
+            "IPAM": {"Driver": _ipam_name(conflist), "Options": meta.get("ipamOptions", {}),
+                     "Config": [_ipam_row(part) for part in parts]},
+            "Internal": bool(meta.get("internal")), "Attachable": bool(meta.get("attachable")), "Ingress": False,
             "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
             "Containers": {joined.container_id: _endpoint(joined) for joined in self.attached(str(conflist["name"]))},
             "Options": meta.get("options", {}), "Labels": meta.get("labels", {}),
@@ -322,57 +423,25 @@ def _checked_name(name: str) -> None:
         raise WherryError(Kind.DENIED, f'network name "{name}" is reserved')
 
 
-def _settings(options: Mapping[str, str]) -> dict[str, str]:
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
-        raise WherryError(Kind.INVALID, f'network option "{unknown[0]}" is not known',
-                          hint=f"known: {', '.join(_OPTIONS)}")
-    settings = {_OPTIONS[key]: value for key, value in options.items()}
-    if "mtu" in settings and not (settings["mtu"].isdigit() and 68 <= int(settings["mtu"]) <= 65535):
-        raise WherryError(Kind.INVALID, f'network option mtu: "{settings["mtu"]}" is not 68 to 65535')
-    if settings.get("icc", "true") != "true":
-        raise WherryError(Kind.UNSUPPORTED, "network option enable_icc=false is not built")
-    if "name" in settings and not re.fullmatch(r"[a-zA-Z0-9_.-]{1,15}", settings["name"]):
-        raise WherryError(Kind.INVALID, f'bridge name "{settings["name"]}" is not 1 to 15 letters, digits, _ . -')
-    return settings
+def _routed(conflist: Json, raw: Json) -> bool:
+    """Whether the gateway of a network leads out. Of a list of the host's its routes tell."""
+    meta = conflist.get("wherry")
+    if meta is None:
+        return any(route["dst"] in ("0.0.0.0/0", "::/0") for route in raw.get("routes") or ())
+    return not (meta.get("internal") or meta.get("no_default_route") == "true")
 
 
-def _args(attachment: Attachment, extra: Mapping[str, str]) -> dict[str, str]:
-    """CNI_ARGS, for plugins that do not know the capabilities; IgnoreUnknown for those that know neither."""
-    pairs = {"IgnoreUnknown": "1", **extra}
-    if attachment.ip:
-        pairs["IP"] = attachment.ip
-    if attachment.mac:
-        pairs["MAC"] = attachment.mac
-    if any(";" in text or "=" in text for pair in pairs.items() for text in pair):
-        raise WherryError(Kind.INVALID, "a network argument holds \";\" or \"=\"")
-    return pairs
+def _driver(conflist: Json) -> str:
+    return str(conflist.get("wherry", {}).get("driver") or conflist["plugins"][0].get("type", "cni"))
 
 
-def _capabilities(conflist: Json, attachment: Attachment, ports: Sequence[PortMapping]) -> dict[str, object]:
-    """runtimeConfig, by the conventions document; only what is asked is given."""
-    given: dict[str, object] = {}
-    if ports:
-        given["portMappings"] = [
-            {"hostPort": port.host_port, "containerPort": port.container_port, "protocol": port.protocol}
-            | ({"hostIP": port.host_ip} if port.host_ip else {}) for port in ports]
-    if attachment.ip:
-        given["ips"] = [_checked_ip(attachment.ip)]
-    if attachment.mac:
-        given["mac"] = attachment.mac
-    if attachment.aliases:
-        given["aliases"] = {conflist["name"]: list(attachment.aliases)}
-    return given
+def _ipam_name(conflist: Json) -> str:
+    """docker's word for the usual one."""
+    name = conflist.get("wherry", {}).get("ipam", "host-local")
+    return {"host-local": "default", "none": "null"}.get(name, str(name))
 
 
-def _checked_ip(text: str) -> str:
-    try:
-        return str(ipaddress.ip_interface(text) if "/" in text else ipaddress.ip_address(text))
-    except ValueError:
-        raise WherryError(Kind.INVALID, f'"{text}" is not an IP address') from None
-
-
-def _network_result(network: str, raw: Json, ports: tuple[PortMapping, ...]) -> NetworkResult:
+def _network_result(network: str, raw: Json, ports: tuple[PortMapping, ...], routed: bool = True) -> NetworkResult:
     inside = [(index, part) for index, part in enumerate(raw.get("interfaces", [])) if part.get("sandbox")]
     ips = raw.get("ips", [])
     interfaces = tuple(
@@ -382,7 +451,7 @@ def _network_result(network: str, raw: Json, ports: tuple[PortMapping, ...]) -> 
         for index, part in inside)
     dns = raw.get("dns") or {}
     servers, search = tuple(dns.get("nameservers") or ()), tuple(dns.get("search") or ())
-    return NetworkResult(network, interfaces, servers, search, raw, ports)
+    return NetworkResult(network, interfaces, servers, search, raw, ports, routed)
 
 
 def _matches(conflist: Json, name: str) -> bool:
@@ -394,8 +463,9 @@ def _identity(conflist: Json) -> str:
     return str(meta.get("id") or hashlib.sha256(f"cni\0{conflist['name']}".encode()).hexdigest())
 
 
-def _ipam_row(part: Mapping[str, str]) -> dict[str, str]:
-    rows = {"Subnet": part["subnet"], "Gateway": part.get("gateway", ""), "IPRange": part.get("ip_range", "")}
+def _ipam_row(part: Json) -> Json:
+    rows = {"Subnet": part["subnet"], "Gateway": part.get("gateway", ""), "IPRange": part.get("ip_range", ""),
+            "AuxiliaryAddresses": part.get("aux")}
     return {key: value for key, value in rows.items() if value}
 
 
@@ -411,29 +481,23 @@ def _endpoint(joined: Joined) -> Json:
 def _synthetic(name: str) -> Json:
     driver = {"none": "null", "host": "host"}[name]
     return {"Name": name, "Id": hashlib.sha256(f"wherry\0{name}".encode()).hexdigest(), "Created": "",
-            "Scope": "local", "Driver": driver, "EnableIPv6": False,
+            "Scope": "local", "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
             "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": False, "Attachable": False,
             "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False, "Containers": {}, "Options": {},
             "Labels": {}}
 
 
-def _conflists(directory: str, endings: tuple[str, ...]) -> list[str]:
+def _listed(directory: str) -> Names:
     try:
-        names = sorted(os.listdir(directory))
+        return os.listdir(directory)
     except OSError:
         return []
-    return [os.path.join(directory, name) for name in names if name.endswith(endings)]
 
 
 def _load(path: str) -> Json | None:
-    """A list from its file; a single plugin's .conf becomes a list of one. A broken file is nobody's network."""
+    """A list of our own. A broken file is nobody's network."""
     try:
         with open(path, encoding="utf-8") as stream:
-            conflist = json.load(stream)
+            return as_list(json.load(stream))
     except (OSError, ValueError):
         return None
-    if isinstance(conflist, dict) and "plugins" not in conflist and "type" in conflist:
-        conflist = {"cniVersion": conflist.get("cniVersion", "0.2.0"), "name": conflist.get("name", ""),
-                    "plugins": [conflist]}
-    good = isinstance(conflist, dict) and conflist.get("name") and isinstance(conflist.get("plugins"), list)
-    return conflist if good and conflist["plugins"] else None

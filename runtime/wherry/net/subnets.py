@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from typing import Any
@@ -22,7 +22,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 __all__ = ["checked", "choose", "choose_v6", "conflist_networks", "conflist_subnets",
-           "delete_idle_bridge", "delete_link", "delete_table", "drop_leases", "host_networks"]
+           "delete_idle_bridge", "delete_link", "delete_table", "drop_leases", "host_networks", "link_exists"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DEFAULTS = tuple(f"10.{second}.0.0/16" for second in range(87, 79, -1))  # podman's is 10.88, docker's 172.17
@@ -30,8 +30,10 @@ _POOL = "10.64.0.0/12"  # /24s for networks that users make
 _RTF_UP = 1
 
 
-def checked(subnet: str, gateway: str, ip_range: str, taken: Sequence[Network]) -> dict[str, str]:
-    """A subnet as the user asked for it, gateway filled in, or the reason why not."""
+def checked(subnet: str, gateway: str, ip_range: str, taken: Sequence[Network],
+            aux: Mapping[str, str] | None = None) -> Json:
+    """A subnet as the user asked for it, gateway filled in, or the reason why not. `aux`: addresses, by names of the
+    user's own, that no container is given."""
     try:
         network = ipaddress.ip_network(subnet)
     except ValueError as problem:
@@ -43,11 +45,14 @@ def checked(subnet: str, gateway: str, ip_range: str, taken: Sequence[Network]) 
         raise WherryError(Kind.CONFLICT, f"subnet {network} overlaps with {other}, which the host or a network uses")
     if gateway and not _inside(gateway, network):
         raise WherryError(Kind.INVALID, f"gateway {gateway} is not in subnet {network}")
-    part = {"subnet": str(network), "gateway": gateway or str(network.network_address + 1)}
-    return part | (_range_part(ip_range, network) if ip_range else {})
+    outside = next((address for address in (aux or {}).values() if not _inside(address, network)), "")
+    if outside:
+        raise WherryError(Kind.INVALID, f"auxiliary address {outside} is not in subnet {network}")
+    part: Json = {"subnet": str(network), "gateway": gateway or str(network.network_address + 1)}
+    return part | (_range_part(ip_range, network) if ip_range else {}) | ({"aux": dict(aux)} if aux else {})
 
 
-def choose(taken: Sequence[Network], tag: str, *, default: bool) -> dict[str, str]:
+def choose(taken: Sequence[Network], tag: str, *, default: bool) -> Json:
     """A free IPv4 subnet. `tag` (of the instance) turns the order round, so that two wherrys do not race for one."""
     pool = [ipaddress.ip_network(text) for text in _DEFAULTS]
     candidates: Iterable[Network] = pool if default else ipaddress.ip_network(_POOL).subnets(new_prefix=24)
@@ -59,14 +64,14 @@ def choose(taken: Sequence[Network], tag: str, *, default: bool) -> dict[str, st
     raise WherryError(Kind.EXHAUSTED, "every subnet that wherry would choose is in use", hint="give one with --subnet")
 
 
-def choose_v6(seed: str) -> dict[str, str]:
+def choose_v6(seed: str) -> Json:
     """A unique local /64 (RFC 4193) drawn from the network's identity."""
     digest = hashlib.sha256(seed.encode()).digest()
     network = ipaddress.IPv6Network((b"\xfd" + digest[:7] + bytes(8), 64))
     return checked(str(network), "", "", ())
 
 
-def conflist_subnets(conflist: Json) -> list[dict[str, str]]:
+def conflist_subnets(conflist: Json) -> list[Json]:
     """The subnets that a CNI list names in the way of host-local; others are unknown to us."""
     found = []
     for plugin in conflist.get("plugins", []):
@@ -106,11 +111,17 @@ def _wired() -> Iterator[Any]:
         yield route
 
 
+def link_exists(name: str) -> bool:
+    """Whether the host has a link of this name."""
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
+
+
 def delete_link(name: str) -> None:
     """Remove a link of the host. Absent is success."""
-    try:
-        socket.if_nametoindex(name)
-    except OSError:
+    if not link_exists(name):
         return
     with _wired() as route:
         route.link("del", ifname=name)

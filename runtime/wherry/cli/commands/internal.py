@@ -1,4 +1,4 @@
-"""What a monitor calls, when it comes through click (with --debug); `main.internal` is the usual way."""
+"""What monitors and commands call, when it comes through click (with --debug); `main.internal` is the usual way."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def cleanup(app: App, values: Values) -> None:
 def health(app: App, values: Values) -> None:
     """Run one health check."""
     app.engine.health(values["id"])
+
+
+@verb("network", "NAME")
+def network(app: App, values: Values) -> None:
+    """Be the keeper of a network: answer DNS on it, put back what is flushed of its rules."""
+    app.engine.keep(values["name"])
