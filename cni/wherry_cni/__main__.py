@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-_PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
-            "portmap": "portmap"}
+_PLUGINS = {
+    "bridge": "bridge", "host-device": "host_device", "host-local": "host_local", "ipvlan": "ipvlan", "loopback":
+    "loopback", "macvlan": "macvlan", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp", "static": "static",
+}
 
 
 def entry() -> int:

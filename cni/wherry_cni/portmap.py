@@ -146,9 +146,10 @@ def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     clients = [_EVERYBODY[suffix]] if boolean(call.config, "masqAll") else [str(address.network), *_LOCAL[suffix]]
     found = [nft.Element(f"hairpin{suffix}", f"{client} . {address.ip}", _owner(call)) for client in clients]
     if suffix == "4":
-        bridge = _way_to(address.ip)
-        if bridge:
-            found.append(nft.Element("localnet", bridge, nft.owner_of_network(call.network)))
+        bridge, bits = _way_to(address.ip)
+        if bridge:  # a route to the one address is that of a link of the container's own (ptp), which goes with it
+            owner = _owner(call) if bits == 32 else nft.owner_of_network(call.network)
+            found.append(nft.Element("localnet", bridge, owner))
     return found
 
 
@@ -178,8 +179,8 @@ def _container_addresses(previous: Json) -> dict[str, Interface]:
     return found
 
 
-def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The link that the host's main table takes to the container (longest prefix)."""
+def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[str, int]:
+    """The link that the host's main table takes to the container (longest prefix), and the prefix's bits."""
     best, name = -1, ""
     with open("/proc/thread-self/net/route", encoding="ascii") as stream:
         for row in list(stream)[1:]:
@@ -187,7 +188,7 @@ def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
             network, mask = (int.from_bytes(bytes.fromhex(words[i]), sys.byteorder) for i in (1, 7))
             if int(address) & mask == network and mask.bit_count() > best and mask:
                 best, name = mask.bit_count(), words[0]
-    return name if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ""
+    return (name, best) if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ("", 0)
 
 
 def _owner(call: Call) -> str:

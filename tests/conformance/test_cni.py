@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from helpers import tools
+from wherry.net import launchers
 
-PLUGINS = ("bridge", "host-local", "loopback", "overlay", "portmap")
+PLUGINS = tuple(launchers.PLUGINS)
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

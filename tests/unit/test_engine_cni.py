@@ -12,7 +12,7 @@ from wherry.engine import cni
 from wherry.errors import Kind, WherryError
 from wherry.net import launchers
 
-NAMES = {"bridge", "host-local", "loopback", "overlay", "portmap"}
+NAMES = set(launchers.PLUGINS)
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
-            "portmap": "portmap"}
+PLUGINS = {
+    "bridge": "bridge", "host-device": "host_device", "host-local": "host_local", "ipvlan": "ipvlan", "loopback":
+    "loopback", "macvlan": "macvlan", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp", "static": "static",
+}
 _PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.
