@@ -6,8 +6,20 @@ import sys
 from importlib import import_module
 
 _PLUGINS = {
-    "bridge": "bridge", "host-device": "host_device", "host-local": "host_local", "ipvlan": "ipvlan", "loopback":
-    "loopback", "macvlan": "macvlan", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp", "static": "static",
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "firewall": "firewall",
+    "host-device": "host_device",
+    "host-local": "host_local",
+    "ipvlan": "ipvlan",
+    "loopback": "loopback",
+    "macvlan": "macvlan",
+    "overlay": "overlay",
+    "portmap": "portmap",
+    "ptp": "ptp",
+    "sbr": "sbr",
+    "static": "static",
+    "tuning": "tuning",
 }
 
 

@@ -23,7 +23,9 @@ from wherry_cni.skel import Call
 
 __all__ = ["entry", "main"]
 
-_WITH_RULES = {"bridge": "bridge", "overlay": "overlay", "portmap": "portmap"}  # the modules have rules(call)
+_WITH_RULES = {  # the modules have rules(call)
+    "bridge": "bridge", "firewall": "firewall", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp",
+}
 Rules = Callable[[Call], list[nft.Element]]
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from wherry_cni import (
+    bandwidth,
     bridge,
+    firewall,
     host_device,
     host_local,
     ipvlan,
@@ -21,8 +23,10 @@ from wherry_cni import (
     overlay,
     portmap,
     ptp,
+    sbr,
     skel,
     static,
+    tuning,
 )
 from wherry_cni.results import VERSIONS, to_version
 
@@ -30,8 +34,22 @@ ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/none", "CNI
 RESULT = {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n", "mtu": 1500}],
           "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64"}],
           "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}], "dns": {}}
-PLUGINS = {"bridge": bridge, "host-device": host_device, "host-local": host_local, "ipvlan": ipvlan,
-           "loopback": loopback, "macvlan": macvlan, "overlay": overlay, "portmap": portmap, "ptp": ptp, "static": static}
+PLUGINS = {
+    "bandwidth": bandwidth,
+    "bridge": bridge,
+    "firewall": firewall,
+    "host-device": host_device,
+    "host-local": host_local,
+    "ipvlan": ipvlan,
+    "loopback": loopback,
+    "macvlan": macvlan,
+    "overlay": overlay,
+    "portmap": portmap,
+    "ptp": ptp,
+    "sbr": sbr,
+    "static": static,
+    "tuning": tuning,
+}
 
 
 def serve(config: Any, env: dict[str, str] | None = None, verbs: Any = None) -> tuple[int, Any]:
