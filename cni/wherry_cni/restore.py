@@ -23,7 +23,7 @@ from wherry_cni.skel import Call
 
 __all__ = ["entry", "main"]
 
-_WITH_RULES = {"bridge": "bridge", "overlay": "overlay", "portmap": "portmap"}  # the modules have rules(call)
+_WITH_RULES = {name: name for name in ("bridge", "firewall", "overlay", "portmap", "ptp")}  # they have rules(call)
 Rules = Callable[[Call], list[nft.Element]]
 
 

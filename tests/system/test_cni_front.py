@@ -29,7 +29,7 @@ from wherry.engine import cni
 
 FRONT = SCRIPT.with_name("wherry-cni")
 REFERENCE = Path("/usr/lib/cni")
-PLUGINS = ("bridge", "host-local", "loopback", "overlay", "portmap")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "overlay", "portmap", "sbr", "tuning")
 COLD = b"cannot be executed"
 MAC = re.compile(rb"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 Done = subprocess.CompletedProcess[bytes]
