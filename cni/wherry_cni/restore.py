@@ -23,9 +23,7 @@ from wherry_cni.skel import Call
 
 __all__ = ["entry", "main"]
 
-_WITH_RULES = {  # the modules have rules(call)
-    "bridge": "bridge", "firewall": "firewall", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp",
-}
+_WITH_RULES = {name: name for name in ("bridge", "firewall", "overlay", "portmap", "ptp")}  # they have rules(call)
 Rules = Callable[[Call], list[nft.Element]]
 
 

@@ -32,6 +32,7 @@ _NEEDS = {  # specification, section 2: variables a verb cannot do without
     "STATUS": (),
     "VERSION": (),
 }
+_VALID = {"cni.dev/valid-attachments", "cni.dev/attachments"}  # the second one stood in the text of 1.1.0 at first
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 
@@ -60,11 +61,20 @@ class Call(NamedTuple):
 
     @property
     def runtime(self) -> Mapping[str, object]:
-        """What the runtime gives for declared capabilities."""
+        """What the runtime gives for declared capabilities. containerd writes "HostPort" where the conventions have
+        "hostPort": a Go decoder takes either."""
         given = self.config.get("runtimeConfig") or {}
         if not isinstance(given, dict):
             raise CniError(BAD_CONFIG, "runtimeConfig is not an object")
-        return given
+        return {key: value if key == "aliases" else _uncapitalized(value) for key, value in given.items()}
+
+
+def _uncapitalized(value: object) -> object:
+    if isinstance(value, list):
+        return [_uncapitalized(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key)[:1].lower() + str(key)[1:]: part for key, part in value.items()}
+    return value
 
 
 Verb = Callable[[Call], Json | None]
@@ -108,6 +118,8 @@ def _serve(verbs: Mapping[str, Verb], verb: str, argv: Sequence[str], env: Mappi
     if not _ID.fullmatch(str(config.get("name", ""))):
         raise CniError(BAD_CONFIG, f'bad network name "{config.get("name", "")}"')
     call = _call(verb, argv, env, config)
+    if verb == "GC" and not _VALID & config.keys():  # cnitool's; "everybody is dead" must be said, not left out
+        return None
     serve = verbs.get(verb)
     result = serve(call) if serve else None
     if verb != "ADD":
@@ -178,10 +190,10 @@ def capture(verbs: Mapping[str, Verb], argv: Sequence[str], env: Mapping[str, st
 
 
 def valid_attachments(call: Call) -> set[tuple[str, str]]:
-    """The (container id, interface) pairs of a GC call; a GC without the key is refused, it would drop everything."""
-    listed = call.config.get("cni.dev/valid-attachments")
+    """The (container id, interface) pairs of a GC call; libcni writes null for an empty list."""
+    listed = next((call.config[key] or [] for key in _VALID if key in call.config), None)
     if not isinstance(listed, list) or not all(isinstance(part, dict) for part in listed):
-        raise CniError(BAD_CONFIG, "GC without cni.dev/valid-attachments")
+        raise CniError(BAD_CONFIG, "cni.dev/valid-attachments is not a list of objects")
     return {(str(part.get("containerID", "")), str(part.get("ifname", ""))) for part in listed}
 
 

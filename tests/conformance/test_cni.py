@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from helpers import tools
+from wherry.net import launchers
 
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
-           "portmap", "ptp", "sbr", "static", "tuning")
+PLUGINS = tuple(launchers.PLUGINS)
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

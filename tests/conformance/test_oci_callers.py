@@ -6,21 +6,19 @@ processes apart from the host's, no network beside the session's. WHERRY_TEST_RU
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import audit
-from helpers import gotools, hostile, tools
+from helpers import tools
 from helpers.bundles import make_root
-from helpers.ociruntime import Space, wrapper
+from helpers.engines import IMAGE, Containerd, Crictl, Podman, kubernetes, packed
+from helpers.ociruntime import Space
 from helpers.registry import Registry
 from helpers.wherry import until
 from wherry.image.store import ImageStore
@@ -28,89 +26,7 @@ from wherry.image.store import ImageStore
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@pytest.fixture
-def place(test_id: str, private_network: object, host_canary: None) -> Iterator[Path]:
-    """A directory with a path as short as sockets need it; nothing is left of what ran in it."""
-    directory = Path(f"/run/{test_id}")
-    directory.mkdir(mode=0o711)
-    mark = audit.Mark(paths=(str(directory),), cgroup=f"/{test_id}")
-    before = audit.take(mark)
-    yield directory
-    remove_parents(test_id)
-    leaks = audit.settle(before, mark)
-    namespaces = (test_id, "moby", "k8s.io")  # containerd's directory of all containers
-    leaks += [f"left files: {path}" for path in (directory / "state").rglob("*") if path.name not in namespaces]
-    tools.run("rm", "-rf", "--one-file-system", directory)
-    assert not leaks, "\n".join(leaks)
-
-
-def remove_parents(name: str) -> None:
-    """The callers leave the group that they were told to use, and podman conmon's: not the runtime's to remove."""
-    end = time.monotonic() + 5  # conmon ends after the engine's command
-    for mount, _ in audit.cgroup_mounts():
-        for path in (f"{mount}/{name}/conmon", f"{mount}/{name}"):
-            while not removed(path) and time.monotonic() < end:
-                time.sleep(0.05)
-
-
-def removed(path: str) -> bool:
-    """Whether an empty group is gone, or was not there."""
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
-    return not os.path.exists(path)
-
-
-@pytest.fixture
-def runtime(place: Path) -> Path:
-    """The runtime under test with a --root of this test's own."""
-    return wrapper(place)
-
-
-IMAGE = "localhost/busybox:latest"
-
-
-def packed(image: str, place: Path, name: str) -> Path:
-    """The image of a layout as docker's archive, under this name."""
-    tools.need("skopeo")
-    archive = place / f"{time.monotonic_ns()}.tar"
-    words = ("skopeo", "--insecure-policy", "copy", "-q", f"{image}:busybox:latest", f"docker-archive:{archive}:{name}")
-    tools.run(*words)
-    return archive
-
-
 # ---- podman: every container through conmon ----
-
-
-class Podman:
-    """`podman("run", ...)` with a store, settings and a runtime of its own."""
-
-    def __init__(self, space: Space, directory: Path, runtime: Path, name: str) -> None:
-        self.space, self.name = space, name
-        settings = directory / "containers.conf"
-        settings.write_text(
-            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-            f'runtime_supports_json = ["{runtime.name}"]\n[network]\nnetwork_config_dir = "{directory}/networks"\n'
-        )
-        space.env["CONTAINERS_CONF"] = str(settings)
-        self.words = (
-            "podman", "--runtime", runtime, "--root", directory / "store", "--runroot", directory / "run",
-            "--tmpdir", directory / "tmp", "--storage-driver", "vfs", "--log-level", "error",
-        )  # fmt: skip
-        #: without CAP_SYS_RESOURCE podman's default limits can't be set
-        self.flags = ("--network", "none", "--cgroup-parent", f"/{name}", "--ulimit", "nofile=1000:1000",
-                      "--ulimit", "nproc=10000:10000", "--log-driver", "k8s-file")  # fmt: skip
-
-    def __call__(self, *words: object, **options: Any) -> Any:
-        return self.space.run(*self.words, *words, **options)
-
-    def run(self, *words: object, **options: Any) -> Any:
-        return self("run", *self.flags, *words, **options)
-
-    def out(self, *words: object) -> str:
-        return str(self(*words).stdout.strip())
-
-    def inspect(self, ref: str) -> Any:
-        return json.loads(self.out("container", "inspect", ref))[0]
 
 
 @pytest.fixture
@@ -118,8 +34,7 @@ def podman(runtime: Path, busybox: str, place: Path, test_id: str) -> Iterator[P
     tools.need("podman", "conmon")
     with Space() as space:
         own = Podman(space, place, runtime, test_id)
-        own("pull", "-q", f"{busybox}:busybox:latest")
-        own("tag", own.out("images", "-q"), IMAGE)
+        own.load(busybox)
         yield own
         own("rm", "-a", "-f", "-t", "0")
 
@@ -226,59 +141,6 @@ def test_podman_inspect(podman: Podman, runtime: Path) -> None:
 # ---- containerd: its shim calls the runtime, for ctr and for dockerd ----
 
 
-CRI_PLUGIN = '"io.containerd.grpc.v1.cri"'
-CRI = """[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "localhost/pause:latest"
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-default_runtime_name = "ours"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.ours]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.ours.options]
-BinaryName = "{runtime}"
-Root = "{place}/state"
-"""
-
-
-class Containerd:
-    """`containerd("run", ...)` is ctr at a containerd of its own; `task` the verbs of running containers."""
-
-    def __init__(self, space: Space, runtime: Path, name: str, *, cri: bool = False) -> None:
-        place = runtime.parent
-        self.space, self.place, self.name = space, place, name
-        self.socket = place / "containerd.sock"
-        settings = place / "containerd.toml"
-        settings.write_text(
-            f'version = 2\nroot = "{place}/containerd"\nstate = "{place}/containerd-run"\n'
-            f"disabled_plugins = [{'' if cri else CRI_PLUGIN}]\n"
-            f'[grpc]\naddress = "{self.socket}"\n' + (CRI.format(place=place, runtime=runtime) if cri else "")
-        )
-        self.words = ("ctr", "--address", self.socket, "--namespace", name)
-        #: ctr and docker give the runtime a --root; containerd adds the namespace to it
-        self.flags = ("--snapshotter", "native", "--runc-binary", runtime, "--runc-root", place / "state",
-                      "--fifo-dir", place / "fifo")  # fmt: skip
-        space.daemon(place / "containerd.log", (*self.words, "version"), "containerd", "--config", settings)
-
-    def __call__(self, *words: object, **options: Any) -> Any:
-        return self.space.run(*self.words, *words, **options)
-
-    def run(self, *words: object, name: str, **options: Any) -> Any:
-        """`run` of the flags, then IMAGE, then the command."""
-        at = words.index(IMAGE) + 1
-        return self("run", *self.flags, *self.cgroup(name), *words[:at], f"{self.name}-{name}", *words[at:], **options)
-
-    def load(self, image: str, name: str) -> None:
-        self("image", "import", "--snapshotter", "native", packed(image, self.place, name))
-
-    def cgroup(self, name: str) -> tuple[str, str]:
-        return "--cgroup", f"/{self.name}/{name}"
-
-    def exec(self, *words: object, **options: Any) -> Any:
-        unique = f"e{time.monotonic_ns()}"
-        return self("task", "exec", "--fifo-dir", self.place / "fifo", "--exec-id", unique, *words, **options)
-
-
 @pytest.fixture
 def containerd(runtime: Path, busybox: str, place: Path, test_id: str) -> Iterator[Containerd]:
     tools.need("containerd", "ctr", "containerd-shim-runc-v2")
@@ -348,61 +210,10 @@ def test_ctr_terminal(containerd: Containerd) -> None:
 # ---- containerd's CRI ----
 
 
-class Crictl:
-    """`crictl("runp", ...)` at a containerd whose default runtime is ours; pods without a network of their own."""
-
-    def __init__(self, containerd: Containerd, program: Path) -> None:
-        self.space, self.place = containerd.space, containerd.place
-        self.words = (program, "--runtime-endpoint", f"unix://{containerd.socket}", "--image-endpoint",
-                      f"unix://{containerd.socket}", "--timeout", "20s")  # fmt: skip
-        host_network = {"namespace_options": {"network": 2}}
-        pod = {
-            "metadata": {"name": "pod", "namespace": "default", "uid": containerd.name, "attempt": 0},
-            "log_directory": str(self.place / "logs"),
-            "linux": {"cgroup_parent": f"/{containerd.name}", "security_context": host_network},
-        }
-        self.pod_file, self.pod = self.write("pod", pod), ""
-
-    def start_pod(self) -> None:
-        """Once CRI has seen the images, which came in beside it."""
-        for image in (IMAGE, "localhost/pause:latest"):
-            until(lambda name=image: self("inspecti", name, check=False).returncode == 0)
-        self.pod = self.out("runp", self.pod_file)
-
-    def __call__(self, *words: object, **options: Any) -> Any:
-        return self.space.run(*self.words, *words, **options)
-
-    def out(self, *words: object) -> str:
-        return str(self(*words).stdout.strip())
-
-    def write(self, name: str, value: object) -> Path:
-        file = self.place / f"{name}.json"
-        file.write_text(json.dumps(value))
-        return file
-
-    def create(self, name: str, *command: str, **more: object) -> str:
-        config = {"metadata": {"name": name, "attempt": 0}, "image": {"image": IMAGE}, "command": command,
-                  "log_path": f"{name}.log", "linux": {}, **more}  # fmt: skip
-        return self.out("create", self.pod, self.write(name, config), self.pod_file)
-
-    def status(self, ref: str) -> Any:
-        return json.loads(self.out("inspect", ref))["status"]
-
-
 @pytest.fixture
 def crictl(runtime: Path, busybox: str, place: Path, test_id: str, tmp_path: Path) -> Iterator[Crictl]:
-    tools.need("containerd", "ctr", "containerd-shim-runc-v2")
-    program = gotools.built("sigs.k8s.io/cri-tools", "v1.36.0", "cmd/crictl") / "crictl"
-    with Space(private=("/run/containerd",)) as space:
-        containerd = Containerd(space, runtime, "k8s.io", cri=True)
-        containerd.load(busybox, IMAGE)
-        containerd.load(hostile.image(busybox, tmp_path, Cmd=["sleep", "100000"]), "localhost/pause:latest")
-        containerd.name = test_id
-        own = Crictl(containerd, program)
-        own.start_pod()
+    with kubernetes(runtime, busybox, test_id, tmp_path) as own:
         yield own
-        own("stopp", own.pod)
-        own("rmp", own.pod)
 
 
 @pytest.mark.seconds(900)

@@ -21,7 +21,6 @@ import pytest
 from helpers import gotools, tools
 from helpers.ociruntime import APART, HIDE, RUNTIME, wrapper
 
-MODULE, VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.20250303011046-260e151b8552"
 BUILD_SECONDS, PROGRAM_SECONDS, SIDE_BY_SIDE = 900, 90, 3
 
 PROGRAMS = (
@@ -74,9 +73,9 @@ Running = dict[str, Future[Said]]
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The directory with the built programs, runtimetest for inside of containers, and the root file system."""
-    directory = gotools.built(MODULE, VERSION, "validation/...", "cmd/runtimetest")
+    directory = gotools.runtime_tools()
     if not list(directory.glob("*.gz")):
-        for archive in gotools.module_directory(directory, MODULE).glob("rootfs-*.tar.gz"):
+        for archive in gotools.module_directory(directory, gotools.RUNTIME_TOOLS).glob("rootfs-*.tar.gz"):
             shutil.copyfile(archive, directory / archive.name)
     return directory
 

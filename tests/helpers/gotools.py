@@ -1,43 +1,113 @@
-"""Programs that come as a Go module: built once per version into the user's cache."""
+"""Programs that come as Go modules: built once per version into the user's cache, the first time by scripts/test.
+
+Most are declared in tests/gotools/go.mod. A test's network leads nowhere: `python -m helpers.gotools` builds them all
+before; what is not there is tried once more, and skips the test with the reason.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .tools import need
+__all__ = ["module_directory", "runtime_tools", "tool"]
 
-__all__ = ["built", "module_directory"]
+_DECLARED = Path(__file__).resolve().parents[1] / "gotools"
+#: their test programs need a module file of their own: what they require is older than the others can bear
+RUNTIME_TOOLS, _VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.20250303011046-260e151b8552"
 
 
-def built(module: str, version: str, *packages: str) -> Path:
-    """The directory with the programs of these packages of the module; skips where they cannot be built."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "wherry-gotools" / f"{module.replace('/', '_')}@{version}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / "complete").exists():
-            need("go")
-            (cache / "go.mod").write_text(f"module build\n\ngo 1.19\n\nrequire {module} {version}\n")
-            for package in packages:
-                _go(cache, "build", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/", f"{module}/{package}")
-            (cache / "complete").touch()
-    return cache / "bin"
+class Unbuilt(Exception):
+    """Why a program cannot be built here."""
+
+
+def tool(name: str) -> Path:
+    """One program of tests/gotools/go.mod; skips where it cannot be built."""
+    return _or_skip(name, _declared) / name
+
+
+def runtime_tools() -> Path:
+    """The directory with the OCI runtime-tools' validation programs; skips where they cannot be built."""
+    return _or_skip(RUNTIME_TOOLS, _runtime_tools)
 
 
 def module_directory(programs: Path, module: str) -> Path:
     """Where the module's sources lie, beside programs that were built of it."""
-    return Path(_go(programs.parent, "list", "-m", "-f", "{{.Dir}}", module).strip())
+    words = ("list", "-mod=mod", "-m", "-f", "{{.Dir}}", module)
+    return _or_skip(module, lambda: Path(_go(programs.parent, *words).strip()))
+
+
+def _declared() -> Path:
+    texts = {name: (_DECLARED / name).read_bytes() for name in ("go.mod", "go.sum")}
+    cache = _cache(f"declared@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
+    with _once(cache) as missing:
+        if missing:
+            for name, text in texts.items():
+                (cache / name).write_bytes(text)
+            _go(cache, "install", "-trimpath", "-ldflags=-s -w", "tool")
+    return cache / "bin"
+
+
+def _runtime_tools() -> Path:
+    cache = _cache(f"{RUNTIME_TOOLS.replace('/', '_')}@{_VERSION}")
+    with _once(cache) as missing:
+        if missing:
+            (cache / "go.mod").write_text(f"module build\n\ngo 1.19\n\nrequire {RUNTIME_TOOLS} {_VERSION}\n")
+            for package in ("validation/...", "cmd/runtimetest"):
+                words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
+                _go(cache, "build", *words, f"{RUNTIME_TOOLS}/{package}")
+    return cache / "bin"
+
+
+def _cache(name: str) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = home / "wherry-gotools" / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def _once(cache: Path) -> Iterator[bool]:
+    """Whether it is still to be built; marked as built when the block ends well."""
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not (cache / "complete").exists()
+        (cache / "complete").touch()
+
+
+def _or_skip(what: str, build: Callable[[], Path]) -> Path:
+    try:
+        return build()
+    except Unbuilt as why:
+        pytest.skip(f"{what} cannot be built: {why}")
 
 
 def _go(directory: Path, *words: str) -> str:
-    env = {**os.environ, "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
+    if not shutil.which("go"):
+        raise Unbuilt("go is not installed")
+    env = {**os.environ, "CGO_ENABLED": "0", "GOBIN": f"{directory}/bin"}
     done = subprocess.run(["go", *words], cwd=directory, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"{words[-1]} cannot be built: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        raise Unbuilt((done.stderr.strip().splitlines() or ["no reason given"])[-1])
     return done.stdout
+
+
+def main() -> None:
+    """Build all that can be built, and name what cannot."""
+    for build in (_declared, _runtime_tools):
+        try:
+            build()
+        except Unbuilt as why:
+            print(f"Go programs of the tests: {why}: what needs them is skipped", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -51,6 +51,14 @@ class NetHost:
         run("ip", "netns", "del", self.name + suffix)
         self._spaces.remove(self.name + suffix)
 
+    def quit(self, path: str) -> None:
+        """End the servers in a namespace and remove it: the kernel takes down what is in it."""
+        for process in self._processes:
+            if f"--net={path}" in process.args:  # type: ignore[operator]
+                process.kill()
+                process.wait()
+        self.drop(os.path.basename(path).removeprefix(self.name))
+
     def run(self, where: str, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program in a namespace, by path or suffix."""
         path = where if where.startswith("/") else f"/run/netns/{self.name}{where}"

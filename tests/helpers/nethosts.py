@@ -14,7 +14,7 @@ from typing import Any
 from .cnichain import Refused
 from .tools import run
 
-__all__ = ["Host", "Segment", "eventually"]
+__all__ = ["Host", "Segment", "eventually", "watchers"]
 
 Json = dict[str, Any]
 _SERVER = """
@@ -138,13 +138,18 @@ class Host:
 
     def watchers(self) -> list[int]:
         """The processes that watch an overlay network here."""
-        found = run("ip", "netns", "pids", self.name).stdout.split()
-        return [int(pid) for pid in found if b"overlay_watch" in _command(int(pid))]
+        return watchers(self.name)
 
     def state(self) -> tuple[str, ...]:
         """Links, addresses and routes."""
         asked = ("-br", "link"), ("-4", "-br", "addr"), ("-4", "route"), ("-6", "route")
         return tuple(run("ip", "-n", self.name, *words).stdout for words in asked)
+
+
+def watchers(space: str) -> list[int]:
+    """The processes that watch an overlay network in a namespace."""
+    found = run("ip", "netns", "pids", space).stdout.split()
+    return [int(pid) for pid in found if b"overlay_watch" in _command(int(pid))]
 
 
 def _command(pid: int) -> bytes:

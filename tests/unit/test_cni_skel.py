@@ -144,3 +144,9 @@ def test_owner_names_fit_into_a_comment_and_stay_distinct() -> None:
     assert max(map(len, names)) <= 127
     assert all(name.endswith(nft.owner_of_network("m" * 128)) for name in
                [nft.owner("m" * 128, "c", "e")])
+
+
+def test_capabilities_may_be_written_as_containerd_does() -> None:
+    ports = [{"HostPort": 80, "HostIP": ""}]
+    call = skel.Call("ADD", "c", "/n", "eth0", {}, (), {"runtimeConfig": {"portMappings": ports, "mac": "X"}}, {}, "")
+    assert call.runtime == {"portMappings": [{"hostPort": 80, "hostIP": ""}], "mac": "X"}

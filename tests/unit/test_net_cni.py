@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -190,6 +191,19 @@ def test_a_del_of_our_own_plugin_needs_no_process(bench: Bench, monkeypatch: pyt
     with pytest.raises(WherryError, match="IPAM plugin \"absent\" is not in CNI_PATH") as caught:
         bench.cni.delete(chain("bridge", ipam={"type": "absent"}), "c2", "/none")
     assert caught.value.kind is Kind.INVALID
+
+
+def test_what_a_kill_left_beside_the_records_goes(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one"), "c1", "/none")
+    results = bench.path / "state" / "cni" / "results"
+    kept = sorted(path.name for path in results.iterdir())
+    for name in ("net,c1,eth0.json.new", "net,c2,eth0.json.new", "net,c2,eth0.lock", "net,c3,eth0.lock"):
+        (results / name).touch()
+    with open(results / "net,c3,eth0.lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        bench.cni.tidy()
+    assert sorted(path.name for path in results.iterdir()) == sorted([*kept, "net,c3,eth0.lock"])
 
 
 # ---- versions ----

@@ -17,7 +17,6 @@ import re
 import selectors
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -139,7 +138,8 @@ class Cni:
         nobody = Joined(agreed, "", "", "")
         with self._gate(nobody.network, fcntl.LOCK_EX):
             known = self._known(nobody.network) if valid is None else valid
-            extra = {"cni.dev/valid-attachments": [{"containerID": cid, "ifname": ifname} for cid, ifname in known]}
+            listed = [{"containerID": cid, "ifname": ifname} for cid, ifname in known]
+            extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}  # the text had both names
             _each([lambda plugin=plugin: self._call("GC", nobody, {**plugin, **extra}, None)  # type: ignore[misc]
                    for plugin in _plugins(agreed)])
 
@@ -218,6 +218,18 @@ class Cni:
                     elif now.result is not None:
                         records.append(_record(now))
             yield records, busy
+
+    def tidy(self) -> None:
+        """Remove what a killed ADD or DEL left beside the records: half of a record, a lock of no attachment."""
+        names = os.listdir(self._results) if os.path.isdir(self._results) else []
+        for stem in {name.rpartition(".")[0].removesuffix(".json") for name in names}:
+            path = os.path.join(self._results, stem)
+            if os.path.exists(f"{path}.json") and f"{stem}.json.new" not in names:
+                continue
+            with contextlib.suppress(WherryError), files.flock(f"{path}.lock", 0):
+                for ending in ("json.new", *(() if os.path.exists(f"{path}.json") else ("lock",))):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(f"{path}.{ending}")
 
     def find(self, plugin_type: str, *, ours: bool = True) -> tuple[str, str]:
         """(executable, CNI_PATH): our own launchers first, then the directories of the host; for a list that is not
@@ -330,7 +342,7 @@ class Cni:
     def _remember(self, joined: Joined) -> None:
         os.makedirs(self._results, mode=0o700, exist_ok=True)
         path = os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname))
-        temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}"
+        temporary = f"{path}.new"  # whoever writes it holds the attachment's lock
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
             stream.write(json.dumps(_record(joined)))  # whole: `dump` would go the slow way, piece by piece
         os.replace(temporary, path)

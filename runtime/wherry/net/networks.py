@@ -224,6 +224,7 @@ class Networks:
         """Detach what a crash left: every attachment and port of ids that are not `living`. Returns those ids."""
         alive = set(living)
         dead = set()
+        self.cni.tidy()
         for joined in self.cni.remembered():
             if joined.container_id not in alive:
                 self.detach(joined.container_id, joined.netns, joined.network, interface=joined.ifname)
