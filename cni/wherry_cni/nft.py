@@ -219,12 +219,12 @@ def _take(table: str, wanted: Sequence[Element]) -> list[str]:
 
 
 def _written(element: Element) -> str:
-    """The key with its link names in quotes: one may begin with a digit, or be a word of nft's."""
+    """The key with its link names in quotes, once: one may begin with a digit, or be a word of nft's."""
     kind = _SETS.get(element.where, "")
     if "ifname" not in kind:
         return element.key
     kinds = kind.partition(";")[0].split(" . ")
-    return " . ".join(f'"{part}"' if one == "ifname" else part
+    return " . ".join('"' + part.strip('"') + '"' if one == "ifname" else part
                       for one, part in zip(kinds, element.key.split(" . "), strict=True))
 
 

@@ -189,8 +189,10 @@ def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     if who == "nearby":
         found += [nft.Element(f"inside{suffix}", f"{client} . {address.network}", whole)
                   for client in (address.network, *_LOCAL[suffix])]
-    bridge = _way_to(address.ip) if suffix == "4" else ""
-    return [*found, nft.Element("localnet", bridge, whole)] if bridge else found
+    link, bits = _way_to(address.ip) if suffix == "4" else ("", 0)
+    if link:  # a route to the one address is that of a link of the container's own (ptp), which goes with it
+        found.append(nft.Element("localnet", link, _owner(call) if bits == 32 else whole))
+    return found
 
 
 def _replace_own(call: Call, wanted: Sequence[nft.Element]) -> None:
@@ -221,8 +223,8 @@ def _container_addresses(previous: Json, ifname: str) -> dict[str, Interface]:
     return found
 
 
-def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The link that the host's main table takes to the container (longest prefix)."""
+def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[str, int]:
+    """The link that the host's main table takes to the container (longest prefix), and the prefix's bits."""
     best, name = -1, ""
     with open("/proc/thread-self/net/route", encoding="ascii") as stream:
         for row in list(stream)[1:]:
@@ -230,7 +232,7 @@ def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
             network, mask = (int.from_bytes(bytes.fromhex(words[i]), sys.byteorder) for i in (1, 7))
             if int(address) & mask == network and mask.bit_count() > best and mask:
                 best, name = mask.bit_count(), words[0]
-    return name if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ""
+    return (name, best) if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ("", 0)
 
 
 def _owner(call: Call) -> str:

@@ -57,9 +57,10 @@ def add(call: Call) -> Json:
 
 def delete(call: Call) -> None:
     """Link, rules, address; absent is success. The host end's going takes its routes, and the container's end."""
-    if not netlink.delete_link(interface.host_ifname(call)):
+    first = netlink.delete_link(interface.host_ifname(call))
+    if not first:
         interface.delete(call)
-    masquerade.forget(call, [])
+    masquerade.forget(call, (call.previous or {}).get("ips", []) if first else [])
     if interface.has_ipam(call):
         delegate(call, "DEL")
 

@@ -29,7 +29,8 @@ from wherry.engine import cni
 
 FRONT = SCRIPT.with_name("wherry-cni")
 REFERENCE = Path("/usr/lib/cni")
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "overlay", "portmap", "sbr", "tuning")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
 COLD = b"cannot be executed"
 MAC = re.compile(rb"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 Done = subprocess.CompletedProcess[bytes]

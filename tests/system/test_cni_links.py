@@ -281,6 +281,25 @@ def test_ptp_routes_and_masquerades(host: NetHost, own: Plugins, config: Callabl
     assert "veth" not in host.links()
 
 
+def test_ports_of_a_ptp_are_published_and_go_with_it(host: NetHost, own: Plugins, config: Callable[..., Json],
+                                                    tmp_path: Path) -> None:
+    space, wanted = host.space("c"), config("ptp-dual", ipMasq=True, nftTable="t_links")
+    ports = {"type": "portmap", "nftTable": "t_links",
+             "runtimeConfig": {"portMappings": [{"hostPort": 8091, "containerPort": 80}]}}
+    result = own.ok("ADD", wanted, netns=space)
+    own.ok("ADD", ports, netns=space, previous=result)
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "index.html").write_text("by itself")
+    host.serve(space, tmp_path / "www")
+    for where, url in (("o", "http://192.0.2.2:8091/"), ("h", "http://127.0.0.1:8091/"), ("o", "http://[fd99::2]:8091/"),
+                       (space, "http://192.0.2.2:8091/")):
+        assert host.fetch(where, url) == "by itself", (where, url)
+    own.ok("DEL", ports, netns=space, previous=result)
+    own.ok("DEL", wanted, netns=space, previous=result)
+    assert "veth" not in host.rules()
+    assert "one/eth0" not in host.rules()
+
+
 def test_a_container_is_no_router_of_the_host(host: NetHost, own: Plugins, config: Callable[..., Json]) -> None:
     """CVE-2020-10749: the host takes no router advertisement from a container."""
     own.ok("ADD", config("ptp-six"), "one", host.space("one"))
