@@ -5,8 +5,22 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-_PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
-            "portmap": "portmap"}
+_PLUGINS = {
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "firewall": "firewall",
+    "host-device": "host_device",
+    "host-local": "host_local",
+    "ipvlan": "ipvlan",
+    "loopback": "loopback",
+    "macvlan": "macvlan",
+    "overlay": "overlay",
+    "portmap": "portmap",
+    "ptp": "ptp",
+    "sbr": "sbr",
+    "static": "static",
+    "tuning": "tuning",
+}
 
 
 def entry() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from wherry_cni.errors import BAD_CONFIG, UNSUPPORTED, CniError
 
-__all__ = ["boolean", "integer", "refuse", "table_name", "text"]
+__all__ = ["boolean", "has_table", "integer", "refuse", "table_name", "text"]
 
 _TABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
 
@@ -46,6 +46,12 @@ def refuse(config: Mapping[str, Any], unsupported: Mapping[str, str]) -> None:
     for key, reason in unsupported.items():
         if config.get(key) not in (None, False, "", 0, [], {}):
             raise CniError(UNSUPPORTED, f'unsupported field "{key}"', reason)
+
+
+def has_table(config: Mapping[str, Any]) -> bool:
+    """Whether nftTable is sound. Where it is not, ADD made nothing, and DEL has nothing to take."""
+    name = config.get("nftTable") or "wherry"
+    return isinstance(name, str) and bool(_TABLE.fullmatch(name))
 
 
 def table_name(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the kernel remembers of UDP flows, which it would go on sending to the container that had a port before.
 
-Decides which flows are stale. Two messages of ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
+Decides which flows are stale. Two messages of ctnetlink (linux/netfilter/nfnetlink_conntrack.h). The kernel is asked to
+tell only what may be stale (CTA_FILTER, Linux 5.8; older ones tell all): of 30,000 flows to read takes half a second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import suppress
 
 from wherry_cni import nlwire
 from wherry_cni.errors import CniError
-from wherry_cni.nlwire import DUMP, Message, attributes, put
+from wherry_cni.nlwire import DUMP, Message, attributes, nest, put
 
 __all__ = ["forget_udp"]
 
@@ -20,7 +21,9 @@ _NETLINK_NETFILTER = 12
 _GET, _DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 _ORIGINAL, _PROTO = 1, 2  # CTA_TUPLE_ORIG, CTA_TUPLE_PROTO
 _NUMBER, _TO_PORT = 1, 3  # CTA_PROTO_NUM, CTA_PROTO_DST_PORT
-_NESTED = 0x8000
+_FILTER, _FILTER_ORIGINAL = 25, 1  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS
+_BY_NUMBER, _BY_TO_PORT = 1 << 3, 1 << 5  # CTA_FILTER_FLAG(CTA_PROTO_NUM), (CTA_PROTO_DST_PORT)
+_UDP = bytes([socket.IPPROTO_UDP])
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -30,16 +33,24 @@ def forget_udp(ports: Collection[int]) -> None:
     with suppress(OSError, CniError), nlwire.opened(_NETLINK_NETFILTER) as wire:
         for family in _FAMILIES:
             head = struct.pack("=BBH", family, 0, 0)  # struct nfgenmsg
-            (answer,) = wire.ask(Message(_GET, DUMP, head))
+            (answer,) = wire.ask(Message(_GET, DUMP, head + _only(ports)))
             for body in answer.told:
                 flow = dict(attributes(body[4:])).get(_ORIGINAL, b"")
                 if _to(flow) in ports:
-                    wire.ask(Message(_DELETE, 0, head + put(_ORIGINAL | _NESTED, flow)))
+                    wire.ask(Message(_DELETE, 0, head + nest(_ORIGINAL, flow)))
+
+
+def _only(ports: Collection[int]) -> bytes:
+    """UDP; where one port is asked for, that one."""
+    flags, wanted = _BY_NUMBER, put(_NUMBER, _UDP)
+    if len(ports) == 1:
+        flags, wanted = flags | _BY_TO_PORT, wanted + put(_TO_PORT, struct.pack("!H", *ports))
+    return nest(_ORIGINAL, nest(_PROTO, wanted)) + nest(_FILTER, put(_FILTER_ORIGINAL, struct.pack("=I", flags)))
 
 
 def _to(flow: bytes) -> int:
     """The port that a UDP flow goes to, 0 for any other."""
     protocol = dict(attributes(dict(attributes(flow)).get(_PROTO, b"")))
-    if protocol.get(_NUMBER) != bytes([socket.IPPROTO_UDP]):
+    if protocol.get(_NUMBER) != _UDP:
         return 0
     return int.from_bytes(protocol.get(_TO_PORT, b""), "big")

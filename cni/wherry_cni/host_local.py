@@ -29,8 +29,8 @@ _MAX_RESOLV = 1 << 16
 def add(call: Call) -> Json:
     """One address of each range set, or nothing at all."""
     ipam = _ipam(call)
-    sets = parse_ranges(ipam)
-    asked = _asked(call)
+    sets = parse_ranges(_with_asked_ranges(call, ipam))
+    asked, routes, dns = _asked(call), _routes(ipam), _dns(text(ipam, "resolvConf"))
     taken: list[str] = []
     with opened(_data_dir(ipam), call.network) as store:
         try:
@@ -42,14 +42,18 @@ def add(call: Call) -> Json:
         except BaseException:
             store.drop(taken)
             raise
-    return {"ips": ips, "routes": _routes(ipam), "dns": _dns(text(ipam, "resolvConf"))}
+    return {"ips": ips, "routes": routes, "dns": dns}
 
 
 def delete(call: Call) -> None:
-    """End the leases of this interface. None held is success."""
-    if not os.path.isdir(os.path.join(_data_dir(_ipam(call)), call.network)):
+    """End the leases of this interface. None held is success, and so is what ADD refused."""
+    try:
+        directory = _data_dir(_ipam(call))
+    except CniError:
         return
-    with opened(_data_dir(_ipam(call)), call.network) as store:
+    if not os.path.isdir(os.path.join(directory, call.network)):
+        return
+    with opened(directory, call.network) as store:
         store.drop(address for address, owner, ifname in store.leases()
                    if owner == call.container_id and ifname in (call.ifname, ""))
 
@@ -67,13 +71,14 @@ def check(call: Call) -> None:
 def collect(call: Call) -> None:
     """GC: end the leases of whoever is not in the list of valid attachments."""
     valid = skel.valid_attachments(call)
+    valid |= {(container_id, "") for container_id, _ in valid}  # as very old plugins wrote it
     with opened(_data_dir(_ipam(call)), call.network) as store:
         store.drop(address for address, owner, ifname in store.leases() if (owner, ifname) not in valid)
 
 
 def status(call: Call) -> None:
     """The ranges can be read and the directory can be written."""
-    parse_ranges(_ipam(call))
+    parse_ranges(_with_asked_ranges(call, _ipam(call)))
     with opened(_data_dir(_ipam(call)), call.network):
         return
 
@@ -106,6 +111,17 @@ def _refuse_second(store: Store, call: Call) -> None:
     for address, owner, ifname in store.leases():
         if owner == call.container_id and ifname == call.ifname:
             raise CniError(BAD_CONFIG, f"{address} has been allocated to {owner}, duplicate allocation is not allowed")
+
+
+def _with_asked_ranges(call: Call, ipam: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Range sets that the runtime gives (capability ipRanges) go before the configuration's, as in the reference."""
+    given = call.runtime.get("ipRanges")
+    if not given:
+        return ipam
+    own = ipam.get("ranges") or []
+    if not isinstance(given, list) or not isinstance(own, list):
+        raise CniError(BAD_CONFIG, "ipRanges is not a list of lists of ranges")
+    return {**ipam, "ranges": [*given, *own]}
 
 
 def _asked(call: Call) -> list[IPAddress]:

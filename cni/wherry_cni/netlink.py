@@ -37,7 +37,10 @@ def in_namespace(path: str, work: Callable[[], _T]) -> _T:
     def inside() -> None:
         try:
             if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
-                raise explained(f"entering {path}", ctypes.get_errno())
+                code = ctypes.get_errno()
+                if code == errno.EINVAL:  # the file outlives the namespace that was mounted on it
+                    raise CniError(UNKNOWN_CONTAINER, f"{path} is not a network namespace")
+                raise explained(f"entering {path}", code)
             results.append(work())
         except BaseException as problem:
             problems.append(problem)

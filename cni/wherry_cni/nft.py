@@ -7,10 +7,14 @@ own even when nothing is remembered. Refuses to know why an element is wanted (b
 
 - masq4/6      addresses masqueraded when they leave for anything not in inside4/6 (their own subnet, multicast)
 - any/exact    host port to container, for every local address or for one; a port that is taken is a key that exists
-- hairpin4/6   (client network, container) pairs whose published connections come back through us
+- nearby4/6    containers whose published connections from their own network and from the host's loopback are answered
+               through us (such pairs are in inside4/6, too); everybody4/6: those from anywhere are (masqAll)
+- published    one element per container with ports, by the digest of what it has: a DEL that takes exactly that needs
+               no listing, which grows with all the others; an interval set is slow to take from, so none of a container
 - localnet     bridges that carry 127.0.0.0/8 for published ports (route_localnet): from them nobody may send to it
 - same, isolated, internal   bridge isolation in the forward hook; `same` is the pair (bridge, bridge)
 - peers4/6     (bridge, subnet) pairs: who belongs to an isolated bridge's network on other hosts
+- fenced, friends            links between which nothing is forwarded; pairs of them that are let through (firewall)
 """
 
 from __future__ import annotations
@@ -24,14 +28,15 @@ from typing import Any, NamedTuple
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
 
 __all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others",
-           "restore"]
+           "restore", "take"]
 
 _TIMEOUT = 30
 _LAYOUT = "layout_2"  # changes with the rules below: another layout is put in place by the first ADD
 _SETS = {
     "masq4": "ipv4_addr", "masq6": "ipv6_addr",
     "inside4": "ipv4_addr . ipv4_addr; flags interval", "inside6": "ipv6_addr . ipv6_addr; flags interval",
-    "hairpin4": "ipv4_addr . ipv4_addr; flags interval", "hairpin6": "ipv6_addr . ipv6_addr; flags interval",
+    "nearby4": "ipv4_addr", "nearby6": "ipv6_addr", "everybody4": "ipv4_addr", "everybody6": "ipv6_addr",
+    "published": "ipv6_addr", "fenced": "ifname", "friends": "ifname . ifname",
     "localnet": "ifname", "same": "ifname . ifname", "isolated": "ifname", "internal": "ifname",
     "peers4": "ifname . ipv4_addr; flags interval", "peers6": "ifname . ipv6_addr; flags interval",
     _LAYOUT: "mark",
@@ -62,8 +67,10 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
     "postrouting": ("type nat hook postrouting priority srcnat;", (
         "ip saddr @masq4 ip saddr . ip daddr != @inside4 masquerade",
         "ip6 saddr @masq6 ip6 saddr . ip6 daddr != @inside6 masquerade",
-        "ct status dnat ip saddr . ip daddr @hairpin4 masquerade",
-        "ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade",
+        "ct status dnat ip daddr @nearby4 ip saddr . ip daddr @inside4 masquerade",
+        "ct status dnat ip6 daddr @nearby6 ip6 saddr . ip6 daddr @inside6 masquerade",
+        "ct status dnat ip daddr @everybody4 masquerade",
+        "ct status dnat ip6 daddr @everybody6 masquerade",
     )),
     "loopback_guard": ("type filter hook prerouting priority raw;", (  # CVE-2020-8558
         "iifname @localnet ip daddr 127.0.0.0/8 drop",
@@ -81,7 +88,14 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
         "oifname @isolated ct status dnat return",
         "oifname @isolated drop",
     )),
+    "fence": ("", (
+        "ct state established,related return",
+        "iifname . oifname @friends return",
+        "ct status dnat return",
+        "drop",
+    )),
     "forward": ("type filter hook forward priority filter;", (
+        "iifname @fenced oifname @fenced jump fence",
         "iifname @internal jump isolation",
         "oifname @internal jump isolation",
         "oifname @isolated jump isolation",
@@ -89,7 +103,7 @@ _CHAINS = {  # name: (hook, rules); a jump's target stands before the chain that
 }
 
 
-_HANDED_ON = ("masq4", "masq6")
+_HANDED_ON = ("masq4", "masq6", "nearby4", "nearby6", "everybody4", "everybody6")  # one container's: by his address
 
 
 class Element(NamedTuple):
@@ -100,15 +114,12 @@ class Element(NamedTuple):
     owner: str
     value: str = ""
 
-    def __str__(self) -> str:
-        tail = f" : {self.value}" if self.value else ""
-        return f'{self.where} {{ {self.key} comment "{self.owner}"{tail} }}'
-
 
 def owner(network: str, container_id: str, ifname: str) -> str:
     """The comment of a container's elements; names too long for nft are stood for by their digests."""
     known = container_id if len(container_id) <= 64 else sha256(container_id.encode()).hexdigest()
-    return f"{known}/{ifname}{owner_of_network(network)}"
+    plain = ifname if '"' not in ifname else sha256(ifname.encode()).hexdigest()[:15]  # nft has no escape for it
+    return f"{known}/{plain}{owner_of_network(network)}"
 
 
 def owner_of_network(network: str) -> str:
@@ -124,11 +135,10 @@ def family(address: str) -> str:
 def add(table: str, wanted: Sequence[Element]) -> None:
     """Put the elements in place, all or none; the table is made first where it is missing.
 
-    A map's key must be new (it is somebody's port). An address in masq4/6 is new, too, as a rule: one whose last owner
+    A map's key must be new (it is somebody's port). A container's address is new, too, as a rule: one whose last owner
     left no DEL changes hands in a second batch, for a batch that takes something out waits for an RCU grace period.
     """
-    flush = f"flush set inet {table} {_LAYOUT}"
-    lines = [f"{'create' if _has_owner(element) else 'add'} element inet {table} {element}" for element in wanted]
+    flush, lines = f"flush set inet {table} {_LAYOUT}", _put(table, wanted)
     code, _, err = _nft(["-f", "-"], "\n".join([flush, *lines]))
     if code and "No such file" in err:
         code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
@@ -143,15 +153,22 @@ def add(table: str, wanted: Sequence[Element]) -> None:
 
 def restore(table: str, wanted: Sequence[Element]) -> None:
     """Put the elements in place, whatever of the table is there; a key that another has changes hands. One batch."""
-    lines = [f"add element inet {table} {element}" for element in wanted]
+    lines = _put(table, wanted, "add")
     code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *lines]))
     if code and "File exists" in err:
         keys = {(element.where, element.key) for element in wanted if _has_owner(element)}
-        handed = [f"delete element inet {table} {found.where} {{ {found.key} }}" for found in elements(table)
-                  if (found.where, found.key) in keys]
-        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *handed, *lines]))
+        handed = [found for found in elements(table) if (found.where, found.key) in keys]
+        code, _, err = _nft(["-f", "-"], "\n".join([*_layout(table), *_take(table, handed), *lines]))
     if code:
         raise CniError(FIREWALL, f"nft refuses to restore the table {table}", err)
+
+
+def take(table: str, wanted: Sequence[Element]) -> bool:
+    """Take these elements out, all or none; False: not all of them are there."""
+    code, _, err = _nft(["-f", "-"], "\n".join(_take(table, wanted)))
+    if code and "No such file" not in err:
+        raise CniError(FIREWALL, "nft refuses to remove elements", err)
+    return not code
 
 
 def _has_owner(element: Element) -> bool:
@@ -159,9 +176,10 @@ def _has_owner(element: Element) -> bool:
     return bool(element.value) or element.where in _HANDED_ON
 
 
-def elements(table: str) -> list[Element]:
-    """Every element that has an owner; none when there is no table. Map values are not told."""
-    code, out, err = _nft(["-j", "list", "table", "inet", table], "")
+def elements(table: str, only: str = "") -> list[Element]:
+    """Every element that has an owner, or those of one set; none when there is no table. Map values are not told."""
+    what = ("set", "inet", table, only) if only else ("table", "inet", table)
+    code, out, err = _nft(["-j", "list", *what], "")
     if code:
         if "No such file" in err:
             return []
@@ -183,9 +201,36 @@ def drop(table: str, keys: Iterable[tuple[str, str]]) -> None:
         raise CniError(FIREWALL, "nft refuses to remove elements", err)
 
 
+def _put(table: str, wanted: Sequence[Element], verb: str = "") -> list[str]:
+    """One line a set: a container may have a thousand ports, and nft takes its time for each line."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for e in wanted:
+        key = (verb or ("create" if _has_owner(e) else "add"), e.where)
+        text = f'{_written(e)} comment "{e.owner}"' + (f" : {e.value}" if e.value else "")
+        grouped.setdefault(key, []).append(text)
+    return [f"{how} element inet {table} {where} {{ {', '.join(texts)} }}" for (how, where), texts in grouped.items()]
+
+
+def _take(table: str, wanted: Sequence[Element]) -> list[str]:
+    grouped: dict[str, list[str]] = {}
+    for e in wanted:
+        grouped.setdefault(e.where, []).append(_written(e))
+    return [f"delete element inet {table} {where} {{ {', '.join(keys)} }}" for where, keys in grouped.items()]
+
+
+def _written(element: Element) -> str:
+    """The key with its link names in quotes, once: one may begin with a digit, or be a word of nft's."""
+    kind = _SETS.get(element.where, "")
+    if "ifname" not in kind:
+        return element.key
+    kinds = kind.partition(";")[0].split(" . ")
+    return " . ".join('"' + part.strip('"') + '"' if one == "ifname" else part
+                      for one, part in zip(kinds, element.key.split(" . "), strict=True))
+
+
 def _gone(table: str, where: str, key: str) -> list[str]:
     """Lines after which the element is not there, whether it was or not."""
-    bare = f"inet {table} {where} {{ {key} }}"
+    bare = f"inet {table} {where} {{ {_written(Element(where, key, ''))} }}"
     return [f"add element {bare}", f"delete element {bare}"]
 
 
@@ -204,8 +249,7 @@ def remove_others(table: str, network: str, valid: Iterable[tuple[str, str]], on
 
 def _remove(table: str, chosen: Callable[[Element], bool]) -> None:
     for last in (False, True):
-        gone = [f"delete element inet {table} {found.where} {{ {found.key} }}"
-                for found in filter(chosen, elements(table))]
+        gone = _take(table, list(filter(chosen, elements(table))))
         if not gone:
             return
         code, _, err = _nft(["-f", "-"], "\n".join(gone))

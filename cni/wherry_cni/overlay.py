@@ -32,6 +32,7 @@ _RANGES = ("ranges", "subnet")  # host-local's ways to say where addresses come 
 def add(call: Call) -> Json:
     """The network's part, then the bridge's; whatever fails, what this call began is undone."""
     network, port, first = _network(call), bridge.host_ifname(call), False
+    bridge.rules(_local(call, network))  # what the bridge refuses in a configuration, before anything is begun
     try:
         with locked(overlay_state.place(network), make=True) as state:
             assert state is not None
@@ -127,8 +128,8 @@ def _end_if_left(state: State) -> None:
 
 
 def _local(call: Call, network: Network, plan: Plan | None = None) -> Call:
-    """The bridge's call. The gateway is the bridge, whatever the peers are: their file changes, a container's routes do
-    not. Without a plan for verbs that choose no address."""
+    """The bridge's call, without a plan for verbs that choose no address. A container has routes to those who are peers
+    now, so that another network may have its default route; to who joins later the default route leads."""
     config = {key: value for key, value in call.config.items() if key not in _KEYS}
     given = config.get("ipam") or {}
     if not isinstance(given, dict):
@@ -136,6 +137,7 @@ def _local(call: Call, network: Network, plan: Plan | None = None) -> Call:
     ipam = {"type": "host-local", **given}
     if plan is not None:
         config["mtu"] = plan.mtu
+        ipam["routes"] = [*(ipam.get("routes") or []), *({"dst": subnet} for subnet in plan.beyond())]
         if ipam["type"] == "host-local" and not any(ipam.get(key) for key in _RANGES):
             ipam["ranges"] = _ranges(plan.subnets)
     config |= {"bridge": network.bridge, "ipam": ipam, "isGateway": True,

@@ -25,7 +25,7 @@ __all__ = ["LOOPBACK", "PROTOCOL", "Route", "Vtep", "Way", "differences", "local
 PROTOCOL = 87  # rtnetlink(7): above RTPROT_STATIC a number is a program's own
 _NEWLINK, _GETLINK, _GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 18, 22, 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_MAC, _NAME, _MTU, _LINKINFO = 1, 3, 4, 18  # IFLA_*
+_MAC, _NAME, _MTU, _LINKINFO, _ALIAS = 1, 3, 4, 18, 20  # IFLA_*
 _KIND, _DATA = 1, 2  # IFLA_INFO_*
 _VNI, _VTEP4, _LEARNING, _PORT, _VTEP6 = 1, 4, 7, 15, 17  # IFLA_VXLAN_*
 _ADDRESS, _LOCAL = 1, 2  # IFA_*
@@ -40,7 +40,8 @@ _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
 
 
 class Vtep(NamedTuple):
-    """Our end of the tunnels (RFC 7348): the device, this host's underlay address, what tells networks apart."""
+    """Our end of the tunnels (RFC 7348): the device, this host's underlay address, what tells networks apart, and an
+    alias for people."""
 
     name: str
     address: str
@@ -48,6 +49,7 @@ class Vtep(NamedTuple):
     port: int
     mac: str
     mtu: int
+    alias: str
 
 
 class Way(NamedTuple):
@@ -120,6 +122,7 @@ def _make(wire: Wire, wanted: Vtep) -> None:
     data += put(_VTEP4 if address.version == 4 else _VTEP6, address.packed)
     info = nest(_LINKINFO, put(_KIND, b"vxlan") + nest(_DATA, data))
     body = put(_NAME, wanted.name.encode() + b"\0") + put(_MAC, _bytes(wanted.mac)) + _u32(_MTU, wanted.mtu)
+    body += put(_ALIAS, wanted.alias.encode()[:255])
     (answer,) = wire.ask(Message(_NEWLINK, CREATE | EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + body + info))
     if answer.code == errno.EEXIST:
         raise CniError(BAD_CONFIG, f"VNI {wanted.vni} on port {wanted.port} belongs to another device of this host",

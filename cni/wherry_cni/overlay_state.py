@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -80,6 +80,15 @@ class Plan(NamedTuple):
         """The peers' subnets: by our device to the hop that stands for the subnet, or by the peer itself."""
         return [Route(subnet, _hop(subnet) if self.vtep else peer.address, index)
                 for peer in self.peers for subnet in peer.subnets]
+
+    def beyond(self) -> list[str]:
+        """Few routes that lead to all peers' subnets, of the IP versions that this host's containers have."""
+        found: list[str] = []
+        for version in sorted({_version(subnet) for subnet in self.subnets} if self.peers else ()):
+            every = (*self.subnets, *(subnet for peer in self.peers for subnet in peer.subnets))
+            nets: Iterable[Any] = (ipaddress.ip_network(text) for text in every if _version(text) == version)
+            found += [str(net) for net in ipaddress.collapse_addresses(nets)]
+        return [text for text in found if text not in self.subnets]
 
     def named(self, hop: str) -> str:
         """The peer behind a next hop, for errors."""
@@ -184,8 +193,9 @@ def _lock(path: str, make: bool) -> int:
     """A descriptor whose lock is ours; -1. The file may have been removed while we waited: then it is not the lock."""
     while True:
         try:
-            if make:
-                os.makedirs(path, mode=0o700, exist_ok=True)
+            for directory in (os.path.dirname(_RUN), _RUN, path) if make else ():
+                with suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)  # whatever the caller's umask
             fd = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
         except FileNotFoundError:
             if make:  # it went between the two
@@ -225,7 +235,8 @@ def plan(wire: Wire, network: Network) -> Plan:
     for peer in others:
         if _version(peer.address) != _version(own.address):
             raise CniError(BAD_CONFIG, f"peer {peer.address}: a tunnel from {own.address} needs the same IP version")
-    vtep = Vtep(network.device, own.address, network.vni, network.port, _mac(own.address, network.vni), mtu)
+    vtep = Vtep(network.device, own.address, network.vni, network.port, _mac(own.address, network.vni), mtu,
+                f"overlay network {network.name}")
     ways = tuple(Way(tuple(map(_hop, peer.subnets)), _mac(peer.address, network.vni), peer.address) for peer in others)
     return Plan(own.subnets, mtu, vtep, ways, others, elements)
 
@@ -259,12 +270,17 @@ def missing(network: Network) -> str:
 
 
 def _refresh(state: State, network: Network, wanted: Plan, rules: bool) -> None:
-    """The table: what has gone goes first, for it may overlap what has come."""
+    """The table: what has gone goes first, for it may overlap what has come. Each is remembered as long as it may be
+    there, wherever we are killed."""
     before = state.elements()
-    _drop(network.table, [old for old in before if old not in wanted.elements])
-    if wanted.elements and (rules or list(wanted.elements) != before):
+    gone = [old for old in before if old not in wanted.elements]
+    changed = list(wanted.elements) != before
+    if changed:
+        state.remember_elements([*gone, *wanted.elements])
+    _drop(network.table, gone)
+    if wanted.elements and (rules or changed):
         nft.add(network.table, wanted.elements)
-    if list(wanted.elements) != before:
+    if gone:
         state.remember_elements(wanted.elements)
 
 
@@ -285,7 +301,7 @@ def _elements(network: Network, own: Peer, others: Sequence[Peer]) -> Iterator[n
                             for mine in own.subnets if nft.family(mine) == suffix)
         if network.walled:
             known = peer.subnets if network.mode == VXLAN else (*peer.subnets, peer.address)
-            yield from (nft.Element(f"peers{nft.family(text)}", f'"{network.bridge}" . {text}', name) for text in known)
+            yield from (nft.Element(f"peers{nft.family(text)}", f"{network.bridge} . {text}", name) for text in known)
 
 
 def _mtu(wire: Wire, network: Network, own: Peer, index: int) -> int:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import IO, Any, NamedTuple
 
 from wherry_cni import conntrack, netlink, nft, skel
-from wherry_cni.config import boolean, refuse, table_name, text
+from wherry_cni.config import boolean, has_table, refuse, table_name, text
 from wherry_cni.errors import BAD_CONFIG, PORT_TAKEN, UNSUPPORTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
@@ -26,9 +27,10 @@ __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "rules
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _UNSUPPORTED = dict.fromkeys(("markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6"),
                              "iptables only; this plugin speaks nftables")
-_SETS = ("any4", "any6", "exact4", "exact6", "hairpin4", "hairpin6", "localnet")
+_SETS = ("published", "any4", "any6", "exact4", "exact6", "nearby4", "nearby6", "everybody4", "everybody6",
+         "inside4", "inside6", "localnet")
+_TRANSLATIONS = _SETS[1:5]
 _PROTOCOLS = ("tcp", "udp", "sctp")
-_EVERYBODY = {"4": "0.0.0.0/0", "6": "::/0"}
 _LOCAL = {"4": ("127.0.0.0/8",), "6": ()}  # IPv6 has no route_localnet: ::1 cannot speak to another link
 
 
@@ -55,15 +57,40 @@ def add(call: Call) -> Json:
             if problem.code != PORT_TAKEN:
                 raise
             _replace_own(call, wanted)
-        udp = {mapping.host_port for mapping in mappings if mapping.protocol == "udp"}
-        if udp:
-            conntrack.forget_udp(udp)
+        _forget(f"{mapping.protocol} . {mapping.host_port}" for mapping in mappings)
     return previous
 
 
 def delete(call: Call) -> None:
-    """Everything that this container owns here; nothing is success. prevResult is not needed."""
-    nft.remove(table_name(call.config), _owner(call), _SETS)
+    """Everything that this container owns here; nothing is success. Told what ADD was told, it lists nothing: what it
+    takes is what is there, or the digest of it is not there. A runtime that says there are no ports has none."""
+    if not has_table(call.config):
+        return
+    mine, table = _owner(call), table_name(call.config)
+    told = _told(call)
+    if told == [] or (told and nft.take(table, told)):
+        _forget(element.key for element in told)
+    elif any(found.owner == mine for found in nft.elements(table, "published")):
+        gone = [found for found in nft.elements(table) if found.owner == mine]
+        nft.remove(table, mine, _SETS)
+        _forget(found.key for found in gone if found.where in _TRANSLATIONS)
+
+
+def _told(call: Call) -> list[nft.Element] | None:
+    """The container's own elements as ADD made them; None where the runtime does not give all that ADD was given."""
+    if "portMappings" not in call.runtime:
+        return None
+    try:
+        return [element for element in rules(call) if element.owner == _owner(call)]
+    except CniError:  # no prevResult before 0.4.0; and a DEL is no place to find fault with a configuration
+        return None
+
+
+def _forget(keys: Iterable[str]) -> None:
+    """The kernel's memory of UDP flows to these ports, each at the end of its key."""
+    udp = {int(key.rpartition(" ")[2]) for key in keys if "udp . " in key}
+    if udp:
+        conntrack.forget_udp(udp)
 
 
 def check(call: Call) -> None:
@@ -93,12 +120,20 @@ def rules(call: Call) -> list[nft.Element]:
 
 def _mappings(call: Call) -> list[_Mapping]:
     refuse(call.config, _UNSUPPORTED)
+    table_name(call.config)
     if text(call.config, "backend") not in ("", "nftables"):
         raise CniError(UNSUPPORTED, 'unsupported field "backend"', "this plugin speaks nftables only")
     listed = call.runtime.get("portMappings") or []
     if not isinstance(listed, list):
         raise CniError(BAD_CONFIG, "portMappings is not a list")
-    return [_mapping(part) for part in listed if not isinstance(part, dict) or part.get("hostPort") != 0]
+    found = dict.fromkeys(_mapping(part) for part in listed if not isinstance(part, dict) or part.get("hostPort") != 0)
+    taken: dict[tuple[str, ...], int] = {}
+    for one in found:
+        other = taken.setdefault((one.protocol, str(one.host_port), one.host_ip), one.container_port)
+        if other != one.container_port:
+            raise CniError(BAD_CONFIG, f"host port {one.host_port}/{one.protocol} is asked for twice, for the ports "
+                                       f"{other} and {one.container_port}")
+    return list(found)
 
 
 def _mapping(part: Any) -> _Mapping:
@@ -117,19 +152,24 @@ def _mapping(part: Any) -> _Mapping:
 
 
 def _elements(call: Call, mappings: Sequence[_Mapping], previous: Json) -> list[nft.Element]:
-    """Maps for every mapping and family, then what brings answers back."""
+    """Maps for every mapping and family, what brings answers back, and the digest of it all."""
     found: list[nft.Element] = []
-    inside = _container_addresses(previous)
+    inside, mine = _container_addresses(previous, call.ifname), _owner(call)
     for mapping in mappings:
         wanted = nft.family(mapping.host_ip) if mapping.host_ip else ""
         targets = [address for suffix, address in inside.items() if wanted in ("", suffix)]
         if not targets:
             raise CniError(BAD_CONFIG, f"port {mapping.host_port}: the container has no IPv{wanted or '4'} address")
-        found += [_translation(mapping, address, _owner(call)) for address in targets]
+        found += [_translation(mapping, address, mine) for address in targets]
     if mappings and boolean(call.config, "snat", True):
         for suffix, address in inside.items():
             found += _way_back(call, suffix, address)
-    return found
+    return [*found, _digest(mine, found)] if found else []
+
+
+def _digest(mine: str, found: Sequence[nft.Element]) -> nft.Element:
+    text = "\n".join(sorted(f"{e.where} {e.key}" for e in found if e.owner == mine))
+    return nft.Element("published", str(ipaddress.IPv6Address(sha256(f"{mine}\n{text}".encode()).digest()[:16])), mine)
 
 
 def _translation(mapping: _Mapping, address: Interface, name: str) -> nft.Element:
@@ -143,12 +183,15 @@ def _translation(mapping: _Mapping, address: Interface, name: str) -> nft.Elemen
 
 def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     """Who must be masqueraded to be answered: a neighbour on the bridge, and the host speaking from its loopback."""
-    clients = [_EVERYBODY[suffix]] if boolean(call.config, "masqAll") else [str(address.network), *_LOCAL[suffix]]
-    found = [nft.Element(f"hairpin{suffix}", f"{client} . {address.ip}", _owner(call)) for client in clients]
-    if suffix == "4":
-        bridge = _way_to(address.ip)
-        if bridge:
-            found.append(nft.Element("localnet", bridge, nft.owner_of_network(call.network)))
+    plain, whole = str(address.ip), nft.owner_of_network(call.network)
+    who = "everybody" if boolean(call.config, "masqAll") else "nearby"
+    found = [nft.Element(f"{who}{suffix}", plain, _owner(call))]
+    if who == "nearby":
+        found += [nft.Element(f"inside{suffix}", f"{client} . {address.network}", whole)
+                  for client in (address.network, *_LOCAL[suffix])]
+    link, bits = _way_to(address.ip) if suffix == "4" else ("", 0)
+    if link:  # a route to the one address is that of a link of the container's own (ptp), which goes with it
+        found.append(nft.Element("localnet", link, _owner(call) if bits == 32 else whole))
     return found
 
 
@@ -165,21 +208,23 @@ def _replace_own(call: Call, wanted: Sequence[nft.Element]) -> None:
     nft.add(table, wanted)
 
 
-def _container_addresses(previous: Json) -> dict[str, Interface]:
-    """The container's first address of each family."""
+def _container_addresses(previous: Json, ifname: str) -> dict[str, Interface]:
+    """The container's first address of each family, of this attachment's interface before any other."""
     interfaces = previous.get("interfaces") or []
-    found: dict[str, Interface] = {}
+    inside: list[tuple[bool, Interface]] = []
     for part in previous.get("ips") or []:
         index = part.get("interface")
-        inside = index is None or (0 <= index < len(interfaces) and interfaces[index].get("sandbox"))
-        if inside:
-            address = ipaddress.ip_interface(part["address"])
-            found.setdefault(str(address.version), address)
+        link = interfaces[index] if index is not None and 0 <= index < len(interfaces) else {}
+        if index is None or link.get("sandbox"):
+            inside.append((link.get("name", ifname) != ifname, ipaddress.ip_interface(part["address"])))
+    found: dict[str, Interface] = {}
+    for _, address in sorted(inside, key=lambda pair: pair[0]):
+        found.setdefault(str(address.version), address)
     return found
 
 
-def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The link that the host's main table takes to the container (longest prefix)."""
+def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[str, int]:
+    """The link that the host's main table takes to the container (longest prefix), and the prefix's bits."""
     best, name = -1, ""
     with open("/proc/thread-self/net/route", encoding="ascii") as stream:
         for row in list(stream)[1:]:
@@ -187,7 +232,7 @@ def _way_to(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
             network, mask = (int.from_bytes(bytes.fromhex(words[i]), sys.byteorder) for i in (1, 7))
             if int(address) & mask == network and mask.bit_count() > best and mask:
                 best, name = mask.bit_count(), words[0]
-    return name if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ""
+    return (name, best) if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}/route_localnet") else ("", 0)
 
 
 def _owner(call: Call) -> str:

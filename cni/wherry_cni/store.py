@@ -16,6 +16,7 @@ __all__ = ["Store", "opened"]
 
 _LINE = "\r\n"  # the reference's LineBreak
 _MAX = 4096
+_NEW = ".new"  # a lease before it counts
 
 
 class Store:
@@ -27,17 +28,11 @@ class Store:
     def take(self, address: str, container_id: str, ifname: str) -> bool:
         """Lease an address; False when somebody has it."""
         path = self._path(address)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileExistsError:
-            return False
-        with os.fdopen(fd, "w", encoding="ascii") as stream:
-            try:
-                stream.write(f"{container_id}{_LINE}{ifname}")
-                stream.flush()
-            except OSError:  # a full disk must not leave an empty lease that nobody can release
-                os.unlink(path)
-                raise
+        if os.path.exists(path) and os.path.getsize(path):
+            return False  # an empty one was left by a power cut or a killed plugin: we hold the lock, nobody writes it
+        with open(os.path.join(self._directory, _NEW), "w", encoding="ascii", opener=_private) as stream:
+            stream.write(f"{container_id}{_LINE}{ifname}")
+        os.replace(stream.name, path)  # whole or not at all, whenever we are killed and however full the disk is
         return True
 
     def remember(self, index: int, address: str) -> None:
@@ -74,6 +69,10 @@ class Store:
     def _read(self, name: str) -> str:
         with open(os.path.join(self._directory, name), encoding="utf-8", errors="replace", newline="") as stream:
             return stream.read(_MAX)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 @contextmanager

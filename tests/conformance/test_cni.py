@@ -12,7 +12,8 @@ import pytest
 
 from helpers import tools
 
-PLUGINS = ("bridge", "host-local", "loopback", "overlay", "portmap")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
 
 
 def call(plugin: str, command: str, stdin: str) -> subprocess.CompletedProcess[str]:

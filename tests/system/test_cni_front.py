@@ -20,7 +20,8 @@ import pytest
 
 import audit
 from helpers import tools
-from helpers.nethost import OUTSIDE, NetHost
+from helpers.nethost import HOST, OUTSIDE, NetHost
+from helpers.nethosts import watchers
 from helpers.ociruntime import Space
 from helpers.warm import Warm
 from helpers.wherry import SCRIPT, Wherry, until
@@ -28,7 +29,8 @@ from wherry.engine import cni
 
 FRONT = SCRIPT.with_name("wherry-cni")
 REFERENCE = Path("/usr/lib/cni")
-PLUGINS = ("bridge", "host-local", "loopback", "overlay", "portmap")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
 COLD = b"cannot be executed"
 MAC = re.compile(rb"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 Done = subprocess.CompletedProcess[bytes]
@@ -142,6 +144,21 @@ def test_each_answers_the_same(cold: Runtime, warm: Runtime, plugin: str) -> Non
         first, second = cold(plugin, verb, config, **env), warm(plugin, verb, config, **env)
         assert told(first) == told(second)
         assert verb in ("VERSION", "STATUS") or (first.returncode, "code" in json.loads(first.stdout)) == (1, True)
+
+
+def test_the_watcher_of_an_overlay_is_nobody_s_child(warm: Runtime, host: NetHost, tmp_path: Path) -> None:
+    """A command of the warm process starts it, and it lives on: the fixture's end wants no child left."""
+    peers = tmp_path / "peers.json"
+    peers.write_text(json.dumps({"peers": [{"address": HOST, "subnets": ["10.35.0.0/24"]}]}))
+    config = {"peersFile": str(peers), "bridge": "lent1", "nftTable": "t_lent",
+              "ipam": {"type": "host-local", "dataDir": str(warm.data)}}  # fmt: skip
+    done = warm("overlay", "ADD", config, host.space("c"))
+    assert done.returncode == 0, done
+    (pid,) = watchers(f"{host.name}h")
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1"
+    until(lambda: "wherry-overlay" in Path(f"/proc/{pid}/cgroup").read_text(), 5)
+    assert warm("overlay", "DEL", config).returncode == 0
+    until(lambda: not watchers(f"{host.name}h"), 5)
 
 
 def test_an_unknown_name_is_refused(cold: Runtime, warm: Runtime) -> None:

@@ -164,7 +164,7 @@ def test_our_bridge_with_the_references_host_local(host: NetHost, own: str, tmp_
 @needs_reference
 def test_our_runtime_with_the_reference_plugins(host: NetHost, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list of a host that has only the reference's plugins: ptp is one that we do not have at all."""
+    """The list of a host that has only the reference's plugins."""
     monkeypatch.setattr(launchers, "provide", lambda _: None)
     cni = Cni(Place(root=str(tmp_path / "r"), state=str(tmp_path / "s"), cni_bin=(REFERENCE,)))
     ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "subnet": "10.34.0.0/24"}

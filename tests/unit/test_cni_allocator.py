@@ -5,7 +5,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import random
+import subprocess
+import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -164,3 +168,94 @@ def test_gc_keeps_exactly_the_valid(tmp_path: Any) -> None:
     assert call("CHECK", "b", str(tmp_path))[0] == 0
     assert call("CHECK", "a", str(tmp_path))[1]["code"] == 5
     assert call("GC", "", str(tmp_path))[1]["code"] == 7  # without the list it would drop everything
+
+
+def test_ranges_of_the_runtime_go_before_the_configurations(tmp_path: Any) -> None:
+    """Capability ipRanges: a list of range sets."""
+    given = {"runtimeConfig": {"ipRanges": [[{"subnet": "10.7.0.0/24"}], [{"subnet": "fd07::/64"}]]}}
+    code, answer = call("ADD", "a", str(tmp_path), config=given)
+    assert (code, addresses(answer)) == (0, ["10.7.0.2/24", "fd07::2/64", "10.9.0.2/27"])
+    code, answer = call("ADD", "b", str(tmp_path), config={"runtimeConfig": {"ipRanges": "x"}})
+    assert (code, answer["code"]) == (1, 7)
+    code, answer = call("STATUS", "", str(tmp_path), config={"runtimeConfig": {"ipRanges": [[]]}})
+    assert (code, answer["code"]) == (1, 7)
+
+
+def test_resolver_settings_are_read_before_anything_is_leased(tmp_path: Any) -> None:
+    (tmp_path / "resolv.conf").write_text("# no\nnameserver 10.0.0.53\nsearch a.example b.example\noptions ndots:2\n"
+                                          "domain example\nnameserver\n")
+    _, answer = call("ADD", "a", str(tmp_path), {"resolvConf": str(tmp_path / "resolv.conf")})
+    assert answer["dns"] == {"nameservers": ["10.0.0.53"], "search": ["a.example", "b.example"],
+                             "options": ["ndots:2"], "domain": "example"}
+    for wrong in ({"resolvConf": str(tmp_path / "none")}, {"routes": [{"dst": "x"}]}):
+        assert call("ADD", "b", str(tmp_path), wrong)[0] == 1
+    assert leases(tmp_path) == ["10.9.0.2"]
+
+
+def test_an_empty_lease_is_nobodys_and_a_strangers_is_his(tmp_path: Any) -> None:
+    """What a killed plugin of the reference leaves, or a power cut; and a lease without a name of very old plugins."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "10.9.0.2").write_text("")
+    (tmp_path / "net" / "10.9.0.3").write_text("old")
+    assert addresses(call("ADD", "a", str(tmp_path))[1]) == ["10.9.0.2/27"]
+    assert addresses(call("ADD", "b", str(tmp_path))[1]) == ["10.9.0.4/27"]
+    (tmp_path / "net" / "10.9.0.9").write_text("")
+    valid = [{"containerID": name, "ifname": "eth0"} for name in ("a", "old")]
+    assert call("GC", "", str(tmp_path), config={"cni.dev/valid-attachments": valid})[0] == 0
+    assert leases(tmp_path) == ["10.9.0.2", "10.9.0.3"]
+    assert call("DEL", "old", str(tmp_path))[0] == 0
+    assert leases(tmp_path) == ["10.9.0.2"]
+
+
+def test_an_address_rests_before_it_is_given_again(tmp_path: Any) -> None:
+    seen = []
+    for number in range(40):
+        seen += addresses(call("ADD", f"c{number}", str(tmp_path))[1])
+        call("DEL", f"c{number}", str(tmp_path))
+    assert len(set(seen[:29])) == 29
+    assert seen[29:] == seen[:11]
+
+
+def test_several_ranges_of_a_set_are_used_one_after_another(tmp_path: Any) -> None:
+    ranges = [[{"subnet": "10.9.0.0/24", "rangeStart": "10.9.0.5", "rangeEnd": "10.9.0.6"},
+               {"subnet": "10.8.0.0/24", "rangeStart": "10.8.0.9", "rangeEnd": "10.8.0.9", "gateway": "10.8.0.254"}]]
+    answers = [call("ADD", f"c{number}", str(tmp_path), {"ranges": ranges}) for number in range(4)]
+    assert [addresses(answer) for _, answer in answers[:3]] == [["10.9.0.5/24"], ["10.9.0.6/24"], ["10.8.0.9/24"]]
+    assert answers[2][1]["ips"][0]["gateway"] == "10.8.0.254"
+    assert answers[3][1]["code"] == 51
+    assert "10.8.0.9-10.8.0.9" in answers[3][1]["msg"]
+
+
+def test_a_del_of_what_add_refused_succeeds(tmp_path: Any) -> None:
+    for wrong in ({"dataDir": "relative"}, {"ranges": "x"}, {"routes": 5}):
+        assert call("ADD", "a", str(tmp_path), wrong)[1]["code"] == 7
+        assert call("DEL", "a", str(tmp_path), wrong) == (0, {})
+
+
+_LOOP = """
+import sys
+from wherry_cni import store
+while True:
+    for number in range(1, 60):
+        with store.opened(sys.argv[1], "net") as held:
+            held.take(f"10.9.0.{number}", "container" * 20, "eth0")
+        with store.opened(sys.argv[1], "net") as held:
+            held.drop([f"10.9.0.{number}"])
+"""
+
+
+def test_a_killed_plugin_leaves_whole_leases_only(tmp_path: Any) -> None:
+    for _ in range(15):
+        with subprocess.Popen([sys.executable, "-c", _LOOP, str(tmp_path)],
+                              env={"PYTHONPATH": ":".join(sys.path)}) as plugin:
+            time.sleep(random.uniform(0.05, 0.2))
+            plugin.kill()
+        for name in leases(tmp_path) if (tmp_path / "net").exists() else ():
+            assert (tmp_path / "net" / name).read_bytes() == b"container" * 20 + b"\r\neth0"
+    assert addresses(call("ADD", "a", str(tmp_path))[1])
+    assert call("DEL", "container" * 20, str(tmp_path))[0] == 0
+    assert len(leases(tmp_path)) == 1
+
+
+def leases(directory: Any) -> list[str]:
+    return sorted(name for name in os.listdir(directory / "net") if name[0].isdigit())

@@ -10,15 +10,46 @@ from typing import Any
 
 import pytest
 
-from wherry_cni import bridge, host_local, loopback, nft, overlay, portmap, skel
+from wherry_cni import (
+    bandwidth,
+    bridge,
+    firewall,
+    host_device,
+    host_local,
+    ipvlan,
+    loopback,
+    macvlan,
+    nft,
+    overlay,
+    portmap,
+    ptp,
+    sbr,
+    skel,
+    static,
+    tuning,
+)
 from wherry_cni.results import VERSIONS, to_version
 
 ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/none", "CNI_IFNAME": "eth0", "CNI_PATH": "/none"}
 RESULT = {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n", "mtu": 1500}],
           "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64"}],
           "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}], "dns": {}}
-PLUGINS = {"bridge": bridge, "host-local": host_local, "loopback": loopback, "overlay": overlay,
-           "portmap": portmap}
+PLUGINS = {
+    "bandwidth": bandwidth,
+    "bridge": bridge,
+    "firewall": firewall,
+    "host-device": host_device,
+    "host-local": host_local,
+    "ipvlan": ipvlan,
+    "loopback": loopback,
+    "macvlan": macvlan,
+    "overlay": overlay,
+    "portmap": portmap,
+    "ptp": ptp,
+    "sbr": sbr,
+    "static": static,
+    "tuning": tuning,
+}
 
 
 def serve(config: Any, env: dict[str, str] | None = None, verbs: Any = None) -> tuple[int, Any]:
@@ -93,7 +124,6 @@ def test_every_plugin_tells_its_versions_without_heavy_imports(name: str) -> Non
 
 
 @pytest.mark.parametrize(("plugin", "config", "field"), [
-    (bridge, {"vlan": 5}, "vlan"), (bridge, {"macspoofchk": True}, "macspoofchk"),
     (bridge, {"ipMasqBackend": "iptables"}, "ipMasqBackend"),
     (portmap, {"conditionsV4": ["!", "-d", "1.2.3.4"]}, "conditionsV4"),
     (portmap, {"backend": "iptables"}, "backend"), (portmap, {"markMasqBit": 5}, "markMasqBit"),

@@ -12,7 +12,8 @@ from wherry.engine import cni
 from wherry.errors import Kind, WherryError
 from wherry.net import launchers
 
-NAMES = {"bridge", "host-local", "loopback", "overlay", "portmap"}
+NAMES = set(launchers.PLUGINS)
+FIRST = min(NAMES)  # what is put first
 
 
 @pytest.fixture
@@ -64,10 +65,10 @@ def test_a_plugin_of_another_stays_and_nothing_is_put(plugins: Path, front: str,
 
 
 def test_a_directory_of_that_name_is_never_replaced(plugins: Path, front: str) -> None:
-    (plugins / "bridge").mkdir()
-    with pytest.raises(WherryError, match=r"cannot put .*/bridge: Is a directory"):
+    (plugins / FIRST).mkdir()
+    with pytest.raises(WherryError, match=rf"cannot put .*/{FIRST}: Is a directory"):
         cni.install(str(plugins), force=True, front=front)
-    assert [path.name for path in plugins.iterdir()] == ["bridge"]
+    assert [path.name for path in plugins.iterdir()] == [FIRST]
 
 
 @pytest.mark.parametrize("verb", [cni.install, cni.uninstall])
@@ -79,7 +80,7 @@ def test_no_directory_is_told(tmp_path: Path, verb: object) -> None:
 
 
 def test_a_directory_that_we_may_not_write_to_is_told(front: str) -> None:
-    with pytest.raises(WherryError, match=r"cannot put /sys/kernel/bridge: (Operation not|Permission)") as refused:
+    with pytest.raises(WherryError, match=rf"cannot put /sys/kernel/{FIRST}: (Operation not|Permission)") as refused:
         cni.install("/sys/kernel", front=front)
     assert refused.value.kind == Kind.DENIED
 

@@ -19,8 +19,22 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "overlay": "overlay",
-            "portmap": "portmap"}
+PLUGINS = {
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "firewall": "firewall",
+    "host-device": "host_device",
+    "host-local": "host_local",
+    "ipvlan": "ipvlan",
+    "loopback": "loopback",
+    "macvlan": "macvlan",
+    "overlay": "overlay",
+    "portmap": "portmap",
+    "ptp": "ptp",
+    "sbr": "sbr",
+    "static": "static",
+    "tuning": "tuning",
+}
 _PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.

@@ -15,8 +15,7 @@ from wherry.cli.options import Values, switch
     examples="wherry cni install /opt/cni/bin",
 )
 def install(app: App, values: Values) -> None:
-    """Put our CNI plugins into a directory, where any CNI runtime finds them: bridge, host-local, loopback,
-    overlay, portmap.
+    """Put our CNI plugins into a directory, where any CNI runtime finds them: bridge, host-local, portmap and others.
 
     They are links to the installed wherry-cni, which a warm process answers for where there is one."""
     from wherry.engine import cni
