@@ -159,6 +159,36 @@ def wherry_gateway6(wherry, network):
     return next(part["Gateway"] for part in wherry.inspect(network)["IPAM"]["Config"] if ":" in part["Gateway"])
 
 
+def test_an_ipv6_only_network_has_its_responder(wherry, busybox):
+    need("dig")
+    network = wherry.name("six")
+    wherry("network", "create", "--ipv6", "--ipv4=false", network)
+    cid = sleeper(wherry, busybox, "web", "--network", network)
+    where = wherry.inspect("web")["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"]
+    assert f"nameserver {wherry_gateway6(wherry, network)}" in wherry.out("exec", cid, "cat", "/etc/resolv.conf")
+    assert asked(wherry, cid, "+short", "web", "AAAA").split() == [where]
+    assert asked(wherry, cid, "+short", "web", "A").split() == []
+    assert "status: NOERROR" in asked(wherry, cid, "web", "A")
+    assert where in wherry("exec", cid, "nslookup", "web").stdout
+
+
+def test_a_network_that_is_joined_live_is_seen_and_one_that_is_left_is_not(wherry, busybox):
+    network = wherry.name("live")
+    wherry("network", "create", network)
+    sleeper(wherry, busybox, "web", "--network", network)
+    sleeper(wherry, busybox, "late")
+    assert nslookup(wherry, "late", "web", check=False) == []
+    wherry("network", "connect", "--alias", "tardy", network, "late")
+    assert nslookup(wherry, "late", "web") == [address(wherry, "web", network)]
+    assert nslookup(wherry, "web", "tardy") == [address(wherry, "late", network)]
+    wherry("network", "disconnect", network, "late")
+    assert nslookup(wherry, "late", "web", check=False) == []
+    assert nslookup(wherry, "web", "late", check=False) == []
+    wherry("network", "disconnect", "bridge", "late")
+    wherry("network", "connect", network, "late")
+    assert nslookup(wherry, "late", "web") == [address(wherry, "web", network)], "asked at another gateway now"
+
+
 def test_modes_without_a_network_of_their_own_are_as_before(wherry, busybox):
     host = wherry.out("run", "--rm", "--network", "host", busybox, "cat", "/etc/resolv.conf")
     servers = [line for line in Path("/etc/resolv.conf").read_text().splitlines() if line.startswith("nameserver")]
@@ -252,7 +282,7 @@ def test_floods_rubbish_and_idle_connections_harm_nobody(wherry, busybox):
     keeper = only_keeper(wherry.state)
     assert asked(wherry, other, "+short", "web").split() == [address(wherry, "web")]
     gateway = wherry.inspect("web")["NetworkSettings"]["Networks"]["bridge"]["Gateway"]
-    before = resident(keeper)
+    before, open_before = resident(keeper), len(audit.open_descriptors(keeper))
     program = f"""
 import os, random, socket, sys, time
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -280,7 +310,7 @@ sys.stdin.read()
         assert asked(wherry, other, "+short", "web").split() == [address(wherry, "web")]
         assert asked(wherry, other, "+short", "+tcp", "web").split() == [address(wherry, "web")]
         assert len(audit.open_descriptors(keeper)) < 100, "connections and questions in flight of one asker are few"
-        until(lambda: len(audit.open_descriptors(keeper)) < 24, 20, "idle connections end")
+        until(lambda: len(audit.open_descriptors(keeper)) <= open_before, 20, "idle connections end")
         assert resident(keeper) < before + 16_000, "KiB"
     finally:
         holder.communicate()
@@ -305,11 +335,10 @@ def test_a_stranger_is_refused(wherry, busybox):
 
 def test_a_keeper_is_nobody_s_and_goes_some_seconds_after_the_last_member(wherry, busybox):
     read, write = os.pipe()
-    wherry.popen("run", "-d", "--name", "web", busybox, "sleep", "1000", stdout=write, pass_fds=[write]).wait()
+    wherry.popen("run", "-d", "--name", "web", busybox, "sleep", "1000", stdout=write, stderr=write).wait()
     os.close(write)
-    assert len(os.read(read, 100)) == 65
-    assert os.read(read, 1) == b"", "it holds no pipe of the caller's"
-    os.close(read)
+    with open(read, "rb") as said:
+        assert len(said.read().split()[-1]) == 64, "the end comes: it holds no pipe of the caller's"
     pid = only_keeper(wherry.state)
     until(lambda: Path(f"/proc/{pid}/comm").read_text() == "wherry-keeper\n")
     assert os.getsid(pid) == pid
@@ -427,18 +456,18 @@ def test_the_guard_does_not_answer_itself(wherry, busybox):
     sleeper(wherry, busybox, "web", "-p", "18081:80")
     only_keeper(wherry.state)
     run("nft", "flush", "ruleset")
-    until(lambda: "web" and "masq4" in run("nft", "list", "ruleset").stdout, 5)
-    time.sleep(2.5)
+    until(lambda: "masq4" in run("nft", "list", "ruleset").stdout, 5)
+    time.sleep(2)
     watcher = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE, text=True)
     try:
-        time.sleep(3)
+        time.sleep(2)
         wherry("run", "--rm", busybox, "true")
         time.sleep(3)
     finally:
         watcher.terminate()
         said = watcher.communicate()[0]
-    assert said.count("# new generation") <= 4, said
-    assert "add element" in said, "it watched"
+    generations = said.count("# new generation")
+    assert 2 <= generations <= 4, said
 
 
 def test_other_tables_are_left_alone(wherry, busybox):

@@ -128,6 +128,29 @@ def _place(house: House, facts: HostFacts) -> list[Check]:
     return [Check("root", status, f"{house.place.root}: {free >> 20} MiB free", cure)]
 
 
+def _names(house: House, facts: HostFacts) -> list[Check]:
+    """Whether containers can ask DNS."""
+    del facts
+    from wherry.net import kept, roster
+
+    state = house.place.state
+    served = [one.network for one in roster.load_all(state) if one.gateways]
+    found = [_keeper(network, kept.port(state, network)) for network in served]
+    for chain in kept.shut():
+        cure = f"nft insert rule {chain} iifname BRIDGE meta l4proto {{ tcp, udp }} th dport 53 accept"
+        found.append(Check("firewall", "warn", f"chain {chain} drops by default: containers may get no DNS", cure))
+    return found
+
+
+def _keeper(network: str, port: int) -> Check:
+    what = f"names on {network}"
+    if port == 0:
+        return Check(what, "warn", "nobody answers DNS", "wherry gc")
+    if port != 53:
+        return Check(what, "ok", f"answered at port {port}, where nft leads questions: another program has port 53")
+    return Check(what, "ok", "answered")
+
+
 def _layers(house: House, facts: HostFacts) -> list[Check]:
     del facts
     name, why = house.images.layer_format()
@@ -136,6 +159,7 @@ def _layers(house: House, facts: HostFacts) -> list[Check]:
 
 _CHECKS: tuple[Callable[[House, HostFacts], list[Check]], ...] = (
     _kernel, _capabilities, _cgroup, _kernel_parts, _lsm, _helper, _programs, _forwarding, _place, _layers,
+    _names,
 )  # fmt: skip
 
 

@@ -65,6 +65,8 @@ def _ensure(house: House, roster: Roster) -> None:
         return
     from wherry.net import kept
 
+    if kept.there(house.place.state, roster.network):
+        return
     from .preparing import MONITORS
 
     argv, env = command.argv("network", roster.network), command.environment(house)

@@ -24,8 +24,8 @@ from wherry.kernel import process
 from wherry.net import roster as rosters
 from wherry.net.roster import Roster
 
-__all__ = ["GIVEN", "PORT", "chain", "ensure", "gate", "lock_path", "moved", "redirect", "running", "stop", "stop_all",
-           "there", "unredirect"]
+__all__ = ["GIVEN", "PORT", "chain", "ensure", "gate", "lock_path", "moved", "port", "redirect", "running", "shut",
+           "stop", "stop_all", "there", "unredirect"]
 
 PORT = 53
 GIVEN = "WHERRY_KEEPER"  # environment: JSON keeper.Given
@@ -65,7 +65,7 @@ def ensure(state: str, roster: Roster, argv: Sequence[str], env: Mapping[str, st
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
                 pass_fds=[lock, *fds],
             )  # fmt: skip
-            os.pwrite(lock, f"{child.pid}\n".encode(), 0)
+            os.pwrite(lock, f"{child.pid} {max(one.getsockname()[1] for one in sockets)}\n".encode(), 0)
     finally:
         os.close(lock)
     return True
@@ -78,8 +78,18 @@ def there(state: str, network: str) -> bool:
 
 def running(state: str, network: str) -> process.Process | None:
     """The network's keeper; None also for the moment in which it is being started."""
-    text = _holder(state, network) or b""
-    return process.identify(int(text)) if text.isdigit() else None
+    pid, _ = _told(state, network)
+    return process.identify(pid) if pid else None
+
+
+def port(state: str, network: str) -> int:
+    """Where the network's keeper listens: 53, or where that is led to; 0 without a keeper."""
+    return _told(state, network)[1]
+
+
+def _told(state: str, network: str) -> tuple[int, int]:
+    words = (_holder(state, network) or b"").split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
 
 
 def _holder(state: str, network: str) -> bytes | None:
@@ -218,6 +228,17 @@ def _nft(lines: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as problem:
         return str(problem)
     return done.stderr if done.returncode else ""
+
+
+def shut() -> list[str]:
+    """Base chains that drop what they do not name on its way to this host, in nft's words: questions of containers too,
+    unless they let them in. Our own have no such policy."""
+    done = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, check=False, timeout=_NFT_SECONDS)
+    if done.returncode:
+        return []
+    found = [item.get("chain", {}) for item in json.loads(done.stdout)["nftables"]]
+    return [f"{one['family']} {one['table']} {one['name']}" for one in found
+            if (one.get("hook"), one.get("policy")) == ("input", "drop")]  # fmt: skip
 
 
 def _rules(ports: Mapping[str, int]) -> Iterator[str]:
