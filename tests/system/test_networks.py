@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -463,6 +464,12 @@ def test_leases_of_the_dead_go_with_a_sweep_and_after_a_boot(wherry: Wherry, bus
     wherry("gc")
     assert not lost.exists()
     assert alive.exists()
+    lost.write_text("dead\neth0")
+    sleeper(wherry, busybox, "killed")
+    state = json.loads(Path(f"{wherry.state}/c/{wherry.inspect('killed')['Id']}/state.json").read_text())
+    os.kill(state["monitor"]["pid"], signal.SIGKILL)
+    wherry("run", "--rm", busybox, "true")
+    assert not lost.exists(), "a start that finds a crash looks"
     lost.write_text("dead\neth0")
     Path(f"{wherry.state}/cni/boot").write_text("another boot\n")
     wherry("run", "--rm", busybox, "true")
