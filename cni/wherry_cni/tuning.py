@@ -243,15 +243,15 @@ def _path(name: str) -> str:
 
 def _checked_sysctls(call: Call, given: Mapping[str, Any]) -> dict[str, str]:
     """Names with IFNAME replaced, values as text."""
-    allowed = _allowed()
+    allowed, link = _allowed(), call.ifname or "IFNAME"  # STATUS has none
     found = {}
     for name, value in given.items():
         if not isinstance(value, str | int):
             raise CniError(BAD_CONFIG, f"sysctl {name}: a text, not {value!r}")
         if allowed is not None and not any(pattern.search(name) for pattern in allowed):
             raise CniError(BAD_CONFIG, f"sysctl {name} is not allowed", f"{ALLOWED} lists what is")
-        path = _path(name.replace("IFNAME", call.ifname, 1) if "/" in name else
-                     name.replace("IFNAME", call.ifname.replace(".", "/"), 1))
+        path = _path(name.replace("IFNAME", link, 1) if "/" in name else
+                     name.replace("IFNAME", link.replace(".", "/"), 1))
         if not path.startswith("net/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise CniError(BAD_CONFIG, f"sysctl {name} is none of a network namespace", "only net.* can be set")
         found[path] = str(value)

@@ -25,6 +25,8 @@ from typing import Any
 import measure
 import report
 
+from wherry_cni import bridge, nft, portmap, skel
+
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 REFERENCE = Path("/usr/lib/cni")
@@ -103,7 +105,7 @@ class Plugins:
 
 
 def crowd(plugins: Plugins) -> None:
-    """The rules of one real attachment are read and written again for others."""
+    """What one real attachment has is written again for others."""
     _, result = plugins.call("bridge", "ADD")
     plugins.call("portmap", "ADD", prevResult=result)
     address = str(result["ips"][0]["address"]).partition("/")[0]
@@ -136,25 +138,16 @@ def crowd_of_reference(plugins: Plugins, address: str) -> None:
 
 
 def crowd_of_ours(plugins: Plugins, address: str) -> None:
-    """Elements of the sets and maps, by nft's own listing."""
-    table = plugins.config["bridge"]["nftTable"]
-    listed = json.loads(run("nft", "-j", "list", "table", "inet", table))["nftables"]
-    lines = []
-    for item in listed:
-        body = item.get("set") or item.get("map") or {}
-        for entry in body.get("elem", ()):
-            part = entry[0] if isinstance(entry, list) else entry
-            told = part.get("elem", {}) if isinstance(part, dict) else {}
-            if told.get("comment", "").startswith("one/"):
-                value = spelled(entry[1]) if isinstance(entry, list) else ""
-                lines.append((body["name"], spelled(told["val"]), value))
-    text = []
+    """What the plugins' own functions say that such containers have."""
+    wanted: list[nft.Element] = []
     for number, other in enumerate(others(address)):
-        for where, key, value in lines:
-            element = f'{key} comment "crowd-{other}/eth0@n-{plugins.name}"' + (f" : {value}" if value else "")
-            changed = {address: other, str(plugins.port): str(20000 + number)}
-            text.append(f"add element inet {table} {where} {{ {replaced(element, changed)} }}")
-    run("nft", "-f", "-", stdin="\n".join(text))
+        result = {"interfaces": [{"name": "eth0", "sandbox": "/"}], "ips": [{"address": f"{other}/16", "interface": 0}]}
+        given = {"portMappings": [{"hostPort": 20000 + number, "containerPort": 80, "protocol": "tcp"}]}
+        for module, name in ((bridge, "bridge"), (portmap, "portmap")):
+            head = {"cniVersion": "1.0.0", "name": f"n-{plugins.name}", "runtimeConfig": given, "prevResult": result}
+            config = {**plugins.config[name], **head}
+            wanted += module.rules(skel.Call("ADD", f"crowd-{other}", "/", "eth0", {}, (), config, {}, ""))
+    nft.add(plugins.config["bridge"]["nftTable"], wanted)
 
 
 def replaced(text: str, words: dict[str, str]) -> str:
@@ -162,15 +155,6 @@ def replaced(text: str, words: dict[str, str]) -> str:
     for old, new in words.items():
         text = re.sub(rf"(?<![\w.]){re.escape(old)}(?![\w.])", lambda _, new=new: new, text)  # type: ignore[misc]
     return text
-
-
-def spelled(value: Any) -> str:
-    """nft's JSON as nft's text."""
-    if isinstance(value, dict) and "concat" in value:
-        return " . ".join(map(spelled, value["concat"]))
-    if isinstance(value, dict) and "prefix" in value:
-        return f"{value['prefix']['addr']}/{value['prefix']['len']}"
-    return str(value)
 
 
 def run(*words: object, stdin: str | None = None) -> str:
@@ -374,8 +358,8 @@ at the end.
 
 A call is one process of a plugin, from its start to its end, as a CNI runtime makes it; milliseconds. `wherry` is
 served by a warm process, by links to a front that cannot do without; `wherry-cold` starts Python for each call. All are
-interleaved, in namespaces of the bench's own. The crowd are {crowd} other containers' rules and leases, copied from
-those of a real one. The reference uses iptables, as the distribution builds it. Both bridges are the kernel's own:
+interleaved, in namespaces of the bench's own. The crowd are {crowd} other containers' rules and leases, as those of
+a real one are. The reference uses iptables, as the distribution builds it. Both bridges are the kernel's own:
 the bar is that the middle halves of both samples overlap.
 
 - wherry: {wherry}

@@ -14,9 +14,9 @@ BUILD_PACKAGES=(gcc make libc6-dev libcap-dev libseccomp-dev nftables busybox-st
 # What the tests talk to: a terminal, fault injection, peers to agree with, callers of an OCI runtime, a registry. All are
 # optional: a test skips with its reason where its tool is missing.
 TEST_PACKAGES=(iproute2 tmux strace runc crun umoci skopeo docker-registry containernetworking-plugins procps
-    podman buildah openssl conmon containerd docker.io criu uidmap zstd e2fsprogs musl-tools dnsmasq-base
+    podman buildah openssl conmon iptables containerd docker.io criu uidmap zstd e2fsprogs musl-tools dnsmasq-base
     bind9-dnsutils)
-# It builds the OCI runtime-tools, which come as a Go module (tests/conformance/test_oci_validation.py)
+# It builds what comes as Go modules (tests/helpers/gotools.py)
 command -v go >/dev/null || TEST_PACKAGES+=(golang-go)
 
 # Names of the packages among "$@" that are not installed.
