@@ -917,7 +917,7 @@ def test_gc_of_what_is_kept(house: House) -> None:
     (data / "theirs.json").write_text('{"mac": ""}')
     (data / "half.json").write_text("{")
     chain.collect(("two", "eth0"))
-    assert {path.name for path in data.iterdir()} == {"two_eth0.json", "three_eth0.json", "theirs.json", "half.json"}
+    assert {path.name for path in data.iterdir()} == {"two:eth0.json", "three:eth0.json", "theirs.json", "half.json"}
 
 
 @needs_reference
