@@ -80,7 +80,7 @@ def status(call: Call) -> None:
 
 def rules(call: Call) -> list[nft.Element]:
     """The elements of an attachment whose result is prevResult: its link is fenced, and under same-bridge it is its own
-    friend, for packets that its own containers send by way of the host."""
+    friend, for packets that its own containers send by way of the host. A bridge's VLAN has a link of its own there."""
     policy = _policy(call)
     if policy == _OPEN:
         return []
@@ -89,10 +89,10 @@ def rules(call: Call) -> list[nft.Element]:
         raise CniError(BAD_CONFIG, f"ingressPolicy {policy}: prevResult has no interface of the host",
                        "chain it behind bridge or ptp; what macvlan and ipvlan carry does not pass the host's rules")
     holder = _owner(call) if len(links) == 1 else nft.owner_of_network(call.network)
-    wanted = [nft.Element("fenced", links[0], holder)]
-    if policy == _SAME_BRIDGE:
-        wanted.append(nft.Element("friends", f"{links[0]} . {links[0]}", holder))
-    return wanted
+    routed = links[:1] + links[2:]
+    wanted = [nft.Element("fenced", link, holder) for link in routed]
+    friends = routed if policy == _SAME_BRIDGE else []
+    return [*wanted, *(nft.Element("friends", f"{link} . {link}", holder) for link in friends)]
 
 
 def _ports(call: Call) -> Sequence[str]:
@@ -101,8 +101,8 @@ def _ports(call: Call) -> Sequence[str]:
 
 
 def _host_links(previous: Json) -> list[str]:
-    """The host's interfaces: a bridge and its port, or the one end of a point-to-point link. What bandwidth adds to a
-    result is neither."""
+    """The host's interfaces: a bridge, its port and more of the bridge's, or the one end of a point-to-point link. What
+    bandwidth adds to a result is neither."""
     names = [str(part["name"]) for part in previous.get("interfaces") or [] if not part.get("sandbox")]
     if any('"' in name or not 0 < len(name) < 16 for name in names):
         raise CniError(BAD_CONFIG, f"prevResult: {names!r} are no link names")

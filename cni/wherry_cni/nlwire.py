@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ _NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ANSWER = 1 << 16  # bytes
+_AT_ONCE = 100  # messages: the answers wait in the socket's buffer until the last is given
 _PATIENCE = 30  # seconds
 _SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK
 
@@ -51,9 +52,11 @@ class Wire:
         self._sequence = 0
 
     def ask(self, *messages: Message) -> list[Answer]:
-        """Send all in one datagram. The kernel takes each for itself, in order, whatever became of those before."""
-        if not messages:  # the kernel would refuse an empty datagram
-            return []
+        """Send all, many to a datagram. The kernel takes each for itself, in order, whatever became of those before."""
+        parts = (messages[at : at + _AT_ONCE] for at in range(0, len(messages), _AT_ONCE))
+        return [answer for part in parts for answer in self._ask(part)]
+
+    def _ask(self, messages: Sequence[Message]) -> list[Answer]:
         first = self._sequence + 1
         self._sequence += len(messages)
         parts = [_HEADER.pack(16 + len(m.body), m.kind, m.flags | _REQUEST | _ACK, first + at, 0) + m.body

@@ -301,7 +301,7 @@ def _elements(network: Network, own: Peer, others: Sequence[Peer]) -> Iterator[n
                             for mine in own.subnets if nft.family(mine) == suffix)
         if network.walled:
             known = peer.subnets if network.mode == VXLAN else (*peer.subnets, peer.address)
-            yield from (nft.Element(f"peers{nft.family(text)}", f'"{network.bridge}" . {text}', name) for text in known)
+            yield from (nft.Element(f"peers{nft.family(text)}", f"{network.bridge} . {text}", name) for text in known)
 
 
 def _mtu(wire: Wire, network: Network, own: Peer, index: int) -> int:

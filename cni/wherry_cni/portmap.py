@@ -189,9 +189,10 @@ def _way_back(call: Call, suffix: str, address: Interface) -> list[nft.Element]:
     if who == "nearby":
         found += [nft.Element(f"inside{suffix}", f"{client} . {address.network}", whole)
                   for client in (address.network, *_LOCAL[suffix])]
-    bridge, bits = _way_to(address.ip) if suffix == "4" else ("", 0)
-    owner = _owner(call) if bits == 32 else whole  # a link of the container's own (ptp) goes with it
-    return [*found, nft.Element("localnet", bridge, owner)] if bridge else found
+    link, bits = _way_to(address.ip) if suffix == "4" else ("", 0)
+    if link:  # a route to the one address is that of a link of the container's own (ptp), which goes with it
+        found.append(nft.Element("localnet", link, _owner(call) if bits == 32 else whole))
+    return found
 
 
 def _replace_own(call: Call, wanted: Sequence[nft.Element]) -> None:

@@ -23,7 +23,9 @@ from wherry_cni.skel import Call
 
 __all__ = ["entry", "main"]
 
-_WITH_RULES = {name: name for name in ("bridge", "firewall", "overlay", "portmap", "ptp")}  # they have rules(call)
+_WITH_RULES = {  # the modules have rules(call)
+    "bridge": "bridge", "firewall": "firewall", "overlay": "overlay", "portmap": "portmap", "ptp": "ptp",
+}
 Rules = Callable[[Call], list[nft.Element]]
 
 
@@ -31,8 +33,11 @@ def main(_argv: Sequence[str], _env: Mapping[str, str], stdin: IO[bytes], stdout
     """Restore {"attachments": [RECORD, ...]}; a RECORD has conflist, containerId, netns, ifname, args, capabilities and
     result. Prints {"elements": N, "tables": [NAME, ...]}; 1 with a CNI error object where a table cannot be written."""
     try:
-        tables = _tables(_read(stdin))
+        parts = _parts(_read(stdin))
+        tables = _tables(parts)
         problems = [problem for name, wanted in tables.items() if (problem := _put_back(name, wanted))]
+        for call, _ in parts:
+            _guard(call)
         if problems:
             raise problems[0]
     except CniError as problem:
@@ -63,18 +68,36 @@ def _read(stdin: IO[bytes]) -> list[Any]:
     return listed
 
 
-def _tables(records: Sequence[Any]) -> dict[str, dict[nft.Element, None]]:
-    """Table name to elements, each once and in order: those of a network are the same for all that are on it."""
-    tables: dict[str, dict[nft.Element, None]] = {}
+def _parts(records: Sequence[Any]) -> list[tuple[Call, list[nft.Element]]]:
+    """What each plugin of each record wants."""
+    found: list[tuple[Call, list[nft.Element]]] = []
     for record in records:
         try:
-            for call, rules in _calls(record):
-                wanted = rules(call)
-                if wanted:
-                    tables.setdefault(table_name(call.config), {}).update(dict.fromkeys(wanted))
+            found += [(call, rules(call)) for call, rules in _calls(record)]
         except (CniError, AttributeError, KeyError, TypeError, ValueError) as problem:
             skel.note(f"restore: a record is passed over: {problem!r}")
+    return found
+
+
+def _tables(parts: Sequence[tuple[Call, list[nft.Element]]]) -> dict[str, dict[nft.Element, None]]:
+    """Table name to elements, each once and in order: those of a network are the same for all that are on it."""
+    tables: dict[str, dict[nft.Element, None]] = {}
+    for call, wanted in parts:
+        if wanted:
+            tables.setdefault(table_name(call.config), {}).update(dict.fromkeys(wanted))
     return tables
+
+
+def _guard(call: Call) -> None:
+    """bridge's MAC spoof check has a table of the family bridge for itself; few ask for it."""
+    if call.config["type"] == "bridge" and call.config.get("macspoofchk") is True:
+        from wherry_cni import antispoof
+        from wherry_cni.interface import host_ifname
+
+        links = (call.previous or {}).get("interfaces") or []
+        macs = [str(link["mac"]) for link in links if link.get("sandbox") and link.get("name") == call.ifname]
+        if macs:
+            antispoof.guard(call, host_ifname(call), macs[0])
 
 
 def _calls(record: Json) -> Iterator[tuple[Call, Rules]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -98,8 +99,12 @@ class Segment:
             if process.stdout:
                 process.stdout.close()
         for host in self.hosts:
-            for pid in host.watchers():
+            for pid in host.watchers():  # a test that failed left it
+                held = [os.path.realpath(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
                 os.kill(pid, 9)
+                for path in held:
+                    if path.endswith("/watch"):
+                        shutil.rmtree(os.path.dirname(path))
         for space in list(self._spaces):
             run("ip", "netns", "del", space)
 

@@ -130,7 +130,8 @@ def everything(host: NetHost, space: str) -> tuple[Any, ...]:
     inside = [host.run(space, *words.split()).stdout for words in (
         "ip -o -d link", "ip -o -4 addr", "ip route show table all", "ip rule", "ip -6 rule",
         "sysctl net.core.somaxconn")]
-    return host.state(), run("tc", "qdisc").stdout, inside
+    lines = [line for text in inside for line in text.splitlines() if "fe80:" not in line]  # they come a moment later
+    return host.state(), run("tc", "qdisc").stdout, lines
 
 
 # ---- every one of them ----
@@ -512,6 +513,32 @@ def test_who_reaches_whom(house: House, policy: str, neighbour: tuple[bool, bool
     one.check("web", web, result, portMappings=ports(8080))
 
 
+@needs_reference
+@pytest.mark.parametrize("policy", ["open", "same-bridge"])
+def test_a_policy_as_the_references(house: House, policy: str) -> None:
+    """Who reaches whom is the same; the release that is compared with has no `isolated`."""
+    house.host.run("h", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    told = []
+    for directory in (house.own, REFERENCE):
+        wall, spaces = {"type": "firewall", "ingressPolicy": policy}, {}
+        for number, kind in ((1, "web"), (1, "peer"), (2, "other")):
+            name = kind + os.path.basename(directory)
+            space, result = house.add(house.chain(house.bridge(number), version="1.0.0"), name)
+            answer = Chain(directory, [wall], "1.0.0").call("ADD", wall, name, space, previous=result)
+            assert shown(answer) == shown(result)
+            spaces[name] = space, result
+        (web, result), *others = spaces.values()
+        house.serve(web)
+        told.append([reaches(house, where, result) for where in ("h", *(space for space, _ in others))])
+        for name, (space, result) in spaces.items():
+            for _ in range(2):
+                Chain(directory, [wall], "1.0.0").call("DEL", wall, name, space, previous=result)
+        for name, (space, _) in spaces.items():
+            house.chain(house.bridge(2 if name.startswith("other") else 1)).delete(name, space)
+        house.host.run("h", "nft", "flush", "ruleset")
+    assert told[0] == told[1]
+
+
 def test_isolated_neighbours_have_no_way_by_the_host_either(house: House) -> None:
     """A container that sends to its neighbour by the gateway, as one with another netmask would."""
     chain = house.chain(house.bridge(), meta("firewall", ingressPolicy="isolated"))
@@ -544,19 +571,19 @@ def test_no_rule_per_container(house: House) -> None:
     assert run("nft", "list", "table", "inet", TABLE).stdout.count("\n") <= before + 2  # the masqueraded addresses
 
 
-@needs_reference
-def test_a_policy_behind_the_references_ptp(house: House) -> None:
+@pytest.mark.parametrize("whose", ["ours", pytest.param("theirs", marks=needs_reference)])
+def test_a_policy_behind_ptp(house: House, whose: str) -> None:
     """Each is a network by itself; its element is its own and goes with it."""
     ipam = {"type": "host-local", "dataDir": str(house.path / "leases"), "subnet": "10.71.0.0/24",
             "routes": [{"dst": "0.0.0.0/0"}]}
     ptp, wall = {"type": "ptp", "ipam": ipam}, meta("firewall", ingressPolicy="same-bridge")
     house.host.run("h", "sysctl", "-qw", "net.ipv4.ip_forward=1")
     chain = house.chain(wall, version="1.0.0")
-    reference = Chain(REFERENCE, [ptp], "1.0.0", "net")
+    pairs = Chain(house.own if whose == "ours" else REFERENCE, [ptp], "1.0.0", "net")
     made = []
     for name in ("one", "two"):
         space = house.host.space(name)
-        result = reference.add(name, space)
+        result = pairs.add(name, space)
         assert shown(chain.call("ADD", wall, name, space, previous=result)) == shown(result)
         chain.call("CHECK", wall, name, space, previous=result)
         made.append((name, space, result))
@@ -570,13 +597,12 @@ def test_a_policy_behind_the_references_ptp(house: House) -> None:
     chain.call("DEL", wall, "one", made[0][1])
     assert "eth0@net" not in house.host.rules()
     for name, space, _ in made:
-        reference.delete(name, space)
+        pairs.delete(name, space)
 
 
-@needs_reference
 def test_a_policy_behind_macvlan_says_why_not(house: House) -> None:
     ipam = {"type": "host-local", "dataDir": str(house.path / "leases"), "subnet": "10.72.0.0/24"}
-    macvlan = Chain(REFERENCE, [{"type": "macvlan", "master": "up0", "ipam": ipam}], "1.0.0")
+    macvlan = Chain(house.own, [{"type": "macvlan", "master": "up0", "ipam": ipam}], "1.0.0")
     space = house.host.space("c")
     result = macvlan.add("one", space)
     chain = house.chain(version="1.0.0")
@@ -705,6 +731,23 @@ def filters(link: str) -> list[str]:
     return [re.sub(r"bwp\w+", "", line).strip() for line in lines if "match" in line or "order 1" in line]
 
 
+@tools.needs("iperf3", "tc")
+def test_rates_and_ports_behind_ptp(house: House) -> None:
+    """A point-to-point link with all that is chained behind it."""
+    ptp = {**house.bridge(), "type": "ptp"}
+    wall = meta("firewall", ingressPolicy="same-bridge")
+    chain = house.chain(ptp, meta("portmap"), meta("bandwidth", **RATES), wall, meta("tuning", mtu=1400), meta("sbr"))
+    given = {"portMappings": ports(8080)}
+    space, result = house.add(chain, "one", **given)
+    chain.check("one", space, result, **given)
+    house.serve(space)
+    for where, address in (("o", HOST), ("h", HOST), ("h", "127.0.0.1"), ("o", f"[{HOST6}]")):
+        assert house.host.fetch(where, f"http://{address}:8080/") == "hello", (where, address)
+    assert about(mbits(house, space, "h", plain(result)), 20)
+    chain.delete("one", space, result, **given)
+    assert "/eth0@" not in house.host.rules()
+
+
 def test_an_add_of_queues_that_was_killed_may_come_again(house: House) -> None:
     chain = house.chain(house.bridge(), meta("bandwidth", **RATES))
     space, result = house.add(chain, "one")
@@ -746,10 +789,9 @@ def test_gc_of_queues(house: House) -> None:
     assert house.host.links().count("bwp") == 1
 
 
-@needs_reference
 def test_bandwidth_behind_macvlan_says_why_not(house: House) -> None:
     ipam = {"type": "host-local", "dataDir": str(house.path / "leases"), "subnet": "10.72.0.0/24"}
-    macvlan = Chain(REFERENCE, [{"type": "macvlan", "master": "up0", "ipam": ipam}], "1.0.0")
+    macvlan = Chain(house.own, [{"type": "macvlan", "master": "up0", "ipam": ipam}], "1.0.0")
     space = house.host.space("c")
     result = macvlan.add("one", space)
     with pytest.raises(Refused, match="no veth interface of the host"):

@@ -99,6 +99,18 @@ def test_a_flushed_ruleset_comes_back(host: NetHost, chain: Chain, two: tuple[li
         chain.check(record["containerId"], record["netns"], record["result"], **record["capabilities"])
 
 
+def test_the_mac_spoof_check_comes_back(host: NetHost, chain: Chain) -> None:
+    chain.plugins[0]["macspoofchk"] = True
+    space = host.space("c")
+    result = chain.add("one", space)
+    before = host.rules()
+    host.run("h", "nft", "flush", "ruleset")
+    for _ in range(2):
+        assert restore(chain.record("one", space, result))[0] == 0
+    assert sorted(host.rules().split()) == sorted(before.split())
+    chain.delete("one", space, result)
+
+
 def test_it_can_be_done_again_and_again(two: tuple[list[Record], str, str]) -> None:
     before = elements()
     assert restore(*two[0]) == restore(*two[0])

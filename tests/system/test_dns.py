@@ -159,6 +159,36 @@ def wherry_gateway6(wherry, network):
     return next(part["Gateway"] for part in wherry.inspect(network)["IPAM"]["Config"] if ":" in part["Gateway"])
 
 
+def test_an_ipv6_only_network_has_its_responder(wherry, busybox):
+    need("dig")
+    network = wherry.name("six")
+    wherry("network", "create", "--ipv6", "--ipv4=false", network)
+    cid = sleeper(wherry, busybox, "web", "--network", network)
+    where = wherry.inspect("web")["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"]
+    assert f"nameserver {wherry_gateway6(wherry, network)}" in wherry.out("exec", cid, "cat", "/etc/resolv.conf")
+    assert asked(wherry, cid, "+short", "web", "AAAA").split() == [where]
+    assert asked(wherry, cid, "+short", "web", "A").split() == []
+    assert "status: NOERROR" in asked(wherry, cid, "web", "A")
+    assert where in wherry("exec", cid, "nslookup", "web").stdout
+
+
+def test_a_network_that_is_joined_live_is_seen_and_one_that_is_left_is_not(wherry, busybox):
+    network = wherry.name("live")
+    wherry("network", "create", network)
+    sleeper(wherry, busybox, "web", "--network", network)
+    sleeper(wherry, busybox, "late")
+    assert nslookup(wherry, "late", "web", check=False) == []
+    wherry("network", "connect", "--alias", "tardy", network, "late")
+    assert nslookup(wherry, "late", "web") == [address(wherry, "web", network)]
+    assert nslookup(wherry, "web", "tardy") == [address(wherry, "late", network)]
+    wherry("network", "disconnect", network, "late")
+    assert nslookup(wherry, "late", "web", check=False) == []
+    assert nslookup(wherry, "web", "late", check=False) == []
+    wherry("network", "disconnect", "bridge", "late")
+    wherry("network", "connect", network, "late")
+    assert nslookup(wherry, "late", "web") == [address(wherry, "web", network)], "asked at another gateway now"
+
+
 def test_modes_without_a_network_of_their_own_are_as_before(wherry, busybox):
     host = wherry.out("run", "--rm", "--network", "host", busybox, "cat", "/etc/resolv.conf")
     servers = [line for line in Path("/etc/resolv.conf").read_text().splitlines() if line.startswith("nameserver")]

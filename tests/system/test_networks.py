@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from helpers.network import Outside
 from helpers.wherry import Wherry, until
 from wherry.model import Attachment, Place
-from wherry.net import netns
+from wherry.net import launchers, netns
 from wherry.net.networks import Networks
 
 pytestmark = pytest.mark.root
@@ -251,7 +252,7 @@ def test_refusals_are_one_sentence(wherry: Wherry, busybox: str, words: tuple[st
 def test_a_namespace_that_is_gone_is_an_error_and_can_be_left(wherry: Wherry, busybox: str) -> None:
     back, other = network(wherry, "back"), network(wherry, "other")
     sleeper(wherry, busybox, "cc", "--network", back)
-    netns.remove(f"{wherry.state}/netns/{wherry.inspect('c')['Id']}")
+    netns.remove(f"{wherry.state}/netns/{wherry.inspect('cc')['Id']}")
     done = wherry("network", "connect", other, "cc", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -372,7 +373,27 @@ def test_exposure_of_nothing_is_an_empty_table(wherry: Wherry, busybox: str) -> 
 # ---- drivers ----
 
 
+def need_plugin(*names: str) -> None:
+    if missing := [name for name in names if name not in launchers.PLUGINS]:
+        pytest.skip(f"no plugin {', '.join(missing)} of our own")
+
+
+def test_members_of_a_network_without_icc_reach_the_world_but_not_each_other(
+    wherry: Wherry, busybox: str, outside: Outside
+) -> None:
+    need_plugin("ptp")  # built with the bridge's portIsolation
+    apart = network(wherry, "apart", "-o", "com.docker.network.bridge.enable_icc=false")
+    sleeper(wherry, busybox, "one", "--network", apart)
+    sleeper(wherry, busybox, "two", "--network", apart, "-p", "18080:80")
+    wherry("exec", "one", "ping", "-c1", "-W2", outside.address)
+    done = wherry("exec", "one", "ping", "-c1", "-W1", address(wherry, "two", apart), check=False)
+    assert done.returncode == 1
+    (row,) = map(json.loads, wherry("ports", "--format", "json").stdout.splitlines())
+    assert not [way for way in row["Reach"] if "Port" in way], "nobody reaches it past what is published"
+
+
 def test_a_container_on_a_macvlan_is_a_neighbour_of_the_host(wherry: Wherry, busybox: str, outside: Outside) -> None:
+    need_plugin("macvlan")
     lan = network(wherry, "lan", "-d", "macvlan", "-o", "parent=wt-up", "--subnet", f"{outside.own[:-1]}0/24",
                   "--gateway", outside.address, "--ip-range", "192.0.2.128/26")  # fmt: skip
     done = wherry("run", "-d", "--name", "cc", "--network", lan, "-p", "18080:80", busybox, "sleep", "1000")
@@ -419,7 +440,20 @@ def test_interfaces_are_called_as_the_network_or_the_endpoint_says(wherry: Wherr
     assert links(wherry, "cc") == {"lan0", "up0"}
 
 
+def test_bandwidth_of_an_endpoint(wherry: Wherry, busybox: str) -> None:
+    need_plugin("bandwidth")
+    wish = ",".join(f"driver-opt=bandwidth.{key}={value}" for key, value in (
+        ("ingressRate", 8_000_000), ("ingressBurst", 800_000)))  # fmt: skip
+    sleeper(wherry, busybox, "cc", "--network", f"name=bridge,{wish}")
+    shaped = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"qdisc tbf .* rate 8Mbit", shaped)
+    assert endpoints(wherry, "cc")["bridge"]["DriverOpts"]["bandwidth.ingressRate"] == "8000000"
+    wherry("rm", "-f", "cc")
+    assert " tbf " not in subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+
+
 def test_static_addresses_only(wherry: Wherry, busybox: str) -> None:
+    need_plugin("static")
     net = network(wherry, "static", "--ipam-driver", "static", "--subnet", "10.99.5.0/24")
     done = wherry("run", "--rm", "--network", net, busybox, "true", check=False)
     assert "gives out no addresses" in done.stderr
@@ -442,6 +476,12 @@ def test_leases_of_the_dead_go_with_a_sweep_and_after_a_boot(wherry: Wherry, bus
     wherry("gc")
     assert not lost.exists()
     assert alive.exists()
+    lost.write_text("dead\neth0")
+    sleeper(wherry, busybox, "killed")
+    state = json.loads(Path(f"{wherry.state}/c/{wherry.inspect('killed')['Id']}/state.json").read_text())
+    os.kill(state["monitor"]["pid"], signal.SIGKILL)
+    wherry("run", "--rm", busybox, "true")
+    assert not lost.exists(), "a start that finds a crash looks"
     lost.write_text("dead\neth0")
     Path(f"{wherry.state}/cni/boot").write_text("another boot\n")
     wherry("run", "--rm", busybox, "true")

@@ -265,6 +265,18 @@ def test_a_version_that_a_plugin_does_not_know_is_one_sentence(bench: Bench) -> 
     assert bench.cni.remembered() == []
 
 
+def test_who_refuses_every_verb_with_that_code_is_undone_as_well(bench: Bench) -> None:
+    """DEL and VERSION too: it did nothing, so there is nothing to take back."""
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.plugin("odd", 'echo \'{"code":1,"msg":"incompatible CNI versions"}\'; exit 1\n')
+    with pytest.raises(WherryError, match='"odd" does not know version') as caught:
+        bench.cni.add(chain("one", "odd"), "c1", "/none")
+    assert caught.value.hint == "it speaks 0.1.0"
+    assert not getattr(caught.value, "__notes__", [])
+    assert [line for line in bench.lines() if "DEL" in line] == ["DEL odd", "DEL one"]
+    assert bench.cni.remembered() == []
+
+
 def test_a_version_that_nobody_knows_is_refused_before_anything_is_called(bench: Bench) -> None:
     bench.plugin("one", f"echo '{RESULT}'\n")
     unknown = {**chain("one"), "cniVersion": "7.0.0"}

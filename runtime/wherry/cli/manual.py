@@ -51,7 +51,9 @@ second line, `  hint: ...`. Commands on several objects do what can be done and 
 | `-v` | `[HOST-PATH or VOLUME:]PATH[:OPTIONS]`; a missing host directory is made |
 | `--mount` | `type=bind`, `volume` or `tmpfs`, then `source=`, `target=`, `readonly`, `bind-propagation=`, \
 `relabel=`, `volume-nocopy`, `tmpfs-size=`, `tmpfs-mode=`; a missing source is an error |
-| `--network` | a name, `none`, `host`, `container:NAME`, or `name=NETWORK,alias=A,ip=IP,mac-address=MAC`; repeatable |
+| `--network` | a name, `none`, `host`, `container:NAME`; or `NETWORK:KEY=VALUE,...`, or docker's \
+`name=NETWORK,KEY=VALUE,...`, \
+with `alias`, `ip`, `ip6`, `mac-address`, `driver-opt`, `gw-priority`; repeatable ([rules](networks.md)) |
 | switches | `--rm`, `--rm=true`, `--rm=false`, and clusters such as `-itd` |
 
 A value that cannot be used is answered with the flag, the value and what is allowed.

@@ -81,8 +81,9 @@ def _shown(host_ip: str, own: Sequence[str]) -> list[str]:
 def _by_host(address: str, network: Json, view: _View) -> Iterator[Json]:
     """By the host's addresses, and whoever comes to them."""
     for host in view.hosts:
-        if _is_at(address, host) and not (host.scope == _SCOPE_LINK and host.link in view.bridges):
-            yield _reach(_who(host, network, view.bridges.get(host.link)), host.address, host.link)
+        who = _who(host, network, view.bridges.get(host.link)) if _is_at(address, host) else ""
+        if who and not (host.scope == _SCOPE_LINK and host.link in view.bridges):
+            yield _reach(who, host.address, host.link)
 
 
 def _is_at(published: str, host: Host) -> bool:
@@ -94,14 +95,16 @@ def _is_at(published: str, host: Host) -> bool:
 
 
 def _who(host: Host, network: Json, bridge: Json | None) -> str:
+    """"" for nobody. What an internal network sends never leaves it, and nothing else comes in: not even we at another
+    address than its gateway, for its members have no route back. (127.0.0.1 is masqueraded.)"""
     if host.address.startswith("127."):
         return "this host"
-    if bridge is not None:  # what an internal network sends leaves it never, and nothing else comes in
-        inside = bridge["name"] == network["name"]
-        closed = bridge.get("internal") or network.get("internal")
-        return f"network {bridge['name']}" if inside or not closed else "this host"
+    if bridge is not None and bridge["name"] == network["name"]:
+        return f"network {bridge['name']}"
     if network.get("internal"):
-        return "this host"
+        return ""
+    if bridge is not None:
+        return "this host" if bridge.get("internal") else f"network {bridge['name']}"
     return f"neighbours on {host.link}" if host.scope == _SCOPE_LINK else "anyone"
 
 

@@ -64,6 +64,8 @@ def _quick(house: House, found: Json) -> None:
     _settle(house, [cid for cid in present if cid in rows], found)
     if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
         _orphans(house, found, wait=False)
+    if found["containers"] or found["orphans"]:  # a crash: what it left of a plugin's own, no DEL takes away
+        house.networks.collect()
 
 
 def _everything(house: House, found: Json) -> None:
@@ -192,8 +194,7 @@ def _release(house: House, path: str) -> None:
         from wherry.net import netns
 
         cid = os.path.basename(path)
-        if house.networks.sweep(_living(house) - {cid}):
-            house.networks.collect()
+        house.networks.sweep(_living(house) - {cid})
         netns.remove(path)
 
 

@@ -291,7 +291,15 @@ class Cni:
     def _undo(self, joined: Joined, lock: int) -> None:
         gone = joined if netns.exists(joined.netns) else joined._replace(netns="")  # section 2, DEL: it may have gone
         previous = joined.result if _version(joined.conflist) >= _WITH_CHECK else None
-        _each([lambda plugin=plugin: self._call("DEL", gone, plugin, previous, lock)  # type: ignore[misc]
+
+        def undo(plugin: Json) -> None:
+            try:
+                self._call("DEL", gone, plugin, previous, lock)
+            except _Refused as refused:  # who does not know our version has not done anything for an ADD that failed
+                if joined.result is not None or refused.number != _INCOMPATIBLE:
+                    raise
+
+        _each([lambda plugin=plugin: undo(plugin)  # type: ignore[misc]
                for plugin in reversed(_plugins(joined.conflist))])
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._results, _file_name(joined.network, joined.container_id, joined.ifname)))
@@ -308,12 +316,13 @@ class Cni:
             path, environment, given, self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'
         if code:
-            raise self._versions(_refused(what, code, out, err), joined, plugin)
+            refused = _refused(what, code, out, err)
+            raise refused if verb == "VERSION" else self._versions(refused, joined, plugin)
         if verb not in ("ADD", "VERSION"):
             return None
         return _answer(what, out, err)
 
-    def _versions(self, refused: _Refused, joined: Joined, plugin: Json) -> WherryError:
+    def _versions(self, refused: _Refused, joined: Joined, plugin: Json) -> _Refused:
         """A refusal of our version, with what the plugin would speak: probed only now."""
         if refused.number != _INCOMPATIBLE:
             return refused
@@ -324,7 +333,9 @@ class Cni:
         except WherryError:
             hint = refused.hint
         message = f'CNI plugin "{name}" does not know version {_told(joined.conflist)} of network {joined.network}'
-        return WherryError(refused.kind, f"{message}: {refused.message}", hint=hint)
+        told = _Refused(refused.kind, f"{message}: {refused.message}", hint=hint)
+        told.number = refused.number
+        return told
 
     def _remember(self, joined: Joined) -> None:
         os.makedirs(self._results, mode=0o700, exist_ok=True)

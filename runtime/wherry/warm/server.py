@@ -46,8 +46,8 @@ _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipad
 #: what hot commands do without; above all click, which explains lines that are not plain
 _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.completion", "wherry.cli.manual", "wherry.cli.progress",
                    "wherry.cli.tree", "wherry.image.worker", "wherry.net.dns", "wherry.net.forward",
-                   "wherry.net.keeper", "wherry.net.nftwatch", "wherry.warm.server", "wherry.__main__",
-                   "wherry.boot")  # fmt: skip
+                   "wherry.net.keeper", "wherry.net.nftwatch", "wherry.net.confwatch", "wherry.engine.exposure",
+                   "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
 
 
 def main(directory: str, idle: float = _IDLE) -> None:
