@@ -122,7 +122,8 @@ def collect(call: Call) -> None:
     """GC: rules and leases of attachments that the runtime no longer knows."""
     wish = _wish(call)
     if wish.masquerade or wish.walls:
-        nft.remove_others(wish.table, call.network, skel.valid_attachments(call), _SETS)
+        nft.remove_others(wish.table, call.network, skel.valid_attachments(call), _SETS,
+                          removed=skel.removed(call))
     if wish.spoof_check:
         from wherry_cni import antispoof
 

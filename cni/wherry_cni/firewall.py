@@ -69,7 +69,8 @@ def check(call: Call) -> None:
 
 def collect(call: Call) -> None:
     """GC: elements of attachments that the runtime no longer knows."""
-    nft.remove_others(table_name(call.config), call.network, skel.valid_attachments(call), _SETS)
+    nft.remove_others(table_name(call.config), call.network, skel.valid_attachments(call), _SETS,
+                      removed=skel.removed(call))
 
 
 def status(call: Call) -> None:

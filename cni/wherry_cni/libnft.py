@@ -1,7 +1,10 @@
 """nftables by its own library, in this process: the text that `nft -f` takes, without a program to start.
 
-Decides how libnftables(3) is called. Refuses to know what the text says. The library is the package nftables's own
-(soname 1); one call takes half a millisecond where the program takes two and a fork.
+Decides how libnftables(3) is called, and when its sockets are closed. Refuses to know what the text says. The library
+is the package nftables's own (soname 1); one call takes half a millisecond where the program takes two and a fork.
+
+The kernel lets whoever took something out wait for an RCU grace period (some 10 ms), but only where the socket is
+closed. So such a socket stays open until others have followed, or the process ends, as a rule after its answer.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ _SONAME = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _NETLINK_NETFILTER = 12
 _LOCK = threading.Lock()  # the library's parser and its tables of symbols are the process's
+_OPEN = 8  # contexts
+_open: list[int] = []
 
 
 def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
@@ -36,8 +41,16 @@ def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
             out, err = (read(context).decode("utf-8", "replace")
                         for read in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer))
         finally:
-            library.nft_ctx_free(context)
+            _close(library, context, later="delete " in text)
     return code, out, err.strip()
+
+
+def _close(library: ctypes.CDLL, context: int, *, later: bool) -> None:
+    if later:
+        _open.append(context)
+        context = _open.pop(0) if len(_open) > _OPEN else 0
+    if context:
+        library.nft_ctx_free(context)
 
 
 @cache

@@ -18,11 +18,12 @@ from typing import TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["beside", "delete_link", "explained", "if_there", "in_namespace", "links", "sysctl"]
+__all__ = ["beside", "delete_link", "explained", "if_there", "in_namespace", "links", "sysctl", "there"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
-_NLMSG_ERROR, _RTM_DELLINK, _IFLA_IFNAME, _REQUEST_ACK = 2, 17, 3, 5
+_RTM_DELLINK, _IFLA_IFNAME, _REQUEST_ACK = 17, 3, 5
+_GLANCE = 0.0005  # seconds
 
 
 def in_namespace(path: str, work: Callable[[], _T]) -> _T:
@@ -94,21 +95,43 @@ def links() -> set[str]:
 
 
 def delete_link(name: str) -> bool:
-    """Remove one link by name. False: it was not there. Written out, because DEL needs nothing else of a library."""
+    """Remove one link by name. False: it was not there. Back as soon as nobody finds it any more: what the kernel waits
+    for after that, some 15 ms, it waits for in a thread of its own."""
+    if not there(name):
+        return False
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask_to_delete(name)), name="delete", daemon=True)
+    thread.start()
+    while thread.is_alive() and there(name):
+        thread.join(_GLANCE)
+    code = answers[0] if answers else 0
+    if code in (0, errno.ENODEV):
+        return code == 0
+    raise explained(f"removing link {name}", code)
+
+
+def there(name: str) -> bool:
+    """Whether there is a link of that name here."""
+    try:
+        return bool(socket.if_nametoindex(name))
+    except OSError:
+        return False
+
+
+def _ask_to_delete(name: str) -> int:
+    """0 or an errno. Written out, because DEL needs nothing else of a library."""
     header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
     attribute = struct.pack("=HH16s", 20, _IFLA_IFNAME, name.encode())
     size = 16 + len(header) + len(attribute)
     body = struct.pack("=IHHII", size, _RTM_DELLINK, _REQUEST_ACK, 1, 0) + header + attribute
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as wire:
         wire.settimeout(30)
-        wire.sendto(body, (0, 0))
-        answer = wire.recv(65536)
-    kind, code = int(struct.unpack_from("=H", answer, 4)[0]), int(struct.unpack_from("=i", answer, 16)[0])
-    if kind != _NLMSG_ERROR:
-        raise CniError(KERNEL, f"removing link {name}: an answer of type {kind}")
-    if code in (0, -errno.ENODEV):
-        return code == 0
-    raise explained(f"removing link {name}", -code)
+        try:
+            wire.sendto(body, (0, 0))
+            answer = wire.recv(65536)
+        except OSError as problem:
+            return problem.errno or errno.EIO
+    return -int(struct.unpack_from("=i", answer, 16)[0])  # NLMSG_ERROR: what NLM_F_ACK asks for, and nothing else comes
 
 
 def sysctl(name: str, value: str) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from wherry_cni import netlink
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
 from wherry_cni.libnft import run
 
@@ -238,17 +239,26 @@ def remove(table: str, name: str, only: Sequence[str]) -> None:
     _remove(table, lambda found: found.owner == name and found.where in only)
 
 
-def remove_others(table: str, network: str, valid: Iterable[tuple[str, str]], only: Sequence[str]) -> None:
-    """GC: drop what containers of the network own who are not `valid`; with none valid, what the network owns too."""
-    kept = {owner(network, *pair) for pair in valid}
-    tail = owner_of_network(network)
+def remove_others(table: str, network: str, valid: Iterable[tuple[str, str]], only: Sequence[str], *,
+                  removed: bool = False) -> None:
+    """GC: drop what containers of the network own who are not `valid`. What the network itself owns goes when none is
+    valid and its links are gone, or when it is being `removed`: a bridge without containers keeps its walls."""
+    kept, tail = {owner(network, *pair) for pair in valid}, owner_of_network(network)
+    held = [found for found in elements(table) if found.owner.endswith(tail)]
+    whole = removed or not (kept or any(_has_link(found) for found in held if found.owner == tail))
     _remove(table, lambda found: found.where in only and found.owner.endswith(tail)
-            and (found.owner not in kept if found.owner != tail else not kept))
+            and (found.owner not in kept if found.owner != tail else whole), held)
 
 
-def _remove(table: str, chosen: Callable[[Element], bool]) -> None:
+def _has_link(element: Element) -> bool:
+    """Whether it is about a link that exists."""
+    name = element.key.split(" . ")[0].strip('"')
+    return "ifname" in _SETS.get(element.where, "") and netlink.there(name)
+
+
+def _remove(table: str, chosen: Callable[[Element], bool], known: Sequence[Element] | None = None) -> None:
     for last in (False, True):
-        gone = _take(table, list(filter(chosen, elements(table))))
+        gone = _take(table, list(filter(chosen, elements(table) if known is None or last else known)))
         if not gone:
             return
         code, _, err = run("\n".join(gone))

@@ -86,7 +86,8 @@ def collect(call: Call) -> None:
     """GC: rules and leases of attachments that the runtime no longer knows."""
     wish = _wish(call)
     if wish.masquerade:
-        nft.remove_others(wish.table, call.network, skel.valid_attachments(call), masquerade.SETS)
+        nft.remove_others(wish.table, call.network, skel.valid_attachments(call), masquerade.SETS,
+                          removed=skel.removed(call))
     delegate(call, "GC")
 
 

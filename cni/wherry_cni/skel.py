@@ -18,7 +18,7 @@ from wherry_cni.errors import BAD_CONFIG, BAD_ENV, INCOMPATIBLE, INTERNAL, UNDEC
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import NEWEST, VERSIONS, Json, from_previous, to_version, version_of
 
-__all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "tell",
+__all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "removed", "tell",
            "valid_attachments"]
 
 _MAX_CONFIG = 4 << 20  # bytes of standard input
@@ -217,6 +217,11 @@ def valid_attachments(call: Call) -> set[tuple[str, str]]:
     if not isinstance(listed, list) or not all(isinstance(part, dict) for part in listed):
         raise CniError(BAD_CONFIG, "cni.dev/valid-attachments is not a list of objects")
     return {(str(part.get("containerID", "")), str(part.get("ifname", ""))) for part in listed}
+
+
+def removed(call: Call) -> bool:
+    """Whether a GC call is the network's last: a key of ours, for CNI has no verb for it."""
+    return call.config.get("networkRemoved") is True
 
 
 def note(text: str) -> None:

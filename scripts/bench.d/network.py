@@ -352,9 +352,9 @@ def tables(samples: Samples) -> str:
 
 PAGE = """# Benchmarks of networks
 
-Written by `scripts/bench network --markdown docs/benchmarks-network.md` on {date}: {cpu}, {system}, kernel
-{kernel}, Python {python}. Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} % of those
-at the end.
+Written by `scripts/bench network --markdown docs/benchmarks-network.md` on {date}:
+{cpu}, {system}, kernel {kernel}, Python {python}.
+Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} % of those at the end.
 
 A call is one process of a plugin, from its start to its end, as a CNI runtime makes it; milliseconds. `wherry` is
 served by a warm process, by links to a front that cannot do without; `wherry-cold` starts Python for each call. All are

@@ -445,6 +445,26 @@ def reaches(host: NetHost, where: str, address: str) -> bool:
     return host.run(where, "busybox", "ping", "-c1", "-W1", address, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(("name", "targets"), [
+    ("bridge-six", ("fd61::2", "fd61::3", OUTSIDE6)),
+    ("bridge-dual", ("10.61.0.2", "fd61::2", OUTSIDE, OUTSIDE6, "10.61.0.3", "fd61::3")),
+])
+def test_a_bridge_of_ipv6_alone_and_of_both(host: NetHost, own: Plugins, config: Callable[..., Json], name: str,
+                                            targets: tuple[str, ...]) -> None:
+    """Reachable from the first packet, masqueraded, and its rules gone with it."""
+    host.run("h", "busybox", "ping", "-c3", "-W2", OUTSIDE6)  # the host's own link is awake
+    wanted = config(name, ipMasq=True, hairpinMode=True, nftTable="t_links")
+    for container in ("one", "two"):
+        result = own.ok("ADD", wanted, container, host.space(container))
+        own.ok("CHECK", wanted, container, f"/run/netns/{host.name}{container}", result)
+    for target in targets:
+        assert reaches(host, "one", target), target
+    assert reaches(host, "h", "fd61::3")
+    for container in ("one", "two"):
+        own.ok("DEL", wanted, container, f"/run/netns/{host.name}{container}")
+    assert "/eth0@links" not in host.rules()
+
+
 def test_isolated_ports_reach_the_host_only(host: NetHost, own: Plugins, config: Callable[..., Json]) -> None:
     wanted = config("bridge", portIsolation=True)
     for container in ("one", "two"):

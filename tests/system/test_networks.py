@@ -440,6 +440,18 @@ def test_interfaces_are_called_as_the_network_or_the_endpoint_says(wherry: Wherr
     assert links(wherry, "cc") == {"lan0", "up0"}
 
 
+def test_bandwidth_of_an_endpoint(wherry: Wherry, busybox: str) -> None:
+    need_plugin("bandwidth")
+    wish = ",".join(f"driver-opt=bandwidth.{key}={value}" for key, value in (
+        ("ingressRate", 8_000_000), ("ingressBurst", 800_000)))  # fmt: skip
+    sleeper(wherry, busybox, "cc", "--network", f"name=bridge,{wish}")
+    shaped = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"qdisc tbf .* rate 8Mbit", shaped)
+    assert endpoints(wherry, "cc")["bridge"]["DriverOpts"]["bandwidth.ingressRate"] == "8000000"
+    wherry("rm", "-f", "cc")
+    assert " tbf " not in subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+
+
 def test_static_addresses_only(wherry: Wherry, busybox: str) -> None:
     need_plugin("static")
     net = network(wherry, "static", "--ipam-driver", "static", "--subnet", "10.99.5.0/24")

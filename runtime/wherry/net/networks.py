@@ -372,7 +372,8 @@ class Networks:
                               hint="disconnect or remove the container first")
         kept.stop(self._place.state, name, self._table)
         with contextlib.suppress(FileNotFoundError):
-            self.cni.collect(conflist, [])
+            last = [{**plugin, "networkRemoved": True} for plugin in conflist["plugins"]]
+            self.cni.collect({**conflist, "plugins": last}, [])
         if (bridge := conflist["plugins"][0].get("bridge")) and not conflist["wherry"].get("keepBridge"):
             plan.delete_link(str(bridge))
         plan.drop_leases(os.path.join(self._leases, name))

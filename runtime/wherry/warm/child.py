@@ -23,9 +23,9 @@ __all__ = ["handle"]
 
 #: short verbs of `wherry`; what asks, downloads, builds or shows a terminal starts cold
 _VERBS: Final = frozenset((
-    "create", "diff", "events", "exec", "images", "info", "inspect", "kill", "logs", "ls", "pause", "port", "ps",
-    "rename", "restart", "rm", "rmi", "run", "start", "stats", "stop", "tag", "top", "unpause", "update", "version",
-    "wait"
+    "connect", "create", "diff", "disconnect", "events", "exec", "history", "images", "info", "inspect", "kill", "logs",
+    "ls", "pause", "port", "ports", "ps", "rename", "restart", "rm", "rmi", "run", "start", "stats", "stop", "tag",
+    "top", "unpause", "update", "version", "wait"
 ))  # fmt: skip
 _GROUPS: Final = frozenset(("container", "image", "network", "system", "volume"))
 _OCI_VERBS: Final = frozenset((

@@ -145,7 +145,7 @@ if __name__ == "__main__":
 
 
 def _attachment(scratch: str) -> None:
-    """What a run on a bridge asks of our plugins, with a published port, and its end."""
+    """What a run on a bridge asks of our plugins, with a published port. Not its end, which leaves a socket open."""
     from wherry.net import netns
 
     with suppress(PermissionError):  # another user's warm process: its containers have no bridge either
@@ -162,6 +162,5 @@ def _joined(scratch: str) -> None:
     inside = netns.apart(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     try:
         networks.attach(cid, f"/proc/self/fd/{inside}", Attachment("bridge"), ports)
-        networks.detach(cid, f"/proc/self/fd/{inside}", "bridge", ports)
     finally:
         os.close(inside)
