@@ -86,8 +86,8 @@ def links(wire: Wire) -> list[Link]:
     return [_link(body) for body in answer.told]
 
 
-def addresses(wire: Wire, index: int) -> list[str]:
-    """A link's addresses with their prefix lengths."""
+def addresses(wire: Wire, index: int = 0) -> list[str]:
+    """A link's addresses, or all (index 0), with their prefix lengths."""
     return [found.text for found in told_addresses(wire, index)]
 
 
@@ -98,7 +98,7 @@ def told_addresses(wire: Wire, index: int) -> list[Address]:
         _family, prefix, flags, _scope, owner = _IFADDR.unpack_from(body)
         have = dict(attributes(body[_IFADDR.size :]))
         plain = have.get(_LOCAL) or have.get(_ADDRESS)
-        if owner == index and plain:
+        if index in (0, owner) and plain:
             found.append(Address(f"{ipaddress.ip_address(plain)}/{prefix}", _number(have.get(_FLAGS)) or flags))
     return found
 
