@@ -105,7 +105,7 @@ def _host_links(previous: Json) -> list[str]:
     """The host's interfaces: a bridge, its port and more of the bridge's, or the one end of a point-to-point link. What
     bandwidth adds to a result is neither."""
     names = [str(part["name"]) for part in previous.get("interfaces") or [] if not part.get("sandbox")]
-    if any('"' in name or not 0 < len(name) < 16 for name in names):
+    if any('"' in name or not name.isprintable() or not 0 < len(name) < 16 for name in names):
         raise CniError(BAD_CONFIG, f"prevResult: {names!r} are no link names")
     return [name for name in names if not name.startswith("bwp")]
 

@@ -10,8 +10,10 @@ closed. So such a socket stays open until others have followed, or the process e
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import threading
+from contextlib import suppress
 from functools import cache
 
 from wherry_cni.errors import FIREWALL, CniError
@@ -28,10 +30,12 @@ _open: list[int] = []
 
 def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
     """(0 or not, output, errors) of some commands, all or none of them, in the calling thread's network namespace."""
-    _refuse_without_kernel()
     library = load()
     with _LOCK:
+        free = _refuse_without_kernel()
         context = library.nft_ctx_new(0)
+        with suppress(OSError):
+            os.set_inheritable(free, False)  # the library leaves its socket to whatever is started from here
         try:
             library.nft_ctx_buffer_output(context)
             library.nft_ctx_buffer_error(context)
@@ -71,9 +75,10 @@ def load() -> ctypes.CDLL:
     return library
 
 
-def _refuse_without_kernel() -> None:
-    """The library ends the process where it gets no socket: ask before it does."""
+def _refuse_without_kernel() -> int:
+    """The library ends the process where it gets no socket: ask before it does. The descriptor that it will get."""
     try:
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER).close()
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asked:
+            return asked.fileno()
     except OSError as problem:
         raise CniError(FIREWALL, f"the kernel has no nftables: {problem.strerror}") from None

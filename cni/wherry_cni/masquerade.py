@@ -50,7 +50,7 @@ def forget(call: Call, ips: Sequence[Json]) -> None:
         return
     if not table:
         return
-    addresses = [str(part["address"]).partition("/")[0] for part in ips]
+    addresses = [str(ipaddress.ip_interface(part["address"]).ip) for part in ips]
     if addresses:
         nft.drop(table, [(f"masq{nft.family(address)}", address) for address in addresses])
     else:

@@ -225,7 +225,7 @@ def test_status_and_version(house: House, kind: str) -> None:
     ("tuning", {"dataDir": 5, "mtu": 1400}, 7), ("tuning", {"args": {"cni": "x"}}, 7),
 ])  # fmt: skip
 def test_bad_input_is_an_error_object_and_leaves_nothing(house: House, kind: str, config: Json, code: int) -> None:
-    bridge, bad = house.bridge(), meta(kind, dataDir=str(house.path / "tuning"), **{**config})
+    bridge, bad = house.bridge(), meta(kind, **{"dataDir": str(house.path / "tuning"), **config})
     good = house.chain(bridge)
     space, result = house.add(good, "one")
     before = everything(house.host, space)
