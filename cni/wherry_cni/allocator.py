@@ -81,7 +81,7 @@ def _range(part: Mapping[str, Any]) -> Range:
         start = ipaddress.ip_address(part["rangeStart"]) if part.get("rangeStart") else low
         end = ipaddress.ip_address(part["rangeEnd"]) if part.get("rangeEnd") else high
     except (KeyError, TypeError, ValueError) as problem:
-        raise CniError(BAD_CONFIG, f"ipam range {dict(part)!r}: {problem}") from None
+        raise CniError(BAD_CONFIG, f"ipam range {part!r}: {problem}") from None
     made = Range(subnet, start, end, gateway)
     if start not in subnet or end not in subnet or int(start) > int(end):
         raise CniError(BAD_CONFIG, f"ipam range: {start} to {end} is not a range in {subnet}")

@@ -9,6 +9,7 @@ The ifb device's name is derived from network, container and interface: DEL need
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -106,11 +107,17 @@ def ifb_name(call: Call) -> str:
 
 
 def _derived(network: str, container_id: str, ifname: str) -> str:
-    return _of_network(network) + hashlib.sha256(f"{container_id}\0{ifname}".encode()).hexdigest()[:6]
+    return _of_network(network) + _digest(f"{container_id}\0{ifname}", 7)
 
 
 def _of_network(network: str) -> str:
-    return _PREFIX + hashlib.sha256(network.encode()).hexdigest()[:6]
+    return _PREFIX + _digest(network, 5)
+
+
+def _digest(text: str, length: int) -> str:
+    """So many characters of five bits each: of a thousand attachments two are called alike on one host of 70,000; there
+    one would lose what it sends to the other's end."""
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:length]
 
 
 def _shape_egress(wire: Wire, call: Call, wish: _Wish, host: rtnetlink.Link) -> Json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from wherry_cni.errors import BAD_CONFIG, UNSUPPORTED, CniError
 
-__all__ = ["boolean", "has_table", "integer", "refuse", "table_name", "text"]
+__all__ = ["boolean", "has_table", "integer", "ipam_part", "refuse", "routes", "table_name", "text"]
 
 _TABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
 
@@ -46,6 +47,26 @@ def refuse(config: Mapping[str, Any], unsupported: Mapping[str, str]) -> None:
     for key, reason in unsupported.items():
         if config.get(key) not in (None, False, "", 0, [], {}):
             raise CniError(UNSUPPORTED, f'unsupported field "{key}"', reason)
+
+
+def ipam_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of an address plugin."""
+    found = config.get("ipam")
+    if not isinstance(found, dict):
+        raise CniError(BAD_CONFIG, "the configuration has no ipam part")
+    return found
+
+
+def routes(ipam: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The key routes of an address plugin's part."""
+    listed = ipam.get("routes") or []
+    try:
+        for route in listed:
+            ipaddress.ip_network(str(route["dst"]), strict=False)
+            ipaddress.ip_address(str(route.get("gw") or "::"))
+        return [dict(route) for route in listed]
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise CniError(BAD_CONFIG, f"ipam.routes: {problem}") from None
 
 
 def has_table(config: Mapping[str, Any]) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
-from wherry_cni import interface, rtnetlink, skel
+from wherry_cni import interface, netlink, rtnetlink, skel
 from wherry_cni.config import text
-from wherry_cni.errors import BAD_CONFIG, NOT_AVAILABLE, UNKNOWN_CONTAINER, CniError
+from wherry_cni.errors import BAD_CONFIG, NOT_AVAILABLE, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.interface import Steps, Style
 from wherry_cni.ipam import delegate
@@ -29,6 +29,7 @@ __all__ = ["VERBS", "add", "check", "collect", "delete", "entry", "main", "statu
 _PCI, _DEVICES = "/sys/bus/pci/devices", "/sys/devices/"
 _USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")  # drivers that hand the device to a process
 _FALLEN = re.compile(r"dev\d+")
+_NAME = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 _STYLE = Style(dad=True, notify=True)
 
 
@@ -62,7 +63,9 @@ def add(call: Call) -> Json:
 
 def delete(call: Call) -> None:
     """The device back under its old name, then the address; absent is success, and so is what ADD refused."""
-    _take_back(call)
+    with rtnetlink.wired() as wire:
+        here = rtnetlink.links(wire)
+    _take_back(call, lambda link: _is_ours(call, link, here))
     _name_again(call)
     if interface.has_ipam(call):
         delegate(call, "DEL")
@@ -97,36 +100,47 @@ def status(call: Call) -> None:
 
 
 def _hand_over(wire: Wire, call: Call, device: Link, undo: Steps) -> None:
+    """The alias comes first: wherever the move ends, it tells the device from what else the container has."""
     def give_back() -> None:
-        _take_back(call, device.name)
-        if device.up:
-            with rtnetlink.wired() as again:
-                found = rtnetlink.find(again, device.name)
-                again.do(f"setting {device.name} up", rtnetlink.up(found.number if found else 0))
+        _take_back(call, lambda link: link.alias == device.name and link.name in (call.ifname, device.name))
+        with rtnetlink.wired() as again:
+            found = rtnetlink.find(again, device.name)
+            number = found.number if found else 0
+            again.do(f"giving {device.name} back what it was", rtnetlink.marked(number, device.alias),
+                     *([rtnetlink.up(number)] if device.up else []))
 
     with interface.opened(call.netns) as fd:
         undo.append(give_back)
-        wire.do(f"moving {device.name} into the container",
-                rtnetlink.moved(device.number, fd, call.ifname, device.name))
+        wire.do(f"noting the name of {device.name}", rtnetlink.marked(device.number, device.name))
+        wire.do(f"moving {device.name} into the container", rtnetlink.moved(device.number, fd, call.ifname))
 
 
-def _take_back(call: Call, *also: str) -> None:
-    """Out of the container, if it is there: what bears the interface's name and an alias, or a name of `also`."""
-    if not call.netns or not os.path.exists(call.netns):
+def _is_ours(call: Call, link: Link, here: Sequence[Link]) -> bool:
+    """Whether a link of the container is the device of this attachment, and not another's that has the name wanted: a
+    DEL follows an ADD that was refused because of it. A device that is here is not there."""
+    if link.name != call.ifname:
+        return False
+    try:
+        wish = _wish(call)
+    except CniError:
+        return False  # ADD refused it
+    by_alias = link.alias == wish.device if wish.device else link.alias and not _here(here, wish)
+    return bool(by_alias) or link.mac in interface.told_macs(call)
+
+
+def _take_back(call: Call, ours: Callable[[Link], bool]) -> None:
+    """Out of the container, if it is there."""
+    if not call.netns:
         return
-    with interface.opened("/proc/thread-self/ns/net") as home, rtnetlink.wired() as outside:
-        try:
-            with rtnetlink.wired(call.netns) as inside:
-                for link in rtnetlink.links(inside):
-                    if link.name in also or (link.name == call.ifname and link.alias):
-                        _move_back(inside, outside, link, home)
-        except CniError as problem:
-            if problem.code != UNKNOWN_CONTAINER:
-                raise
+    with netlink.if_there(), interface.opened("/proc/thread-self/ns/net") as home, rtnetlink.wired() as outside, \
+            rtnetlink.wired(call.netns) as inside:
+        for link in filter(ours, rtnetlink.links(inside)):
+            _move_back(inside, outside, link, home, text(call.config, "device"))
 
 
-def _move_back(inside: Wire, outside: Wire, link: Link, home: int) -> None:
-    name = link.alias or link.name
+def _move_back(inside: Wire, outside: Wire, link: Link, home: int, known: str) -> None:
+    """Under the name that the configuration knows, else by the alias, which the container can have changed."""
+    name = known or (link.alias if _NAME.fullmatch(link.alias) else link.name)
     if rtnetlink.find(outside, name) is not None:
         raise CniError(IO_ERROR, f"{name} cannot go back: the host has another link of this name")
     inside.do(f"moving {name} back to the host", rtnetlink.moved(link.number, home, name))
@@ -143,19 +157,23 @@ def _name_again(call: Call) -> None:
         links = rtnetlink.links(wire)
         meant, names = _meant(links, wish), {link.name for link in links}
         for link in links:
-            fallen = (link.name == call.ifname or _FALLEN.fullmatch(link.name)) and link.alias not in ("", *names)
-            if fallen and (link.alias == wish.device if wish.device else link.name in meant):
+            fallen = link.name == call.ifname or _FALLEN.fullmatch(link.name)
+            named = _NAME.fullmatch(link.alias) and link.alias not in names
+            if fallen and named and (link.alias == wish.device if wish.device else link.name in meant and not link.up):
                 wire.do(f"naming {link.alias}", rtnetlink.down(link.number), rtnetlink.renamed(link.number, link.alias))
 
 
 def _found(wire: Wire, wish: _Wish) -> Link:
-    links = rtnetlink.links(wire)
-    names = _meant(links, wish)
-    found = next((link for link in links if link.name in names), None)
+    found = _here(rtnetlink.links(wire), wish)
     if found is None:
         what = wish.device or wish.mac or wish.path or wish.pci
         raise CniError(IO_ERROR, f"the host has no device {what}", "another container may have it")
     return found
+
+
+def _here(links: Sequence[Link], wish: _Wish) -> Link | None:
+    names = _meant(links, wish)
+    return next((link for link in links if link.name in names), None)
 
 
 def _meant(links: Sequence[Link], wish: _Wish) -> list[str]:

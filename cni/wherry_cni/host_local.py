@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from wherry_cni import skel
 from wherry_cni.allocator import IPAddress, Range, parse_ranges, walk
-from wherry_cni.config import text
+from wherry_cni.config import ipam_part, routes, text
 from wherry_cni.errors import BAD_CONFIG, EXHAUSTED, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
@@ -29,9 +29,9 @@ _MAX_RESOLV = 1 << 16
 
 def add(call: Call) -> Json:
     """One address of each range set, or nothing at all."""
-    ipam = _ipam(call)
+    ipam = ipam_part(call.config)
     sets = parse_ranges(_with_asked_ranges(call, ipam))
-    asked, routes, dns = _asked(call), _routes(ipam), _dns(text(ipam, "resolvConf"))
+    asked, ways, dns = _asked(call), routes(ipam), _dns(text(ipam, "resolvConf"))
     taken: list[str] = []
     with opened(_data_dir(ipam), call.network) as store:
         try:
@@ -43,13 +43,13 @@ def add(call: Call) -> Json:
         except BaseException:
             store.drop(taken)
             raise
-    return {"ips": ips, "routes": routes, "dns": dns}
+    return {"ips": ips, "routes": ways, "dns": dns}
 
 
 def delete(call: Call) -> None:
     """End the leases of this interface. None held is success, and so is what ADD refused."""
     try:
-        directory = _data_dir(_ipam(call))
+        directory = _data_dir(ipam_part(call.config))
     except CniError:
         return
     if not os.path.isdir(os.path.join(directory, call.network)):
@@ -71,7 +71,7 @@ def _told(call: Call) -> list[str]:
 
 def check(call: Call) -> None:
     """The interface still has a lease."""
-    with opened(_data_dir(_ipam(call)), call.network) as store:
+    with opened(_data_dir(ipam_part(call.config)), call.network) as store:
         held = store.held(call.container_id, call.ifname)
     told = _told(call)
     if not held or (told and not {*held} & {*told}):
@@ -82,14 +82,14 @@ def collect(call: Call) -> None:
     """GC: end the leases of whoever is not in the list of valid attachments."""
     valid = skel.valid_attachments(call)
     valid |= {(container_id, "") for container_id, _ in valid}  # as very old plugins wrote it
-    with opened(_data_dir(_ipam(call)), call.network) as store:
+    with opened(_data_dir(ipam_part(call.config)), call.network) as store:
         store.drop(address for address, owner, ifname in store.leases() if (owner, ifname) not in valid)
 
 
 def status(call: Call) -> None:
     """The ranges can be read and the directory can be written."""
-    parse_ranges(_with_asked_ranges(call, _ipam(call)))
-    with opened(_data_dir(_ipam(call)), call.network):
+    parse_ranges(_with_asked_ranges(call, ipam_part(call.config)))
+    with opened(_data_dir(ipam_part(call.config)), call.network):
         return
 
 
@@ -136,24 +136,13 @@ def _with_asked_ranges(call: Call, ipam: Mapping[str, Any]) -> Mapping[str, Any]
 
 def _asked(call: Call) -> list[IPAddress]:
     """Addresses that the runtime asks for, by any of the three ways."""
-    in_args: Any = (call.config.get("args") or {}).get("cni") or {}
     texts = [call.args["IP"]] if call.args.get("IP") else []
-    texts += list(call.runtime.get("ips") or []) + list(in_args.get("ips") or [])  # type: ignore[call-overload]
     try:
+        texts += [*(call.runtime.get("ips") or []), *(call.given.get("ips") or [])]  # type: ignore[misc]
         found = [ipaddress.ip_interface(str(text)).ip for text in texts]
-    except ValueError as problem:
+    except (TypeError, ValueError) as problem:
         raise CniError(BAD_CONFIG, f"requested address: {problem}") from None
     return list(dict.fromkeys(found))
-
-
-def _routes(ipam: Mapping[str, Any]) -> list[Json]:
-    routes = ipam.get("routes") or []
-    try:
-        for route in routes:
-            ipaddress.ip_network(route["dst"], strict=False)
-    except (KeyError, TypeError, ValueError) as problem:
-        raise CniError(BAD_CONFIG, f"ipam.routes: {problem}") from None
-    return [dict(route) for route in routes]
 
 
 def _dns(path: str) -> Json:
@@ -169,13 +158,6 @@ def _dns(path: str) -> Json:
         "domain": next((row[1] for row in rows if len(row) > 1 and row[0] == "domain"), ""),
     }
     return {key: value for key, value in found.items() if value}
-
-
-def _ipam(call: Call) -> Mapping[str, Any]:
-    ipam = call.config.get("ipam")
-    if not isinstance(ipam, dict):
-        raise CniError(BAD_CONFIG, "the configuration has no ipam part")
-    return ipam
 
 
 def _data_dir(ipam: Mapping[str, Any]) -> str:

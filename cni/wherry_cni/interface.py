@@ -26,8 +26,8 @@ from wherry_cni.rtnetlink import Link
 from wherry_cni.skel import Call
 
 __all__ = ["Steps", "Style", "check", "configure", "delete", "dns", "forwarding", "has_ipam", "host_ifname", "leased",
-           "link_name", "opened", "own_ipv6", "pair", "refuse_second", "refuse_taken", "resolved", "told", "undoing",
-           "wished_mac"]
+           "link_name", "opened", "own_ipv6", "pair", "refuse_second", "refuse_taken", "resolved", "told", "told_macs",
+           "undoing", "wished_mac"]
 
 Steps = list[Callable[[], object]]
 _SETTLED, _LOOK = 10.0, 0.05  # seconds: duplicate detection takes one or two
@@ -69,16 +69,20 @@ def undoing() -> Iterator[Steps]:
 
 
 def has_ipam(call: Call) -> bool:
-    """Whether the configuration names an address plugin."""
-    return bool((call.config.get("ipam") or {}).get("type"))
+    """Whether the configuration names an address plugin. For a DEL, one that ADD refused names none."""
+    ipam = call.config.get("ipam") or {}
+    sound = isinstance(ipam, dict) and isinstance(ipam.get("type") or "", str)
+    if not sound and call.verb != "DEL":
+        raise CniError(BAD_CONFIG, "ipam is not an object with a type")
+    return sound and bool(ipam.get("type"))
 
 
 def leased(call: Call, undo: Steps) -> Json:
     """IPAM's result, which has an address; {} without IPAM."""
     if not has_ipam(call):
         return {}
+    undo.append(lambda: delegate(call, "DEL"))  # also when it fails itself (section 4, "Delegated Plugin Execution")
     result = delegate(call, "ADD")
-    undo.append(lambda: delegate(call, "DEL"))
     if not result.get("ips"):
         raise CniError(BAD_CONFIG, f"IPAM plugin {call.config['ipam']['type']} gave no address")
     return result
@@ -224,16 +228,25 @@ def own_ipv6(name: str) -> None:
 # ---- DEL and CHECK
 
 
-def delete(call: Call, *names: str) -> None:
-    """Remove links (the interface, where none is named) in the container's namespace. Absent is success, and so is a
-    namespace that is gone: it took them along."""
-    if not call.netns or not os.path.exists(call.netns):
+def delete(call: Call, mark: str = "") -> None:
+    """Remove the attachment's interface in the container's namespace: it has the MAC of prevResult, or `mark` as its
+    alias or name. Another's of the wanted name stays, for a DEL follows an ADD that was refused because of it.
+    Absent is success, and so is a namespace that is gone."""
+    if not call.netns:
         return
-    try:
-        netlink.in_namespace(call.netns, lambda: [netlink.delete_link(name) for name in names or (call.ifname,)])
-    except CniError as problem:
-        if problem.code != UNKNOWN_CONTAINER:
-            raise
+    macs = told_macs(call)
+    with netlink.if_there(), rtnetlink.wired(call.netns) as wire:
+        for name in filter(None, (call.ifname, mark)):
+            link = rtnetlink.find(wire, name)
+            if link and (link.mac in macs or (mark and mark in (link.alias, link.name))):
+                wire.do(f"removing {name}", rtnetlink.removed(link.number), but=errno.ENODEV)
+
+
+def told_macs(call: Call) -> list[str]:
+    """The MACs that prevResult tells for the container's interface."""
+    links = (call.previous or {}).get("interfaces") or []
+    return [str(link["mac"]).lower() for link in links
+            if link.get("sandbox") and link.get("name") == call.ifname and link.get("mac")]
 
 
 def check(call: Call, kind: str, *, up: bool = True) -> Link:
@@ -289,15 +302,14 @@ def _is_route(way: rtnetlink.Route, told_route: Mapping[str, Any]) -> bool:
 
 def link_name(key: str, name: str) -> str:
     """The name of a link, fit for the kernel and for nft."""
-    if not 0 < len(name) < 16 or any(char in '/:"\\' or not char.isprintable() or char.isspace() for char in name):
+    if not 0 < len(name) < 16 or any(char in '/:"\\*' or not char.isprintable() or char.isspace() for char in name):
         raise CniError(BAD_CONFIG, f'{key}: "{name}" is not a link name')
     return name
 
 
 def wished_mac(call: Call) -> str:
     """The MAC asked for by runtimeConfig.mac, args.cni.mac, CNI_ARGS MAC or the key mac, in this order; "" for none."""
-    given: Any = (call.config.get("args") or {}).get("cni") or {}
-    mac = str(call.runtime.get("mac") or given.get("mac") or call.args.get("MAC") or call.config.get("mac") or "")
+    mac = str(call.runtime.get("mac") or call.given.get("mac") or call.args.get("MAC") or call.config.get("mac") or "")
     parts = mac.split(":")
     good = len(parts) == 6 and all(len(part) == 2 and all(char in "0123456789abcdefABCDEF" for char in part)
                                    for part in parts)
@@ -308,7 +320,10 @@ def wished_mac(call: Call) -> str:
 
 def dns(call: Call, result: Json) -> Json:
     """The network's own settings go before IPAM's."""
-    return dict(call.config.get("dns") or result.get("dns") or {})
+    found = call.config.get("dns") or result.get("dns") or {}
+    if not isinstance(found, dict):
+        raise CniError(BAD_CONFIG, "dns is not an object")
+    return dict(found)
 
 
 def told(found: Link, netns: str = "") -> Json:

@@ -6,7 +6,6 @@ Decides nothing else; refuses any other interface name, since `lo` is the only o
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -35,9 +34,10 @@ def add(call: Call) -> Json:
 
 
 def delete(call: Call) -> None:
-    """Take it down. A namespace that is gone took it along."""
-    if call.netns and os.path.exists(call.netns):
-        netlink.in_namespace(call.netns, lambda: _write(_read() & ~_IFF_UP))
+    """Take it down, unless ADD refused the name. A namespace that is gone took it along."""
+    if call.netns and call.ifname == "lo":
+        with netlink.if_there():
+            netlink.in_namespace(call.netns, lambda: _write(_read() & ~_IFF_UP))
 
 
 def check(call: Call) -> None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from wherry_cni.errors import IO, KERNEL, UNKNOWN_CONTAINER, CniError
 
-__all__ = ["beside", "delete_link", "explained", "in_namespace", "links", "sysctl", "there"]
+__all__ = ["beside", "delete_link", "explained", "if_there", "in_namespace", "links", "sysctl", "there"]
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
@@ -55,6 +55,17 @@ def in_namespace(path: str, work: Callable[[], _T]) -> _T:
     if problems:
         raise problems[0]
     return results[0]
+
+
+@contextmanager
+def if_there() -> Iterator[None]:
+    """For DEL: a namespace that is gone took along what was in it. That its file is there says nothing: the mount may
+    have gone alone, or both a moment ago."""
+    try:
+        yield
+    except CniError as problem:
+        if problem.code != UNKNOWN_CONTAINER:
+            raise
 
 
 @contextmanager

@@ -48,9 +48,14 @@ def add(call: Call) -> Json:
 
 
 def delete(call: Call) -> None:
-    """The bridge's part, then the network's where this was the last attachment. The peers file is not needed."""
-    network = _network(call)
-    bridge.delete(_local(call, network))
+    """The bridge's part, then the network's where this was the last attachment. The peers file is not needed.
+    What ADD refused has neither."""
+    try:
+        network = _network(call)
+        local = _local(call, network)
+    except CniError:
+        return
+    bridge.delete(local)
     _leave(network, bridge.host_ifname(call))
 
 

@@ -49,14 +49,13 @@ def add(call: Call) -> Json:
     mappings = _mappings(call)
     if mappings:
         wanted = _elements(call, mappings, previous)
-        for bridge in {element.key for element in wanted if element.where == "localnet"}:
-            netlink.sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1")
         try:
             nft.add(table_name(call.config), wanted)
         except CniError as problem:
             if problem.code != PORT_TAKEN:
                 raise
             _replace_own(call, wanted)
+        _let_loopback_in(call, wanted)
         _forget(f"{mapping.protocol} . {mapping.host_port}" for mapping in mappings)
     return previous
 
@@ -76,11 +75,21 @@ def delete(call: Call) -> None:
         _forget(found.key for found in gone if found.where in _TRANSLATIONS)
 
 
+def _let_loopback_in(call: Call, wanted: Sequence[nft.Element]) -> None:
+    """Last: from here on only the table keeps a bridge's neighbours away from 127.0.0.0/8."""
+    try:
+        for bridge in (element.key for element in wanted if element.where == "localnet"):
+            netlink.sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1")
+    except CniError:
+        nft.remove(table_name(call.config), _owner(call), _SETS)
+        raise
+
+
 def _told(call: Call) -> list[nft.Element] | None:
     """The container's own elements as ADD made them; None where the runtime does not give all that ADD was given."""
-    if "portMappings" not in call.runtime:
-        return None
     try:
+        if "portMappings" not in call.runtime:
+            return None
         return [element for element in rules(call) if element.owner == _owner(call)]
     except CniError:  # no prevResult before 0.4.0; and a DEL is no place to find fault with a configuration
         return None
@@ -145,6 +154,8 @@ def _mapping(part: Any) -> _Mapping:
         raise CniError(BAD_CONFIG, f"port mapping {part!r}: {problem}") from None
     if made.protocol not in _PROTOCOLS:
         raise CniError(BAD_CONFIG, f"port mapping {part!r}: unknown protocol")
+    if "%" in made.host_ip:
+        raise CniError(BAD_CONFIG, f"port mapping {part!r}: a host address has no zone here")
     if made.host_ip == "::1":
         raise CniError(UNSUPPORTED, "a port cannot be published on ::1", "the kernel has no route_localnet for IPv6")
     if not (0 < made.host_port < 65536 and 0 < made.container_port < 65536):

@@ -90,10 +90,9 @@ def _guard(call: Call) -> None:
     """bridge's MAC spoof check has a table of the family bridge for itself; few ask for it."""
     if call.config["type"] == "bridge" and call.config.get("macspoofchk") is True:
         from wherry_cni import antispoof
-        from wherry_cni.interface import host_ifname
+        from wherry_cni.interface import host_ifname, told_macs
 
-        links = (call.previous or {}).get("interfaces") or []
-        macs = [str(link["mac"]) for link in links if link.get("sandbox") and link.get("name") == call.ifname]
+        macs = told_macs(call)
         if macs:
             antispoof.guard(call, host_ifname(call), macs[0])
 

@@ -18,11 +18,11 @@ from wherry_cni import nlwire
 from wherry_cni.nlwire import CREATE, DUMP, EXCL, Answer, Message, Wire, attributes, nest, put
 
 __all__ = ["DAD_FAILED", "IFF_PROMISC", "IFF_UP", "TENTATIVE", "Address", "Link", "Route", "address", "addresses",
-           "bridge", "child", "default_link", "down", "drop_address", "find", "get", "given", "links", "moved",
-           "renamed", "route", "routes", "told_addresses", "up", "veth", "wired"]
+           "bridge", "child", "default_link", "down", "drop_address", "find", "get", "given", "links", "marked",
+           "moved", "removed", "renamed", "route", "routes", "told_addresses", "up", "veth", "wired"]
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100  # netdevice(7)
-_NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _GETROUTE = 16, 18, 20, 21, 22, 24, 26
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _GETROUTE = 16, 17, 18, 20, 21, 22, 24, 26
 _MAC, _NAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _NET_NS_FD = 1, 3, 4, 5, 10, 18, 20, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER, _VLAN_FILTERING = 1, 7  # VETH_INFO_PEER, IFLA_BR_VLAN_FILTERING
@@ -86,8 +86,8 @@ def links(wire: Wire) -> list[Link]:
     return [_link(body) for body in answer.told]
 
 
-def addresses(wire: Wire, index: int) -> list[str]:
-    """A link's addresses with their prefix lengths."""
+def addresses(wire: Wire, index: int = 0) -> list[str]:
+    """A link's addresses, or all (index 0), with their prefix lengths."""
     return [found.text for found in told_addresses(wire, index)]
 
 
@@ -98,7 +98,7 @@ def told_addresses(wire: Wire, index: int) -> list[Address]:
         _family, prefix, flags, _scope, owner = _IFADDR.unpack_from(body)
         have = dict(attributes(body[_IFADDR.size :]))
         plain = have.get(_LOCAL) or have.get(_ADDRESS)
-        if owner == index and plain:
+        if index in (0, owner) and plain:
             found.append(Address(f"{ipaddress.ip_address(plain)}/{prefix}", _number(have.get(_FLAGS)) or flags))
     return found
 
@@ -179,11 +179,21 @@ def renamed(index: int, name: str) -> Message:
     return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _named(name))
 
 
-def moved(index: int, netns: int, name: str, alias: str = "") -> Message:
-    """Move a link into the namespace of `netns` and name it there, and note an alias upon it. It arrives down, without
-    its addresses. EINVAL where it cannot be moved (a bridge, lo)."""
-    more = put(_ALIAS, os.fsencode(alias)) if alias else b""
-    return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _u32(_NET_NS_FD, netns) + _named(name) + more)
+def marked(index: int, alias: str, name: str = "") -> Message:
+    """Note an alias upon a link, "" for none; where it is `renamed`, too, no caller's end comes between."""
+    body = _IFINFO.pack(0, 0, index, 0, 0) + (_named(name) if name else b"")
+    return Message(_NEWLINK, 0, body + put(_ALIAS, os.fsencode(alias)))
+
+
+def removed(index: int) -> Message:
+    """Remove a link."""
+    return Message(_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+
+
+def moved(index: int, netns: int, name: str) -> Message:
+    """Move a link into the namespace of `netns` and name it there. It arrives down, without its addresses; its alias
+    stays. EINVAL where it cannot be moved (a bridge, lo)."""
+    return Message(_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _u32(_NET_NS_FD, netns) + _named(name))
 
 
 def down(index: int) -> Message:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from wherry_cni import rtnetlink, skel
+from wherry_cni import netlink, rtnetlink, skel
 from wherry_cni.config import integer
 from wherry_cni.errors import BAD_CONFIG, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -92,7 +92,7 @@ def delete(call: Call) -> None:
     """The rules of this interface's addresses; absent is success."""
     if not call.netns or not os.path.exists(call.netns):
         return
-    with _locked(call.netns), rtnetlink.wired(call.netns) as wire:
+    with netlink.if_there(), _locked(call.netns), rtnetlink.wired(call.netns) as wire:
         link = rtnetlink.find(wire, call.ifname)
         there = rtnetlink.addresses(wire, link.number) if link else []
         known = [ipaddress.ip_interface(text).ip for text in there]

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from wherry_cni.errors import BAD_CONFIG, BAD_ENV, INCOMPATIBLE, INTERNAL, UNDECODABLE, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -24,6 +24,7 @@ __all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "removed",
 _MAX_CONFIG = 4 << 20  # bytes of standard input
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _IFNAME = re.compile(r"(?!\.{1,2}$)[^/:\s\0]{1,15}")  # dev_valid_name() of the kernel
+_IFNAMSIZ = 16  # bytes, with the end
 _NEEDS = {  # specification, section 2: variables a verb cannot do without
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"),
@@ -58,6 +59,15 @@ class Call(NamedTuple):
     def previous(self) -> Json | None:
         """The prevResult, in the shape of 1.1.0."""
         return from_previous(self.config)
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """What the conventions put into args.cni."""
+        args = self.config.get("args") or {}
+        given = (args.get("cni") or {}) if isinstance(args, dict) else None
+        if not isinstance(given, dict):
+            raise CniError(BAD_CONFIG, "args, args.cni: not an object")
+        return given
 
     @property
     def runtime(self) -> Mapping[str, object]:
@@ -136,11 +146,23 @@ def _call(verb: str, argv: Sequence[str], env: Mapping[str, str], config: Json) 
     container_id, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
     if container_id and not _ID.fullmatch(container_id):
         raise CniError(BAD_ENV, f'bad CNI_CONTAINERID "{container_id}"')
-    if ifname and not _IFNAME.fullmatch(ifname):
-        raise CniError(BAD_ENV, f'bad CNI_IFNAME "{ifname}"')
-    return Call(verb, container_id, env.get("CNI_NETNS", ""), ifname, _args(env.get("CNI_ARGS", "")),
+    if ifname and not (_IFNAME.fullmatch(ifname) and ifname.isprintable() and len(ifname.encode()) < _IFNAMSIZ):
+        raise CniError(BAD_ENV, f"bad CNI_IFNAME {ifname!r}")
+    netns = env.get("CNI_NETNS", "")
+    if netns and _is_here(netns):
+        if verb != "DEL":
+            raise CniError(BAD_ENV, f"CNI_NETNS {netns} is the plugin's own network namespace")
+        netns = ""  # a /proc/PID/ns/net whose process is another by now: the host's links are not the container's
+    return Call(verb, container_id, netns, ifname, _args(env.get("CNI_ARGS", "")),
                 tuple(part for part in env.get("CNI_PATH", "").split(os.pathsep) if part), config, env,
                 argv[0] if argv else "")
+
+
+def _is_here(netns: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(netns), os.stat("/proc/thread-self/ns/net"))
+    except OSError:
+        return False
 
 
 def _args(text: str) -> dict[str, str]:

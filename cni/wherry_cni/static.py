@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from wherry_cni import skel
-from wherry_cni.config import text
+from wherry_cni.config import ipam_part, routes
 from wherry_cni.errors import BAD_CONFIG, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import Json
@@ -23,8 +23,8 @@ __all__ = ["VERBS", "add", "check", "delete", "entry", "main", "status"]
 
 def add(call: Call) -> Json:
     """What is configured, as a result."""
-    ipam = _ipam(call)
-    return {"ips": _ips(call, ipam), "routes": _routes(ipam), "dns": dict(ipam.get("dns") or {})}
+    ipam = ipam_part(call.config)
+    return {"ips": _ips(call, ipam), "routes": routes(ipam), "dns": _dns(ipam)}
 
 
 def delete(_call: Call) -> None:
@@ -37,7 +37,7 @@ def check(call: Call) -> None:
     if previous is None:
         raise CniError(BAD_CONFIG, "CHECK without prevResult")
     told = {ipaddress.ip_interface(part["address"]): part.get("gateway") for part in previous["ips"]}
-    for part in _ips(call, _ipam(call)):
+    for part in _ips(call, ipam_part(call.config)):
         address = ipaddress.ip_interface(part["address"])
         if address not in told:
             raise CniError(IO_ERROR, f"static: {address} is configured, and prevResult has not got it")
@@ -47,20 +47,32 @@ def check(call: Call) -> None:
 
 def status(call: Call) -> None:
     """The configuration can be read; addresses may come with the ADD."""
-    ipam = _ipam(call)
+    ipam = ipam_part(call.config)
     _ips(call, ipam)
-    _routes(ipam)
+    routes(ipam)
 
 
 def _ips(call: Call, ipam: Mapping[str, Any]) -> list[Json]:
-    in_args: Any = (call.config.get("args") or {}).get("cni") or {}
-    asked: Any = call.runtime.get("ips") or in_args.get("ips")
+    asked: Any = call.runtime.get("ips") or call.given.get("ips")
     if asked:
-        return [_ip({"address": address}) for address in asked]
-    configured = [_ip(part) for part in ipam.get("addresses") or []]
+        return [_ip({"address": address}) for address in _list(asked)]
+    configured = [_ip(part) for part in _list(ipam.get("addresses") or [])]
     found = configured + [_ip({"address": address}) for address in _listed(call, "IP")]
     for gateway in _listed(call, "GATEWAY"):
         _give_gateway(found, gateway)
+    return found
+
+
+def _list(given: Any) -> Sequence[Any]:
+    if not isinstance(given, list):
+        raise CniError(BAD_CONFIG, f"addresses: a list, not {given!r}")
+    return given
+
+
+def _dns(ipam: Mapping[str, Any]) -> Json:
+    found = ipam.get("dns") or {}
+    if not isinstance(found, dict):
+        raise CniError(BAD_CONFIG, "ipam.dns is not an object")
     return found
 
 
@@ -90,24 +102,6 @@ def _ip(part: Any) -> Json:
     except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise CniError(BAD_CONFIG, f"ipam.addresses: {problem}") from None
     return made
-
-
-def _routes(ipam: Mapping[str, Any]) -> list[Json]:
-    routes = ipam.get("routes") or []
-    try:
-        for route in routes:
-            ipaddress.ip_network(route["dst"], strict=False)
-    except (KeyError, TypeError, ValueError) as problem:
-        raise CniError(BAD_CONFIG, f"ipam.routes: {problem}") from None
-    return [dict(route) for route in routes]
-
-
-def _ipam(call: Call) -> Mapping[str, Any]:
-    ipam = call.config.get("ipam")
-    if not isinstance(ipam, dict):
-        raise CniError(BAD_CONFIG, "the configuration has no ipam part")
-    text(ipam, "type")
-    return ipam
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "STATUS": status}

@@ -21,7 +21,7 @@ from wherry_cni.config import boolean, integer, text
 from wherry_cni.errors import BAD_CONFIG, CniError
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.linkattrs import ALLMULTI, PROMISC, Attrs
-from wherry_cni.nlwire import Message
+from wherry_cni.nlwire import Message, Wire
 from wherry_cni.results import Json
 from wherry_cni.skel import Call
 
@@ -58,20 +58,35 @@ def add(call: Call) -> Json:
     wish, previous = _wish(call), call.previous
     if previous is None:
         raise CniError(BAD_CONFIG, "tuning must be called as a chained plugin: no prevResult")
-    former = netlink.in_namespace(call.netns, lambda: _write(wish.sysctls))
-    try:
-        _change_link(call, wish, former)
-    except BaseException:
-        netlink.in_namespace(call.netns, lambda: _write(former))
-        raise
+    former = netlink.in_namespace(call.netns, lambda: {name: _sysctl(name) for name in wish.sysctls})
+    with rtnetlink.wired(call.netns) as wire:
+        found = _link(wire, call) if wish.touches_link else None
+        kept = bool(former or found) and _keep(call, found, former)
+        try:
+            netlink.in_namespace(call.netns, lambda: _write(wish.sysctls))
+            if found:
+                wire.do(f"changing {call.ifname}", _towards(found.number, _as_wished(found, wish), found))
+        except BaseException:
+            if found:
+                wire.ask(_towards(found.number, found))
+            netlink.in_namespace(call.netns, lambda: _write_what_is_left(former))
+            if kept:
+                os.unlink(_backup(call))
+            raise
     return {**previous, "interfaces": [_tuned(call, wish, part) for part in previous.get("interfaces") or []]}
 
 
 def delete(call: Call) -> None:
-    """Give the namespace and the interface what they had, where they are still there; absent is success."""
-    path = _backup(call)
+    """Give the namespace and the interface what they had, where they are still there; absent is success. What another
+    network's attachment of the same name had is not ours, for a DEL follows an ADD that was refused because of it."""
+    try:
+        path = _backup(call)
+    except CniError:
+        return  # ADD refused it
     with suppress(FileNotFoundError, NotADirectoryError):
         kept = _read_backup(path)
+        if kept and kept["network"] != call.network:
+            return
         if kept and call.netns and os.path.exists(call.netns) and os.stat(call.netns).st_ino == kept["space"]:
             _restore(call, kept)
         os.unlink(path)
@@ -87,9 +102,7 @@ def check(call: Call) -> None:
     if not wish.touches_link:
         return
     with rtnetlink.wired(call.netns) as wire:
-        found = linkattrs.read(wire, call.ifname)
-    if found is None:
-        raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
+        found = _link(wire, call)
     wanted_now = _as_wished(found, wish)
     for key, is_now, should in zip(Attrs._fields, found, wanted_now, strict=True):
         if is_now != should:
@@ -115,23 +128,11 @@ def status(call: Call) -> None:
 # ---- the link
 
 
-def _change_link(call: Call, wish: _Wish, former: Mapping[str, str]) -> None:
-    """Keep what it is, then change it; a kernel that refuses has changed nothing that is not taken back."""
-    if not wish.touches_link:
-        if former:
-            _keep(call, None, former)
-        return
-    with rtnetlink.wired(call.netns) as wire:
-        found = linkattrs.read(wire, call.ifname)
-        if found is None:
-            raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
-        _keep(call, found, former)
-        try:
-            wire.do(f"changing {call.ifname}", _towards(found.number, _as_wished(found, wish), found))
-        except BaseException:
-            wire.ask(_towards(found.number, found))
-            os.unlink(_backup(call))
-            raise
+def _link(wire: Wire, call: Call) -> Attrs:
+    found = linkattrs.read(wire, call.ifname)
+    if found is None:
+        raise CniError(IO_ERROR, f"the container has no interface {call.ifname}")
+    return found
 
 
 def _as_wished(found: Attrs, wish: _Wish) -> Attrs:
@@ -159,18 +160,19 @@ def _tuned(call: Call, wish: _Wish, part: Json) -> Json:
 # ---- what was before
 
 
-def _keep(call: Call, found: Attrs | None, former: Mapping[str, str]) -> None:
-    """Once: what a killed ADD left tells of the time before it."""
-    path = _backup(call)
-    if os.path.exists(path):
-        return
+def _keep(call: Call, found: Attrs | None, former: Mapping[str, str]) -> bool:
+    """Before anything is changed, and once: False for what a killed ADD left, which tells of the time before it."""
+    path, space = _backup(call), os.stat(call.netns).st_ino
+    if os.path.exists(path) and _read_backup(path).get("space") == space:
+        return False
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     kept = {"network": call.network, "containerId": call.container_id, "ifname": call.ifname,
-            "space": os.stat(call.netns).st_ino, "sysctl": former, "link": found}
+            "space": space, "sysctl": former, "link": found}
     temporary = f"{path}.{os.getpid()}"
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
         json.dump(kept, stream)
     os.replace(temporary, path)
+    return True
 
 
 def _restore(call: Call, kept: Json) -> None:
@@ -194,7 +196,7 @@ def _read_backup(path: str) -> Json:
 
 
 def _backup(call: Call) -> str:
-    return os.path.join(_directory(call), f"{call.container_id}_{call.ifname}.json")
+    return os.path.join(_directory(call), f"{call.container_id}:{call.ifname}.json")
 
 
 def _directory(call: Call) -> str:
@@ -204,19 +206,10 @@ def _directory(call: Call) -> str:
 # ---- sysctls
 
 
-def _write(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Set them in the namespace that the thread stands in; the former values. What fails is undone."""
-    former: dict[str, str] = {}
-    try:
-        for name, value in wanted.items():
-            before = _sysctl(name)
-            netlink.sysctl(_path(name), value)
-            former[name] = before
-    except BaseException:
-        for name, value in former.items():
-            netlink.sysctl(_path(name), value)
-        raise
-    return former
+def _write(wanted: Mapping[str, str]) -> None:
+    """Set them in the namespace that the thread stands in."""
+    for name, value in wanted.items():
+        netlink.sysctl(_path(name), value)
 
 
 def _write_what_is_left(former: Mapping[str, str]) -> None:
@@ -272,9 +265,12 @@ def _allowed() -> list[re.Pattern[str]] | None:
 
 
 def _wish(call: Call) -> _Wish:
-    given: Any = (call.config.get("args") or {}).get("cni") or {}
+    given = call.given
     config = {**call.config, **{key: value for key, value in given.items() if value is not None}}
-    sysctls = {**(call.config.get("sysctl") or {}), **(given.get("sysctl") or {})}
+    try:
+        sysctls = {**(call.config.get("sysctl") or {}), **(given.get("sysctl") or {})}
+    except TypeError:
+        raise CniError(BAD_CONFIG, "sysctl is not an object") from None
     mac = str(given.get("mac") or call.runtime.get("mac") or call.args.get("MAC") or text(config, "mac")).lower()
     if mac and (not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1):
         raise CniError(BAD_CONFIG, f'mac: "{mac}" is not a unicast MAC address')

@@ -81,7 +81,7 @@ def _add(kind: Kind, call: Call) -> Json:
 
 def _delete(call: Call) -> None:
     """Link, then address, so that nobody gets it before; absent is success, and so is what ADD refused."""
-    interface.delete(call, call.ifname, _first_name(call))
+    interface.delete(call, _first_name(call))
     if interface.has_ipam(call):
         delegate(call, "DEL")
 
@@ -157,14 +157,14 @@ def _make(wire: Wire, call: Call, wish: _Wish, master: Link, undo: Steps) -> Non
         raise CniError(UNSUPPORTED, f"this kernel has no {kind}", f"load the module {kind}")
     if made.code:
         raise netlink.explained(f"making a {kind} upon {master.name}", made.code)
-    undo.append(lambda: interface.delete(call, call.ifname, first))
+    undo.append(lambda: interface.delete(call, first))
     with rtnetlink.wired(call.netns) as inside:
         link = rtnetlink.find(inside, first)
-        inside.do(f"naming {call.ifname}", rtnetlink.renamed(link.number if link else 0, call.ifname))
+        inside.do(f"naming {call.ifname}", rtnetlink.marked(link.number if link else 0, first, call.ifname))
 
 
 def _first_name(call: Call) -> str:
-    """What the link is called before it has its name: DEL looks for that, too."""
+    """What the link is called before it has its name, and its alias from then on: DEL knows it by that."""
     return "mk" + hashlib.sha256(f"{call.network}\0{call.container_id}\0{call.ifname}".encode()).hexdigest()[:12]
 
 

@@ -200,6 +200,73 @@ def test_del_without_a_namespace(host: NetHost, own: Plugins, config: Callable[.
     assert leases(tmp_path) == []
 
 
+@pytest.mark.parametrize(("first", "second"), [
+    ("bridge", "ptp"), ("bridge", "macvlan"), ("ptp", "bridge"), ("macvlan", "host-device"),
+    ("host-device", "host-device"), ("macvlan", "macvlan"),
+])
+def test_a_refused_add_and_its_del_leave_another_networks_interface(
+        host: NetHost, own: Plugins, config: Callable[..., Json], first: str, second: str) -> None:
+    """A runtime calls DEL after an ADD that failed (section 3, "Adding an attachment"), here for the name is taken."""
+    host.run("h", "ip", "link", "add", "dev1", "type", "veth", "peer", "name", "dev1p")
+    wanted, other, space = config(first), config(second, side="other"), host.space("c")
+    if second == "host-device":
+        other["device"] = "dev1"
+    result = own.ok("ADD", wanted, netns=space)
+    own.name = "another"
+    assert "already" in own.refused("ADD", other, netns=space)["msg"]
+    own.ok("DEL", other, netns=space)
+    own.name = "links"
+    own.ok("CHECK", wanted, netns=space, previous=result)
+    own.ok("DEL", wanted, netns=space)
+    assert "eth0" not in host.run(space, "ip", "link").stdout
+
+
+@pytest.mark.parametrize("name", ["bridge", "ptp", "macvlan", "host-device", "loopback", "sbr", "tuning", "bandwidth"])
+def test_del_when_the_file_outlives_the_namespace(own: Plugins, config: Callable[..., Json], tmp_path: Path,
+                                                  name: str) -> None:
+    """What `umount /run/netns/NAME` and a reboot leave."""
+    (tmp_path / "gone").touch()
+    own.ok("DEL", config(name) if name in WORKING else {"type": name}, netns=str(tmp_path / "gone"),
+           CNI_IFNAME="lo" if name == "loopback" else "eth0")
+
+
+def test_del_touches_nothing_of_the_host(host: NetHost, own: Plugins, config: Callable[..., Json]) -> None:
+    """CNI_NETNS is that of a process that ended, and its number is one of the host's by now."""
+    host.run("h", "ip", "link", "add", "eth0", "type", "bridge")
+    for name in ("bridge", "macvlan", "ptp", "host-device"):
+        own.ok("DEL", config(name), netns="/proc/self/ns/net")
+    own.ok("DEL", {"type": "loopback"}, netns="/proc/self/ns/net", CNI_IFNAME="lo")
+    assert "eth0" in host.links()
+    assert "UP" in host.run("h", "ip", "link", "show", "lo").stdout
+
+
+@pytest.mark.parametrize(("name", "more"), [
+    ("bridge", {"ipam": 5}), ("bridge", {"ipam": {"type": 5}}), ("bridge", {"dns": 5}), ("bridge", {"args": 5}),
+    ("bridge", {"args": {"cni": [1]}}), ("bridge", {"bridge": "br*"}), ("ptp", {"ipam": "x"}),
+    ("macvlan", {"ipam": [1]}), ("host-device", {"ipam": 5}), ("bridge", {"ipam": local([5])}),  # type: ignore[list-item]
+    ("bridge", {"ipam": local(FOUR, routes=[{"dst": 5}])}), ("bridge", {"ipam": local(FOUR, routes=[5])}),  # type: ignore[list-item]
+    ("bridge", {"ipam": local(FOUR, routes=[{"dst": "10.0.0.0/8", "gw": "x"}])}),
+    ("bridge", {"ipam": {"type": "static", "addresses": 5}}), ("bridge", {"ipam": {"type": "static", "dns": 5}}),
+])
+def test_del_succeeds_after_an_add_that_refused_the_configuration(
+        host: NetHost, own: Plugins, config: Callable[..., Json], name: str, more: Json) -> None:
+    wanted, space = config(name), host.space("c")
+    wanted |= more
+    assert own.refused("ADD", wanted, netns=space)["code"] == 7
+    for _ in range(2):
+        own.ok("DEL", wanted, netns=space)
+
+
+def test_an_ipam_plugin_that_fails_gets_its_del(host: NetHost, own: Plugins, config: Callable[..., Json],
+                                                tmp_path: Path) -> None:
+    """Section 4, "Delegated Plugin Execution": "If, on ADD, a delegated plugin fails, the "upper" plugin should execute
+    again with DEL before returning failure.\""""
+    (tmp_path / "bin" / "rubbish").write_text(f'#!/bin/sh\necho "$CNI_COMMAND" >> {tmp_path}/verbs\necho rubbish\n')
+    (tmp_path / "bin" / "rubbish").chmod(0o755)
+    own.refused("ADD", config("bridge", ipam={"type": "rubbish"}), netns=host.space("c"))
+    assert (tmp_path / "verbs").read_text().split() == ["ADD", "DEL"]
+
+
 @pytest.mark.parametrize("name", ["bridge", "ptp", "macvlan", "host-device"])
 def test_gc_ends_the_leases_of_others(host: NetHost, own: Plugins, config: Callable[..., Json], tmp_path: Path,
                                       name: str) -> None:
@@ -212,7 +279,7 @@ def test_gc_ends_the_leases_of_others(host: NetHost, own: Plugins, config: Calla
     assert leases(tmp_path) == ["10.61.0.2"]
     own.ok("GC", {**wanted, "cni.dev/valid-attachments": []})
     assert leases(tmp_path) == []
-    assert own.refused("GC", wanted)["code"] == 7
+    own.ok("GC", wanted)  # a caller that lists nobody says nothing
     for container in ("one", "two"):
         own.ok("DEL", wanted, container, f"/run/netns/{host.name}{container}")
 
@@ -411,6 +478,37 @@ def test_a_device_goes_and_comes_back(host: NetHost, own: Plugins, config: Calla
         own.ok("DEL", way, netns=space)
         host.run("h", "ip", "link", "del", "eth0")
         assert "dev0" in host.links()
+
+
+def test_a_device_that_is_of_no_use_goes_back_alone(host: NetHost, own: Plugins, config: Callable[..., Json]) -> None:
+    """The container has a link of the device's name, which is not the device."""
+    space, wanted = host.space("c"), config("host-device", ipam={**NEAR, "routes": [{"dst": "10.9.0.0/16",
+                                                                                    "gw": "172.31.9.9"}]})
+    host.run(space, "ip", "link", "add", "dev0", "type", "bridge")
+    host.run("h", "ip", "link", "set", "dev0", "up", "alias", "to the lab")
+    before = host.run("h", "ip", "link", "show", "dev0").stdout.split("link/")[1], picture(host, space)
+    assert own.refused("ADD", wanted, netns=space)["code"] == 100
+    assert (host.run("h", "ip", "link", "show", "dev0").stdout.split("link/")[1], picture(host, space)) == before
+
+
+@pytest.mark.parametrize("alias", ["a/b", "..", "x" * 20, "up9"])
+def test_a_container_does_not_choose_its_devices_name_on_the_host(host: NetHost, own: Plugins,
+                                                                  config: Callable[..., Json], alias: str) -> None:
+    space, wanted = host.space("c"), config("host-device")
+    result = own.ok("ADD", wanted, netns=space)
+    host.run(space, "ip", "link", "set", "eth0", "alias", alias)
+    own.ok("DEL", wanted, netns=space, previous=result)
+    assert "dev0" in host.links()
+
+
+def test_a_link_with_an_administrators_alias_is_not_renamed(host: NetHost, own: Plugins,
+                                                            config: Callable[..., Json]) -> None:
+    """A DEL without an ADD, for the device that the host itself uses under the name of the container's interface."""
+    mac = json.loads(host.run("h", "ip", "-j", "link", "show", "dev0").stdout)[0]["address"]
+    for step in ("name eth0", "alias uplink", "up"):
+        host.run("h", "ip", "link", "set", "dev0" if step == "name eth0" else "eth0", *step.split())
+    own.ok("DEL", config("host-device", device="", hwaddr=mac))
+    assert "eth0" in host.links()
 
 
 def test_a_device_that_fell_back_to_the_host_gets_its_name_again(host: NetHost, own: Plugins,

@@ -24,6 +24,8 @@ from helpers.cnichain import REFERENCE, Chain, Refused
 from helpers.nethost import HOST, HOST6, OUTSIDE, NetHost
 from helpers.tools import run
 from wherry.net import launchers
+from wherry_cni import nft, tuning
+from wherry_cni.errors import CniError
 
 pytestmark = pytest.mark.root
 Json = dict[str, Any]
@@ -219,7 +221,8 @@ def test_status_and_version(house: House, kind: str) -> None:
     ("tuning", {"mac": "01:00:00:00:00:01"}, 7), ("tuning", {"mac": "hello"}, 7), ("tuning", {"mtu": 1}, 7),
     ("tuning", {"sysctl": {"kernel.hostname": "x"}}, 7), ("tuning", {"sysctl": {"net/../kernel/hostname": "x"}}, 7),
     ("tuning", {"sysctl": {"net.ipv4.conf.nowhere.forwarding": "1"}}, 5), ("tuning", {"promisc": "on"}, 7),
-    ("tuning", {"sysctl": {"net.core.somaxconn": [1]}}, 7), ("tuning", {"txQLen": -1}, 7),
+    ("tuning", {"sysctl": {"net.core.somaxconn": [1]}}, 7), ("tuning", {"txQLen": -1}, 7), ("tuning", {"sysctl": 5}, 7),
+    ("tuning", {"dataDir": 5, "mtu": 1400}, 7), ("tuning", {"args": {"cni": "x"}}, 7),
 ])  # fmt: skip
 def test_bad_input_is_an_error_object_and_leaves_nothing(house: House, kind: str, config: Json, code: int) -> None:
     bridge, bad = house.bridge(), meta(kind, dataDir=str(house.path / "tuning"), **{**config})
@@ -279,6 +282,42 @@ def test_udp_goes_to_who_has_the_port_now(house: House) -> None:
     chain.call("ADD", chain.plugins[1], "two", second, given={"portMappings": port}, previous=now)
     assert udp_answer(host, "o", HOST, 5300) == "second"
     assert udp_answer(host, "o", HOST6, 5300) == "second"
+
+
+def test_udp_that_goes_by_is_not_forgotten(house: House) -> None:
+    """A neighbour's flow to another machine's port of the same number, which the host masquerades."""
+    chain = house.chain(house.bridge(), meta("portmap"))
+    peer, _ = house.add(chain, "peer")
+    says = "import socket; s = socket.socket(2, 2); s.bind(('', 4444)); s.sendto(b'x', ('%s', 5301))"
+    house.host.run(peer, sys.executable, "-c", says % OUTSIDE)
+    house.host.run("o", sys.executable, "-c", says % HOST)
+    before = flows(5301)
+    assert len(before) == 2
+    house.add(chain, "one", portMappings=ports(5301, protocol="udp"))
+    assert flows(5301) == [flow for flow in before if f"dst={OUTSIDE}" in flow]
+
+
+def flows(port: int) -> list[str]:
+    lines = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
+    return [" ".join(line.split()[5:9]) for line in lines if f"dport={port} " in line]
+
+
+def test_loopback_is_open_only_behind_its_guard(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2020-8558: an ADD that the table refuses, or that ends before, leaves no bridge with route_localnet."""
+    chain = house.chain(house.bridge(), meta("portmap"))
+    space, result = house.add(chain, "one")
+    switch = Path(f"/proc/sys/net/ipv4/conf/{chain.plugins[0]['bridge']}/route_localnet")
+
+    def full(table: str, wanted: object) -> None:
+        raise CniError(101, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nft, "add", full)
+        with pytest.raises(Refused, match="no room"):
+            chain.call("ADD", chain.plugins[1], "one", space, given={"portMappings": ports(80)}, previous=result)
+    assert house.host.run("h", "cat", switch).stdout == "0\n"
+    chain.call("ADD", chain.plugins[1], "one", space, given={"portMappings": ports(80)}, previous=result)
+    assert house.host.run("h", "cat", switch).stdout == "1\n"
 
 
 def house_result(host: NetHost, space: str) -> Json:
@@ -833,6 +872,24 @@ def test_attributes_are_set_told_and_given_back(house: House) -> None:
     assert not list((house.path / "tuning").iterdir())
 
 
+def test_what_was_before_is_kept_first_and_for_its_network_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed ADD has changed nothing that DEL does not know; a DEL of another network, whose ADD was refused the
+    interface's name, gives back nothing."""
+    tune = meta("tuning", sysctl={"net.core.somaxconn": "333"}, dataDir=str(house.path / "tuning"))
+    chain, other = house.chain(house.bridge()), house.chain(tune, name="other")
+    space, result = house.add(chain, "one")
+    before, kept = house.host.run(space, "sysctl", "-n", "net.core.somaxconn").stdout, []
+    write = tuning._write
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_write", lambda wanted: (kept.extend(os.listdir(house.path / "tuning")), write(wanted)))
+        chain.call("ADD", tune, "one", space, previous=result)
+    assert kept == ["one:eth0.json"]
+    other.delete("one", space)
+    assert house.host.run(space, "sysctl", "-n", "net.core.somaxconn").stdout == "333\n"
+    chain.call("DEL", tune, "one", space)
+    assert house.host.run(space, "sysctl", "-n", "net.core.somaxconn").stdout == before
+
+
 @pytest.mark.parametrize("change", ["ip link set eth0 mtu 1300", "ip link set eth0 promisc off",
                                     "ip link set eth0 allmulticast off", "ip link set eth0 txqlen 5",
                                     "sysctl -qw net.core.somaxconn=1", "ip link set eth0 address 02:00:00:00:00:09"])
@@ -917,7 +974,7 @@ def test_gc_of_what_is_kept(house: House) -> None:
     (data / "theirs.json").write_text('{"mac": ""}')
     (data / "half.json").write_text("{")
     chain.collect(("two", "eth0"))
-    assert {path.name for path in data.iterdir()} == {"two_eth0.json", "three_eth0.json", "theirs.json", "half.json"}
+    assert {path.name for path in data.iterdir()} == {"two:eth0.json", "three:eth0.json", "theirs.json", "half.json"}
 
 
 @needs_reference

@@ -89,6 +89,9 @@ def test_a_previous_result_survives_a_round_trip(version: str) -> None:
     ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_CONTAINERID": "../x"}, 4),
     ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": "sixteen-letters0"}, 4),
     ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": ".."}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": "é" * 8}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_IFNAME": "eth\x01"}, 4),
+    ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_NETNS": "/proc/thread-self/ns/net"}, 4),
     ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_NETNS": ""}, 4),
     ({"cniVersion": "1.0.0", "name": "n"}, {"CNI_ARGS": "nonsense"}, 4),
     ({"cniVersion": "1.0.0", "name": "../n"}, {}, 7),
@@ -144,6 +147,31 @@ def test_owner_names_fit_into_a_comment_and_stay_distinct() -> None:
     assert max(map(len, names)) <= 127
     assert all(name.endswith(nft.owner_of_network("m" * 128)) for name in
                [nft.owner("m" * 128, "c", "e")])
+
+
+@pytest.mark.parametrize("config", [
+    {}, {"peersFile": "peers.json"}, {"mode": "ipip"}, {"vni": "x"}, {"ipam": 5}, {"isDefaultGateway": 5},
+    {"nftTable": "a b"}, {"address": "nowhere"},
+])
+def test_del_of_an_overlay_after_an_add_that_refused_it(config: dict[str, Any]) -> None:
+    told = {"cniVersion": "1.0.0", "name": "n", **({"peersFile": "/none", **config} if config else {})}
+    assert serve(told, {"CNI_COMMAND": "ADD"}, overlay.VERBS)[1]["code"] == 7
+    assert serve(told, {"CNI_COMMAND": "DEL"}, overlay.VERBS) == (0, None)
+
+
+def test_a_del_for_the_plugins_own_namespace_is_one_without_a_namespace() -> None:
+    """/proc/PID/ns/net of a container whose process is one of the host's by now: nothing there is ours."""
+    seen: list[str] = []
+    code, _ = serve({"cniVersion": "1.0.0", "name": "n"}, {"CNI_COMMAND": "DEL", "CNI_NETNS": "/proc/self/ns/net"},
+                    {"DEL": lambda call: seen.append(call.netns)})
+    assert (code, seen) == (0, [""])
+
+
+def test_the_devices_of_many_attachments_have_names_of_their_own() -> None:
+    call = skel.Call("ADD", "", "/n", "eth0", {}, (), {"name": "net"}, {}, "")
+    names = {bandwidth.ifb_name(call._replace(container_id=f"c{number}")) for number in range(20_000)}
+    assert len(names) == 20_000
+    assert max(map(len, names)) == 15
 
 
 def test_capabilities_may_be_written_as_containerd_does() -> None:

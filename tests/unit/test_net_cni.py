@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,9 @@ from typing import Any
 import pytest
 
 from wherry.errors import Kind, WherryError
+from wherry.kernel import files
 from wherry.model import Place
+from wherry.net import cni
 from wherry.net.cni import Cni
 
 RESULT = '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'
@@ -204,6 +210,27 @@ def test_what_a_kill_left_beside_the_records_goes(bench: Bench) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         bench.cni.tidy()
     assert sorted(path.name for path in results.iterdir()) == sorted([*kept, "net,c3,eth0.lock"])
+
+
+def test_a_lock_whose_name_went_while_we_waited_guards_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attachment goes, and one of the same name comes, between our open(2) and our flock(2)."""
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one"), "c1", "/none")
+    with bench.cni.at_rest("net") as (records, busy):
+        assert ([record["containerId"] for record in records], busy) == (["c1"], False)
+
+    @contextlib.contextmanager
+    def late(path: str, timeout: float) -> Iterator[int]:
+        with files.flock(path, timeout) as fd:
+            os.replace(f"{path}.next", path)
+            yield fd
+
+    lock = bench.path / "state" / "cni" / "results" / "net,c1,eth0.lock"
+    lock.with_name("net,c1,eth0.lock.next").touch()
+    monkeypatch.setattr(cni, "files", types.SimpleNamespace(flock=late))
+    with bench.cni.at_rest("net") as (records, busy):
+        assert (records, busy) == ([], True)
+    assert lock.exists()
 
 
 # ---- versions ----

@@ -208,8 +208,10 @@ class Cni:
                 if known.network == network:
                     try:
                         path = self._lock_path(network, known.container_id, known.ifname)
-                        held.enter_context(files.flock(path, 0))
+                        still = os.fstat(held.enter_context(files.flock(path, 0))).st_nlink
                     except WherryError:
+                        still = 0
+                    if not still:  # as in `_locked`: its name may be another attachment's by now
                         busy = True
                         continue
                     now = self.recall(network, known.container_id, known.ifname)
@@ -226,7 +228,9 @@ class Cni:
             path = os.path.join(self._results, stem)
             if os.path.exists(f"{path}.json") and f"{stem}.json.new" not in names:
                 continue
-            with contextlib.suppress(WherryError), files.flock(f"{path}.lock", 0):
+            with contextlib.suppress(WherryError), files.flock(f"{path}.lock", 0) as fd:
+                if not os.fstat(fd).st_nlink:
+                    continue
                 for ending in ("json.new", *(() if os.path.exists(f"{path}.json") else ("lock",))):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(f"{path}.{ending}")
