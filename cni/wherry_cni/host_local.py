@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from wherry_cni import skel
@@ -54,17 +55,26 @@ def delete(call: Call) -> None:
     if not os.path.isdir(os.path.join(directory, call.network)):
         return
     with opened(directory, call.network) as store:
-        store.drop(address for address, owner, ifname in store.leases()
-                   if owner == call.container_id and ifname in (call.ifname, ""))
+        told = _told(call)
+        mine = store.held(call.container_id, call.ifname, told) if told else []
+        if not told or len(mine) < len(told):  # an ADD that was killed, or addresses of another plugin's
+            mine = store.held(call.container_id, call.ifname)
+        store.drop(mine)
+
+
+def _told(call: Call) -> list[str]:
+    """The addresses of prevResult; none where that is no result, for a DEL succeeds."""
+    with suppress(CniError, AttributeError, KeyError, TypeError):
+        return [str(part["address"]).partition("/")[0] for part in (call.previous or {}).get("ips", [])]
+    return []
 
 
 def check(call: Call) -> None:
     """The interface still has a lease."""
     with opened(_data_dir(ipam_part(call.config)), call.network) as store:
-        held = {address for address, owner, ifname in store.leases()
-                if owner == call.container_id and ifname in (call.ifname, "")}
-    told = {part["address"].partition("/")[0] for part in (call.previous or {}).get("ips", [])}
-    if not held or (told and not held & told):
+        held = store.held(call.container_id, call.ifname)
+    told = _told(call)
+    if not held or (told and not {*held} & {*told}):
         raise CniError(IO_ERROR, f"host-local: no address of {call.container_id} is leased")
 
 
@@ -108,9 +118,9 @@ def _next(store: Store, call: Call, index: int, group: Sequence[Range], taken: l
 
 def _refuse_second(store: Store, call: Call) -> None:
     """A repeated ADD is an error of the runtime (section 2, ADD); the lease it made stays with the first."""
-    for address, owner, ifname in store.leases():
-        if owner == call.container_id and ifname == call.ifname:
-            raise CniError(BAD_CONFIG, f"{address} has been allocated to {owner}, duplicate allocation is not allowed")
+    for address in store.held(call.container_id, call.ifname):
+        raise CniError(BAD_CONFIG, f"{address} has been allocated to {call.container_id}, duplicate allocation is not "
+                                   "allowed")
 
 
 def _with_asked_ranges(call: Call, ipam: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 Decides how libnftables(3) is called, and when its sockets are closed. Refuses to know what the text says. The library
 is the package nftables's own (soname 1); one call takes half a millisecond where the program takes two and a fork.
 
-The kernel lets whoever took something out wait for an RCU grace period (some 10 ms), but only where the socket is
-closed. So such a socket stays open until others have followed, or the process ends, as a rule after its answer.
+Where somebody took something out, the kernel lets who closes a socket wait for an RCU grace period (some 10 ms). So
+sockets stay open until others have followed, or the process ends, as a rule after its answer.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
             out, err = (read(context).decode("utf-8", "replace")
                         for read in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer))
         finally:
-            _close(library, context, later="delete " in text)
+            _close(library, context)
     return code, out, err.strip()
 
 
-def _close(library: ctypes.CDLL, context: int, *, later: bool) -> None:
-    if later:
+def _close(library: ctypes.CDLL, context: int) -> None:
+    if os.path.samefile("/proc/thread-self/ns/net", "/proc/self/ns/net"):  # else an open one would keep a namespace
         _open.append(context)
         context = _open.pop(0) if len(_open) > _OPEN else 0
     if context:

@@ -43,18 +43,27 @@ class Store:
     def last(self, index: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         """The latest address of a range set; None where none is known."""
         with suppress(OSError, ValueError):
-            return ipaddress.ip_address(self._read(f"last_reserved_ip.{index}").strip())
+            return ipaddress.ip_address(self._bytes(f"last_reserved_ip.{index}").decode("ascii").strip())
         return None
 
     def leases(self) -> list[tuple[str, str, str]]:
         """All (address, container id, ifname). The ifname is "" in leases of very old plugins."""
-        found = []
+        found: list[tuple[str, str, str]] = []
         for name in os.listdir(self._directory):
-            address = name.replace("_", ":")
             with suppress(OSError, ValueError):
-                ipaddress.ip_address(address)
-                container_id, _, ifname = self._read(name).strip().partition(_LINE)
-                found.append((address, container_id.strip(), ifname.strip()))
+                found.append(self._lease(name, self._bytes(name)))
+        return found
+
+    def held(self, container_id: str, ifname: str, among: Iterable[str] = ()) -> list[str]:
+        """The addresses that an interface has, of those `among`, or of all. Of another's lease only the beginning is
+        looked at: there may be thousands."""
+        owner, found = container_id.encode(), []
+        for name in among or os.listdir(self._directory):
+            with suppress(OSError, ValueError):
+                data = self._bytes(name)
+                if data.lstrip().startswith(owner) and self._lease(name, data)[1:] in (
+                        (container_id, ifname), (container_id, "")):
+                    found.append(self._lease(name, data)[0])
         return found
 
     def drop(self, addresses: Iterable[str]) -> None:
@@ -66,9 +75,20 @@ class Store:
     def _path(self, address: str) -> str:
         return os.path.join(self._directory, str(ipaddress.ip_address(address)))
 
-    def _read(self, name: str) -> str:
-        with open(os.path.join(self._directory, name), encoding="utf-8", errors="replace", newline="") as stream:
-            return stream.read(_MAX)
+    @staticmethod
+    def _lease(name: str, data: bytes) -> tuple[str, str, str]:
+        """ValueError where the file is no address's."""
+        address = name.replace("_", ":")
+        ipaddress.ip_address(address)
+        container_id, _, ifname = data.decode("utf-8", "replace").strip().partition(_LINE)
+        return address, container_id.strip(), ifname.strip()
+
+    def _bytes(self, name: str) -> bytes:
+        fd = os.open(f"{self._directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            return os.read(fd, _MAX)
+        finally:
+            os.close(fd)
 
 
 def _private(path: str, flags: int) -> int:

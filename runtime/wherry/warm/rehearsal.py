@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -145,11 +146,14 @@ if __name__ == "__main__":
 
 
 def _attachment(scratch: str) -> None:
-    """What a run on a bridge asks of our plugins, with a published port. Not its end, which leaves a socket open."""
+    """What a run on a bridge asks of our plugins, with a published port, and its end."""
     from wherry.net import netns
 
     with suppress(PermissionError):  # another user's warm process: its containers have no bridge either
         netns.apart(lambda: _joined(scratch))
+    for thread in threading.enumerate():  # what an end is not waited for is at work still: forks want us alone
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 def _joined(scratch: str) -> None:
@@ -162,5 +166,6 @@ def _joined(scratch: str) -> None:
     inside = netns.apart(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     try:
         networks.attach(cid, f"/proc/self/fd/{inside}", Attachment("bridge"), ports)
+        networks.detach(cid, f"/proc/self/fd/{inside}", "bridge", ports)
     finally:
         os.close(inside)
