@@ -74,11 +74,15 @@ def check(call: Call, port: str, mac: str) -> None:
 
 
 def _remove(table: str, chosen: Callable[[_Held], bool]) -> None:
-    gone = [f"delete element bridge {table} {held.where} {{ {held.key} }}"
-            for held in filter(chosen, _elements(table))]
-    code, _, err = run("\n".join(gone)) if gone else (0, "", "")
-    if code and "No such file" not in err:
-        raise CniError(FIREWALL, "nft refuses to end the MAC spoof check", err)
+    for _ in range(nft.TRIES):
+        gone = [f"delete element bridge {table} {held.where} {{ {held.key} }}"
+                for held in filter(chosen, _elements(table))]
+        code, _, err = run("\n".join(gone)) if gone else (0, "", "")
+        if not code:
+            return
+        if "No such file" not in err:  # somebody else removed one between listing and batch: list again
+            break
+    raise CniError(FIREWALL, "nft refuses to end the MAC spoof check", err)
 
 
 def _elements(table: str) -> list[_Held]:

@@ -28,9 +28,10 @@ from wherry_cni import netlink
 from wherry_cni.errors import FIREWALL, PORT_TAKEN, CniError
 from wherry_cni.libnft import run
 
-__all__ = ["Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove", "remove_others",
-           "restore", "take"]
+__all__ = ["TRIES", "Element", "add", "drop", "elements", "family", "owner", "owner_of_network", "remove",
+           "remove_others", "restore", "take"]
 
+TRIES = 5  # to take out what was listed, while others take out theirs
 _LAYOUT = "layout_2"  # changes with the rules below: another layout is put in place by the first ADD
 _SETS = {
     "masq4": "ipv4_addr", "masq6": "ipv6_addr",
@@ -257,15 +258,16 @@ def _has_link(element: Element) -> bool:
 
 
 def _remove(table: str, chosen: Callable[[Element], bool], known: Sequence[Element] | None = None) -> None:
-    for last in (False, True):
-        gone = _take(table, list(filter(chosen, elements(table) if known is None or last else known)))
+    for again in range(TRIES):
+        gone = _take(table, list(filter(chosen, elements(table) if known is None or again else known)))
         if not gone:
             return
         code, _, err = run("\n".join(gone))
         if not code:
             return
-        if last or "No such file" not in err:  # somebody else removed one between listing and batch: list again
-            raise CniError(FIREWALL, "nft refuses to remove elements", err)
+        if "No such file" not in err:  # somebody else removed one between listing and batch: list again
+            break
+    raise CniError(FIREWALL, "nft refuses to remove elements", err)
 
 
 def _layout(table: str) -> list[str]:

@@ -302,6 +302,16 @@ def flows(port: int) -> list[str]:
     return [" ".join(line.split()[5:9]) for line in lines if f"dport={port} " in line]
 
 
+def test_no_child_gets_the_librarys_socket(house: House) -> None:
+    """It stays open for a while after a batch, and is not made with SOCK_CLOEXEC: hooks come next."""
+    house.add(house.chain(house.bridge(), meta("portmap")), "one", portMappings=ports(80))
+    netfilter = re.findall(r"^\S+ +12 +.* (\d+) *$", Path("/proc/thread-self/net/netlink").read_text(), re.M)
+    found = [fd for fd in map(int, os.listdir("/proc/self/fd"))
+             if os.path.exists(f"/proc/self/fd/{fd}") and os.readlink(f"/proc/self/fd/{fd}")[8:-1] in netfilter]
+    assert found
+    assert not any(map(os.get_inheritable, found))
+
+
 def test_loopback_is_open_only_behind_its_guard(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """CVE-2020-8558: an ADD that the table refuses, or that ends before, leaves no bridge with route_localnet."""
     chain = house.chain(house.bridge(), meta("portmap"))

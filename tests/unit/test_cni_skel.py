@@ -140,6 +140,16 @@ def test_what_is_not_built_is_refused_by_name(plugin: Any, config: dict[str, Any
     assert field in answer["msg"]
 
 
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%x }\nflush ruleset\n#", "127.0.0.1/8", "here"])
+def test_a_host_address_is_an_address(address: str) -> None:
+    """It becomes a word of nft's; Python takes any characters for the zone of an IPv6 address."""
+    asked = {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "hostIP": address}]}}
+    previous = {"ips": [{"address": "fd00::2/64"}]}
+    code, answer = serve({"cniVersion": "1.0.0", "name": "n", "prevResult": previous, **asked}, verbs=portmap.VERBS)
+    assert (code, answer["code"]) == (1, 7)
+    assert "port mapping" in answer["msg"]
+
+
 def test_owner_names_fit_into_a_comment_and_stay_distinct() -> None:
     names = {nft.owner(network, container, "eth0123456789ab") for network in ("n", "n" * 128, "m" * 128)
              for container in ("c", "c" * 64, "c" * 200, "d" * 200)}
