@@ -196,7 +196,8 @@ def _release(house: House, path: str) -> None:
         from wherry.net import netns
 
         cid = os.path.basename(path)
-        house.networks.sweep(_living(house) - {cid})
+        with contextlib.suppress(WherryError):  # `wherry gc` tries again, and tells
+            house.networks.sweep(_living(house) - {cid})
         netns.remove(path)
 
 
@@ -218,6 +219,9 @@ def _network(house: House, found: Json) -> None:
     if not os.path.isdir(f"{house.place.root}/networks"):
         return
     with sweeping(house, True):
-        found["networks"] = house.networks.sweep(_living(house))
+        try:
+            found["networks"] = house.networks.sweep(_living(house))
+        except WherryError as error:
+            house.warn(f"what a crash left on a network is still there: {error.message}")
         for name, why in house.networks.collect().items():
             house.warn(f"network {name} could not be cleared of what is not known any more: {why}")
