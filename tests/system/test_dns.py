@@ -422,6 +422,22 @@ def test_where_another_program_has_port_53_questions_are_led_elsewhere(wherry, b
     assert "names_" not in run("nft", "list", "ruleset").stdout, "port 53 is free again"
 
 
+def test_a_container_may_publish_port_53_beside_keepers_that_have_it(wherry, busybox):
+    """On its own network and others; names are resolved as before, also by itself and after a repair."""
+    sleeper(wherry, busybox, "web")
+    apart = f"n-{wherry.id}"
+    wherry("network", "create", apart)
+    sleeper(wherry, busybox, "other", "--network", apart)
+    sleeper(wherry, busybox, "server", "-p", "53:53/udp", "-p", "53:53/tcp")
+    assert wherry.out("port", "server").split() == ["53/tcp", "->", "0.0.0.0:53", "53/udp", "->", "0.0.0.0:53"]
+    for who, name, net in (("web", "server", "bridge"), ("server", "web", "bridge"), ("other", "other", apart)):
+        assert nslookup(wherry, who, name) == [address(wherry, name, net)]
+    run("nft", "flush", "ruleset")
+    until(lambda: nslookup(wherry, "web", "server", check=False) == [address(wherry, "server")])
+    assert wherry("run", "--name", "second", "-p", "53:53/udp", busybox, "true", check=False).returncode == 125
+    assert nslookup(wherry, "other", "other") == [address(wherry, "other", apart)]
+
+
 # ---- what a flush takes
 
 
@@ -468,6 +484,28 @@ def test_the_guard_does_not_answer_itself(wherry, busybox):
         said = watcher.communicate()[0]
     generations = said.count("# new generation")
     assert 2 <= generations <= 4, said
+
+
+def test_a_guard_that_waits_costs_nothing(wherry, busybox):
+    """What happens to the ruleset while it makes a pause is heard at once, not by being woken for it without end."""
+    sleeper(wherry, busybox, "web")
+    pid = only_keeper(wherry.state)
+    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "wherry-keeper\n")
+    for _ in range(4):  # each repair is followed by a second's pause
+        run("nft", "flush", "ruleset")
+        time.sleep(0.1)
+    until(lambda: "masq4" in run("nft", "list", "ruleset").stdout, 5)
+    run("nft", "add", "table", "inet", "theirs")  # is told while it pauses
+    before = ticks(pid)
+    time.sleep(0.5)
+    run("nft", "delete", "table", "inet", "theirs")
+    assert ticks(pid) - before <= 0.1 * os.sysconf("SC_CLK_TCK")
+
+
+def ticks(pid):
+    """Of the processor's time."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])
 
 
 def test_other_tables_are_left_alone(wherry, busybox):

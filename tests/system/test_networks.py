@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,6 +180,57 @@ def test_a_foreground_container_gives_back_what_it_joined_later(wherry: Wherry, 
         assert client.wait() == 0
     assert members(wherry, back) == {}
     wherry("network", "rm", back)
+
+
+def test_what_a_container_makes_of_its_files_stops_nobody(wherry: Wherry, busybox: str) -> None:
+    """They can be larger than anything that we read, and no peer's start nor its own new network fails."""
+    back = network(wherry, "back")
+    for name, file in (("one", "hosts"), ("two", "resolv.conf")):
+        sleeper(wherry, busybox, name)
+        wherry("exec", name, "dd", "if=/dev/zero", f"of=/etc/{file}", "bs=1M", "count=2", "conv=notrunc")
+    sleeper(wherry, busybox, "late")
+    for name in ("one", "two"):
+        assert address(wherry, name, "bridge") in wherry("exec", "late", "cat", "/etc/hosts").stdout
+        wherry("network", "connect", back, name)
+        assert links(wherry, name) == {"eth0", "eth1"}
+
+
+def test_a_start_knows_what_was_joined_while_it_waited(wherry: Wherry, busybox: str) -> None:
+    back = network(wherry, "back")
+    wherry("create", "--name", "cc", busybox, "sleep", "1000")
+    lock = wherry.root / "containers" / wherry.inspect("cc")["Id"] / "lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        started = wherry.popen("start", "cc")
+        until(lambda: str(lock) in opened(started.pid))
+        started.send_signal(signal.SIGSTOP)
+    wherry("network", "connect", back, "cc")
+    started.send_signal(signal.SIGCONT)
+    assert started.wait(30) == 0
+    assert links(wherry, "cc") == {"eth0", "eth1"}
+
+
+def opened(pid: int) -> set[str]:
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(entry))
+    return found
+
+
+def test_who_was_removed_by_a_command_that_was_killed_is_forgotten(wherry: Wherry, busybox: str) -> None:
+    sleeper(wherry, busybox, "one")
+    sleeper(wherry, busybox, "two")
+    cid = wherry.inspect("two")["Id"]
+    state = json.loads(Path(f"{wherry.state}/c/{cid}/state.json").read_text())
+    for who in ("monitor", "init"):
+        os.kill(state[who]["pid"], signal.SIGKILL)
+    with contextlib.closing(sqlite3.connect(wherry.root / "wherry.db")) as rows, rows:
+        rows.execute("PRAGMA foreign_keys = ON")
+        rows.execute("DELETE FROM containers WHERE id = ?", (cid,))
+    wherry("create", busybox, "true")
+    assert "two" not in wherry("exec", "one", "cat", "/etc/hosts").stdout
+    assert cid not in Path(f"{wherry.state}/names/bridge.json").read_text()
 
 
 def test_two_that_connect_at_once_connect_once(wherry: Wherry, busybox: str) -> None:

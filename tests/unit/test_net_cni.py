@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from helpers.wherry import until
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Place
@@ -102,7 +104,12 @@ def test_a_failed_undo_is_noted_and_remembered_for_a_later_del(bench: Bench) -> 
 
 @pytest.mark.parametrize(("body", "word"), [
     ("echo hello\n", "printed no CNI result"), ("echo '[]'\n", "printed no CNI result"), ("", "no usable result"),
-    ("echo '{\"ips\": 5}'\n", "no usable result"), ("kill -9 $$\n", "signal 9"),
+    *((f"echo '{{{told}}}'\n", "no usable result") for told in (
+        '"ips": 5', '"ips": [{"address": null}]', '"ips": [{"address": "10.0.0.2/24", "gateway": 7}]',
+        '"interfaces": [{"name": ["eth0"], "sandbox": "/n"}]', '"routes": [{}]', '"dns": []',
+        '"ips": [], "dns": {"nameservers": [1]}', '"cniVersion": "0.2.0", "ip4": {"ip": "x", "routes": 5}')),
+    (f"echo '{'[' * 5000}'\n", "printed no CNI result"), ("kill -9 $$\n", "signal 9"),
+    ("echo '{\"code\": 1e999, \"msg\": \"x\"}'; exit 1\n", "exit code 1"),
     ("[ $CNI_COMMAND = DEL ] || head -c 3000000 /dev/zero\n", "more than"),
 ])
 def test_bad_answers_name_the_plugin(bench: Bench, body: str, word: str) -> None:
@@ -125,6 +132,28 @@ def test_a_plugin_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None
             return
         time.sleep(0.05)
     pytest.fail("the plugin's child lives on")
+
+
+def test_children_that_keep_the_pipes_of_a_plugin_are_killed_too(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, timeout=0.6)
+    bench.plugin("gone", f"[ $CNI_COMMAND = DEL ] && exit 0\nsleep 30 & echo $! > {tmp_path}/pid; echo '{{}}'\n")
+    with pytest.raises(WherryError, match="in time"):
+        bench.cni.add(chain("gone"), "c1", "/none")
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z", 5)
+
+
+def test_a_daemon_that_a_plugin_leaves_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """The reference's dhcp is served by one. It inherits what the plugin had, the attachment's lock too."""
+    bench = Bench(tmp_path, timeout=0.6)
+    daemon = f"setsid sleep 30 < /dev/null > /dev/null 2>&1 & echo $! > {tmp_path}/pid"
+    bench.plugin("one", f"[ $CNI_COMMAND = DEL ] && exit 0\n{daemon}\necho '{{\"ips\": null, \"dns\": {{}}}}'\n")
+    try:
+        bench.cni.add(chain("one"), "c1", "/none")
+        bench.cni.delete(None, "c1", network="net")
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert bench.cni.remembered() == []
 
 
 def test_unknown_plugins_and_names_are_refused(bench: Bench) -> None:

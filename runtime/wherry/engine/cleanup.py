@@ -203,9 +203,9 @@ def teardown(house: House, row: Container) -> None:
     for step in (
         lambda: remove_cgroup(house, row.id),
         lambda: joining.leave(house, row, options),
+        lambda: joining.be_gone(house, row.id, options),
         lambda: unmount_shm(house, row.id),
-        lambda: folder(house, row.id).remove(),
-        lambda: joining.refresh_peers(house, options),
+        lambda: folder(house, row.id).remove(),  # last: as long as it is there, a sweep knows that we were killed
     ):
         first = _tried(step) or first
     if first is not None:

@@ -114,7 +114,7 @@ def _tell_itself(house: House, row: Container, *, gone: Sequence[str], new: Sequ
     from wherry.net import files
 
     own = [files.HostEntry(tuple(new), joining.own_names(row, codec.decode_options(row.config["options"])))]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, WherryError):
         files.update_own(f"{house.container_dir(row.id)}/hosts", gone, own)
 
 

@@ -15,7 +15,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, keeping, records, restart
+from . import cleanup, codec, joining, keeping, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -66,6 +66,7 @@ def _quick(house: House, found: Json) -> None:
         _orphans(house, found, wait=False)
     if found["containers"] or found["orphans"]:  # a crash: what it left of a plugin's own, no DEL takes away
         house.networks.collect()
+        joining.refresh_all(house)
 
 
 def _everything(house: House, found: Json) -> None:
@@ -78,6 +79,7 @@ def _everything(house: House, found: Json) -> None:
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _network(house, found)
+    joining.refresh_all(house)
     keeping.wake(house)
     house.snapshots.sweep()
     _images(house, found)
@@ -157,7 +159,7 @@ def _unmake(house: House, row: Container) -> None:
 
 
 def _orphans(house: House, found: Json, *, wait: bool) -> None:
-    from . import joining, remove
+    from . import remove
 
     with sweeping(house, wait) as alone:
         if not alone:
@@ -194,7 +196,8 @@ def _release(house: House, path: str) -> None:
         from wherry.net import netns
 
         cid = os.path.basename(path)
-        house.networks.sweep(_living(house) - {cid})
+        with contextlib.suppress(WherryError):  # `wherry gc` tries again, and tells
+            house.networks.sweep(_living(house) - {cid})
         netns.remove(path)
 
 
@@ -216,6 +219,9 @@ def _network(house: House, found: Json) -> None:
     if not os.path.isdir(f"{house.place.root}/networks"):
         return
     with sweeping(house, True):
-        found["networks"] = house.networks.sweep(_living(house))
+        try:
+            found["networks"] = house.networks.sweep(_living(house))
+        except WherryError as error:
+            house.warn(f"what a crash left on a network is still there: {error.message}")
         for name, why in house.networks.collect().items():
             house.warn(f"network {name} could not be cleared of what is not known any more: {why}")

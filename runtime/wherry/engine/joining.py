@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["Joined", "ask_anew", "attach", "join", "leave", "load", "mode", "netns_path", "refresh_networks",
-           "refresh_peers", "store"]  # fmt: skip
+__all__ = ["Joined", "ask_anew", "attach", "be_gone", "join", "leave", "load", "mode", "netns_path", "refresh_all",
+           "refresh_networks", "refresh_peers", "store"]  # fmt: skip
 
 _FACTS_MAX = 1 << 20  # bytes of net.json
 
@@ -106,7 +106,8 @@ def attach(
 
     def once() -> NetworkResult:
         args = {"K8S_POD_NAME": row.name}
-        return house.networks.attach(row.id, path, attachment, ports, args, dns=dns, default=default)
+        with keeping.room_for(house, ports):
+            return house.networks.attach(row.id, path, attachment, ports, args, dns=dns, default=default)
 
     try:
         return _fact(once(), attachment)
@@ -206,7 +207,7 @@ def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> 
     before = _resolv(options, facts, same=False)
     facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, WherryError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             untouched = files.read_bytes(fd) == before.encode("utf-8", "surrogateescape")
@@ -278,6 +279,13 @@ def leave(house: House, row: Container, options: RunOptions) -> None:
         raise first
 
 
+def be_gone(house: House, cid: str, options: RunOptions) -> None:
+    """A member no more, and its peers know."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(f"{house.state_dir(cid)}/net.json")
+    refresh_peers(house, options)
+
+
 def named_networks(options: RunOptions) -> list[str]:
     """The networks on which names are told: all of them, the default one too, where docker tells none."""
     return [] if mode(options) else [a.network for a in options.network]
@@ -295,6 +303,13 @@ def refresh_peers(house: House, options: RunOptions) -> None:
     """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
     responders know."""
     refresh_networks(house, named_networks(options))
+
+
+def refresh_all(house: House) -> None:
+    """The same for whatever network somebody is told to be on: one that a crash took may be among them."""
+    from wherry.net import roster
+
+    refresh_networks(house, roster.networks(house.place.state))
 
 
 def refresh_networks(house: House, networks: Sequence[str]) -> None:
@@ -321,7 +336,7 @@ def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple
         for cid in house.db.network_users(fact["network"]):
             if cid != row.id:
                 peers += _entries(house, cid, fact["network"], present)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, WherryError):  # its container may have made anything of it
         files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
 
 

@@ -6,11 +6,12 @@ members. Refuses to know how it serves (net/keeper.py).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from wherry.model import Json
+from wherry.model import Json, PortMapping
 
 from . import command
 from .house import House
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 30  # seconds for others that change who is on a network
 
-__all__ = ["names", "nameserver", "publish", "serve", "wake"]
+__all__ = ["names", "nameserver", "publish", "room_for", "serve", "wake"]
 
 
 def names(row: Container, aliases: Iterable[str], domain: str = "") -> tuple[str, ...]:
@@ -90,6 +91,24 @@ def wake(house: House) -> None:
             with files.flock(kept.gate(state), _PATIENCE):
                 if (now := roster.load(roster.path(state, network))) is not None:
                     _ensure(house, now)
+
+
+@contextlib.contextmanager
+def room_for(house: House, ports: Iterable[PortMapping]) -> Iterator[None]:
+    """While port 53 is given to a container: the keepers that have it make room, and come back at other ports."""
+    from wherry.net import kept, roster
+
+    if not any(port.host_port <= kept.PORT <= max(port.host_port, port.host_port_end) for port in ports):
+        yield
+        return
+    state = house.place.state
+    for network in roster.networks(state):
+        if kept.port(state, network) == kept.PORT and (served := house.networks.responder(network)):
+            kept.stop(state, network, served[0])
+    try:
+        yield
+    finally:
+        wake(house)
 
 
 def serve(house: House, network: str) -> None:

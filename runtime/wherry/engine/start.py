@@ -110,11 +110,11 @@ def _last(house: House, row: Container) -> ExitStatus:
 
 
 def _start(house: House, row: Container, *, attach: bool, policy: bool = False) -> Stream:
-    options = codec.decode_options(row.config["options"])
     with container_lock(house, row.id):
         if not look(house, row.id).running:
             cleanup.settle_now(house, row)  # an end, or a killed start, that nobody has cleaned up after
-        row = house.db.find(row.id)
+        row = house.db.find(row.id)  # as of now: it may have joined a network since the caller read it
+        options = codec.decode_options(row.config["options"])
         before = records.load(house.container_dir(row.id))
         if look(house, row.id).running:
             return _join(house, row) if attach else _detached(house, row)
@@ -152,8 +152,8 @@ def _launch(
     place = folder(house, row.id)
     place.remove()
     with Undo() as undo, contextlib.ExitStack() as held:
-        undo.add(joining.refresh_peers, house, options)  # once the directory is gone again
         undo.add(place.remove)
+        undo.add(joining.be_gone, house, row.id, options)
         place.make()
         joined = joining.join(house, row, options, undo)
         ready = preparing.prepare(house, row, options, joined, undo, held)

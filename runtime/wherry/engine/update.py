@@ -29,12 +29,13 @@ def _merged(old: Limits, new: Limits) -> Limits:
 def update(house: House, ref: str, new: Limits, policy: RestartPolicy | None) -> list[str]:
     """The verb; returns warnings."""
     row = house.db.find(ref)
-    options = codec.decode_options(row.config["options"])
-    if policy is not None:
-        restart.check(policy, options.remove)
-    wanted = options._replace(limits=_merged(options.limits, new), restart=policy or options.restart)
-    limits.check(wanted.limits, house.facts)
     with container_lock(house, row.id):
+        row = house.db.find(row.id)  # as of now: it may have joined a network meanwhile
+        options = codec.decode_options(row.config["options"])
+        if policy is not None:
+            restart.check(policy, options.remove)
+        wanted = options._replace(limits=_merged(options.limits, new), restart=policy or options.restart)
+        limits.check(wanted.limits, house.facts)
         if wanted.limits != options.limits:
             _apply(house, row, options, wanted)
         house.db.set_config(row.id, {**row.config, "options": codec.encode(wanted)})

@@ -275,7 +275,10 @@ class Cni:
         while True:
             with files.flock(path, self._timeout) as fd:
                 if os.fstat(fd).st_nlink:  # else: the attachment went while we waited, and its lock with it
-                    yield fd
+                    try:
+                        yield fd
+                    finally:
+                        fcntl.flock(fd, fcntl.LOCK_UN)  # a daemon that a plugin left has inherited it, too
                     return
 
     def _lock_path(self, network: str, container_id: str, ifname: str) -> str:
@@ -419,7 +422,7 @@ def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: floa
         except _Misbehaved as why:
             raise WherryError(Kind.UNAVAILABLE, f"CNI plugin {path} {why} and was killed") from None
         finally:
-            if child.poll() is None:
+            if child.returncode is None:  # not waited for: the group has its name, also when only its children live
                 os.killpg(child.pid, signal.SIGKILL)
 
 
@@ -489,7 +492,7 @@ def _refused(what: str, code: int, out: bytes, err: bytes) -> _Refused:
     try:
         told = json.loads(out)
         number, message = int(told["code"]), str(told["msg"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return _Refused(Kind.UNAVAILABLE, f"{what} failed with {how} and no CNI error", hint=_tail(err or out))
     details = str(told.get("details") or "")
@@ -502,7 +505,7 @@ def _refused(what: str, code: int, out: bytes, err: bytes) -> _Refused:
 def _answer(what: str, out: bytes, err: bytes) -> Json:
     try:
         answer = json.loads(out) if out.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise WherryError(Kind.UNAVAILABLE, f"{what} printed no CNI result", hint=_tail(err or out))
@@ -511,11 +514,10 @@ def _answer(what: str, out: bytes, err: bytes) -> Json:
 
 def _checked_result(told: Json, plugin: Json, conflist: Json) -> Json:
     """The result in the shape of 1.1.0, which all after us read; a plugin that gives nothing is a broken one."""
-    result = cniresult.read(told, _told(conflist))
-    lists = [result.get(key) or [] for key in ("interfaces", "ips", "routes")]
-    good = all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in lists)
-    if not told or not good or not all(isinstance(ip.get("address"), str) for ip in lists[1]) or not all(
-            isinstance(route.get("dst"), str) for route in lists[2]):
+    result: Json = {}
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+        result = cniresult.read(told, _told(conflist))
+    if not told or not result or not cniresult.usable(result):
         raise WherryError(Kind.UNAVAILABLE, f'network "{conflist.get("name", "")}": its plugins gave no usable result '
                                             f'("{plugin.get("type", "")}")')
     return result

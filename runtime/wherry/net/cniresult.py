@@ -11,18 +11,24 @@ from typing import Any
 
 from wherry.model import Json
 
-__all__ = ["NEWEST", "VERSIONS", "candidates", "number", "read", "written"]
+__all__ = ["NEWEST", "VERSIONS", "candidates", "number", "read", "usable", "written"]
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST = VERSIONS[-1]
 _UNSAID = "0.1.0"  # what the reference takes a configuration for that says nothing
 _NEW_IN_1_1 = {"interfaces": ("mtu", "socketPath", "pciID"), "routes": ("mtu", "advmss", "priority", "table", "scope")}
 _FAMILIES = (("ip4", False), ("ip6", True))
+_PARTS: Mapping[str, Mapping[str, type]] = {  # of each list in a result, what we read of its members
+    "interfaces": {"name": str, "mac": str, "sandbox": str},
+    "ips": {"address": str, "gateway": str, "interface": int},
+    "routes": {"dst": str, "gw": str},
+}
+_NEEDED = {"interfaces": (), "ips": ("address",), "routes": ("dst",)}
 
 
 def number(version: str) -> tuple[int, ...]:
     """A version for comparing; what is no number counts as 0."""
-    return tuple(int(word) if word.isdigit() else 0 for word in version.split("."))
+    return tuple(int(word) if word.isdecimal() and len(word) < 10 else 0 for word in version.split("."))
 
 
 def candidates(conflist: Json) -> list[str]:
@@ -40,7 +46,24 @@ def read(result: Json, version: str) -> Json:
     if isinstance(made.get("ips"), list):
         made["ips"] = [{key: part[key] for key in part if key != "version"} if isinstance(part, dict) else part
                        for part in made["ips"]]
-    return {**made, "cniVersion": NEWEST}
+    return {**{key: made[key] for key in made if made[key] is not None}, "cniVersion": NEWEST}
+
+
+def usable(result: Json) -> bool:
+    """Whether what we read of a result in 1.1.0's shape has the types that it should; a value may be null."""
+    lists = {key: result.get(key, []) for key in _PARTS}
+    return all(isinstance(found, list) and all(_is_part(part, key) for part in found)
+               for key, found in lists.items()) and _is_dns(result.get("dns", {}))
+
+
+def _is_part(part: Any, key: str) -> bool:
+    return isinstance(part, dict) and all(part.get(name) is not None for name in _NEEDED[key]) and all(
+        part.get(name) is None or isinstance(part[name], kind) for name, kind in _PARTS[key].items())
+
+
+def _is_dns(dns: Any) -> bool:
+    lists = [dns.get(key) or [] for key in ("nameservers", "search", "options")] if isinstance(dns, dict) else [None]
+    return all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists)
 
 
 def written(result: Json, version: str) -> Json:

@@ -213,16 +213,23 @@ class _Guard:
     async def watch(self, table: str) -> None:
         """For ever. A loss is repaired a moment later, and again when there was another meanwhile."""
         watch, heard = Watch(table), asyncio.Event()
-        asyncio.get_running_loop().add_reader(watch, heard.set)
         loss = Loss.NOTHING if watch.there() else Loss.TABLE  # it went while nobody kept the network
+
+        def hear() -> None:  # at once, also while we pause: what is left unread would wake the loop without end
+            nonlocal loss
+            loss = max(loss, watch.news())
+            heard.set()
+
+        asyncio.get_running_loop().add_reader(watch, hear)
         while True:
-            if loss > Loss.ELEMENTS or (loss and await self._unexplained()):
+            found, loss = loss, Loss.NOTHING
+            if found > Loss.ELEMENTS or (found and await self._unexplained()):
                 await asyncio.sleep(_SETTLE)
-                watch.news()
+                loss = Loss.NOTHING
                 await self._repair()
-            await heard.wait()
             heard.clear()
-            loss = watch.news()
+            if not loss:
+                await heard.wait()
 
     async def _unexplained(self) -> bool:
         """Whether elements went without an attachment that did, just before or after."""

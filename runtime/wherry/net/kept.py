@@ -2,7 +2,8 @@
 
 Decides by one lock a network (STATE/names/NETWORK.lock), which the keeper is born with and holds as long as it lives,
 that there is never a second one: who gets the lock binds the sockets and starts it, with the lock and the sockets as
-descriptors, and waits for nothing; questions wait in the sockets. Refuses to know what a keeper does (keeper.py).
+descriptors, and waits for nothing; questions wait in the sockets. Where a container publishes port 53, which then is
+its at the gateways too, the keeper listens at another, and comes first. Refuses to know what a keeper does (keeper.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.net import roster as rosters
+from wherry.net.ports import is_published
 from wherry.net.roster import Roster
 
 __all__ = ["GIVEN", "PORT", "chain", "ensure", "gate", "lock_path", "moved", "port", "redirect", "running", "shut",
@@ -54,7 +56,8 @@ def ensure(state: str, roster: Roster, argv: Sequence[str], env: Mapping[str, st
         if os.pread(lock, 1, 0):  # the one before was killed
             unredirect(roster.table, roster.network)
         with contextlib.ExitStack() as held:
-            sockets = [held.enter_context(one) for address in roster.gateways for one in _bound(address)]
+            wanted = 0 if is_published(f"{state}/ports", PORT) else PORT
+            sockets = [held.enter_context(one) for address in roster.gateways for one in _bound(address, wanted)]
             if not sockets:
                 return False
             redirect(roster, sockets)
@@ -155,10 +158,10 @@ def _claim(path: str) -> int:
 # ---- the sockets
 
 
-def _bound(address: str) -> list[socket.socket]:
-    """UDP and TCP at port 53 of the address; at a free port where another program has that (one that binds all
-    addresses of the host, as a rule); none where the host has not the address any more."""
-    for port in (PORT, *(0,) * _TRIES):
+def _bound(address: str, wanted: int) -> list[socket.socket]:
+    """UDP and TCP at the port of the address; at a free port where another program has that (one that binds all
+    addresses of the host, as a rule) or 0 is wanted; none where the host has not the address any more."""
+    for port in (wanted, *(0,) * _TRIES):
         try:
             return _pair(address, port)
         except OSError as problem:

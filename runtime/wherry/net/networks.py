@@ -221,17 +221,24 @@ class Networks:
         return [joined for joined in self.cni.remembered() if network in ("", joined.network)]
 
     def sweep(self, living: Iterable[str]) -> Names:
-        """Detach what a crash left: every attachment and port of ids that are not `living`. Returns those ids."""
+        """Detach what a crash left: every attachment and port of ids that are not `living`. Returns those ids. Each has
+        its turn; the first failure (a plugin that is not installed any more, say) is raised at the end."""
         alive = set(living)
         dead = set()
+        problem: WherryError | None = None
         self.cni.tidy()
         for joined in self.cni.remembered():
             if joined.container_id not in alive:
-                self.detach(joined.container_id, joined.netns, joined.network, interface=joined.ifname)
+                try:
+                    self.detach(joined.container_id, joined.netns, joined.network, interface=joined.ifname)
+                except WherryError as refused:
+                    problem = problem or refused
                 dead.add(joined.container_id)
         for holder in self._ports.holders() - alive:
             self._ports.release(holder)
             dead.add(holder)
+        if problem is not None:
+            raise problem
         return sorted(dead)
 
     def gateway(self, network: str) -> str:
@@ -439,11 +446,11 @@ def _ipam_name(conflist: Json) -> str:
 
 
 def _network_result(network: str, raw: Json, ports: tuple[PortMapping, ...], routed: bool = True) -> NetworkResult:
-    inside = [(index, part) for index, part in enumerate(raw.get("interfaces", [])) if part.get("sandbox")]
-    ips = raw.get("ips", [])
+    inside = [(index, part) for index, part in enumerate(raw.get("interfaces") or []) if part.get("sandbox")]
+    ips = raw.get("ips") or []
     interfaces = tuple(
-        Interface(str(part.get("name", "")), str(part.get("mac", "")),
-                  tuple(Address(ip["address"], ip.get("gateway", "")) for ip in ips
+        Interface(part.get("name") or "", part.get("mac") or "",
+                  tuple(Address(ip["address"], ip.get("gateway") or "") for ip in ips
                         if ip.get("interface") in (index, None)))
         for index, part in inside)
     dns = raw.get("dns") or {}

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import PortMapping
 
-__all__ = ["PortBook", "hold", "parse_publish"]
+__all__ = ["PortBook", "hold", "is_published", "parse_publish"]
 
 _SOCKETS = {"tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_STREAM, 132)}
 _ANY = {"": (socket.AF_INET, socket.AF_INET6), "0.0.0.0": (socket.AF_INET,), "::": (socket.AF_INET6,)}  # noqa: S104
@@ -137,6 +137,13 @@ class PortBook:
             yield
         finally:
             os.close(fd)
+
+
+def is_published(directory: str, port: int) -> bool:
+    """Whether a container has the host port, by any protocol and at any address. `directory` as for the book."""
+    with suppress(FileNotFoundError):
+        return any(name.endswith(f",{port}") for name in os.listdir(directory))
+    return False
 
 
 def hold(mappings: Iterable[PortMapping]) -> list[socket.socket]:
