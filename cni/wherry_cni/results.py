@@ -5,7 +5,9 @@ Decides what each version lacks (specification, section 5, and the older texts).
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from wherry_cni.errors import BAD_CONFIG, INCOMPATIBLE, CniError
@@ -15,6 +17,7 @@ __all__ = ["NEWEST", "VERSIONS", "Json", "from_previous", "to_version", "version
 Json = dict[str, Any]
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST = VERSIONS[-1]
+_PARTS = {"interfaces": "", "ips": "address", "routes": "dst"}
 _NEW_IN_1_1 = {"interfaces": ("mtu", "socketPath", "pciID"), "routes": ("mtu", "advmss", "priority", "table", "scope")}
 
 
@@ -42,9 +45,17 @@ def from_previous(config: Mapping[str, Any]) -> Json | None:
     previous = config.get("prevResult")
     if previous is None:
         return None
-    if not isinstance(previous, dict) or not all(isinstance(previous.get(key) or [], list)
-                                                 for key in ("interfaces", "ips", "routes")):
+    if not isinstance(previous, dict) or not all(_sound(previous.get(key) or [], word) for key, word in _PARTS.items()):
         raise CniError(BAD_CONFIG, "prevResult is not a CNI result")
     result = {key: value for key, value in previous.items() if key != "cniVersion"}
     result["ips"] = [{name: part[name] for name in part if name != "version"} for part in previous.get("ips") or []]
     return result
+
+
+def _sound(parts: object, word: str) -> bool:
+    """Whether this is a list of objects, each with an address under the `word`, if there is one."""
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return False
+    with suppress(ValueError):
+        return not word or all(ipaddress.ip_interface(str(part.get(word))) for part in parts)
+    return False

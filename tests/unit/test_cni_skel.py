@@ -169,6 +169,16 @@ def test_del_of_an_overlay_after_an_add_that_refused_it(config: dict[str, Any]) 
     assert serve(told, {"CNI_COMMAND": "DEL"}, overlay.VERBS) == (0, None)
 
 
+@pytest.mark.parametrize("previous", [
+    5, [], {"ips": 5}, {"ips": [5]}, {"ips": [{}]}, {"ips": [{"address": "10.0.0.1 }\nflush ruleset"}]},
+    {"interfaces": ["eth0"]}, {"routes": [{"dst": "default"}]}, {"routes": {"dst": "::/0"}},
+])
+def test_a_previous_result_is_one(previous: Any) -> None:
+    code, answer = serve({"cniVersion": "1.0.0", "name": "n", "prevResult": previous},
+                         verbs={"ADD": lambda call: call.previous})
+    assert (code, answer["code"]) == (1, 7)
+
+
 def test_a_del_for_the_plugins_own_namespace_is_one_without_a_namespace() -> None:
     """/proc/PID/ns/net of a container whose process is one of the host's by now: nothing there is ours."""
     seen: list[str] = []
