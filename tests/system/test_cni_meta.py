@@ -24,7 +24,7 @@ from helpers.cnichain import REFERENCE, Chain, Refused
 from helpers.nethost import HOST, HOST6, OUTSIDE, NetHost
 from helpers.tools import run
 from wherry.net import launchers
-from wherry_cni import nft, tuning
+from wherry_cni import libnft, nft, tuning
 from wherry_cni.errors import CniError
 
 pytestmark = pytest.mark.root
@@ -454,53 +454,60 @@ def test_del_takes_what_add_made_whatever_it_is_told(house: House, told: Json) -
     assert "one/eth0" not in house.host.rules()
 
 
-def test_a_thousand_ports(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_ports(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three figures are printed; the number of programs started is what does not depend on the machine."""
-    log = spied_nft(tmp_path, monkeypatch)
+    asked = spied_nft(monkeypatch)
     chain = house.chain(house.bridge(), meta("portmap"))
     many = {"portMappings": [{"hostPort": n, "containerPort": n, "protocol": "tcp"} for n in range(20000, 21000)]}
     space, result = house.add(chain, "one", **many)
     house.serve(space, port=20999)
     assert house.host.fetch("o", f"http://{HOST}:20999/") == "hello"
     assert house.host.fetch("o", f"http://[{HOST6}]:20999/") == "hello"
-    log.write_text("")
+    asked.clear()
     began = time.monotonic()
     chain.call("DEL", chain.plugins[1], "one", space, given=many, previous=result)
     print(f"\nDEL of 1,000 ports: {(time.monotonic() - began) * 1000:.0f} ms")
-    assert log.read_text().splitlines() == ["-f -"]
+    assert asked == ["batch"]
     assert "one/eth0" not in house.host.rules().partition("masq")[0]
 
 
-def spied_nft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real nft behind a script that writes down how it was called."""
-    real, log, script = tools.run("which", "nft").stdout.strip(), tmp_path / "nft.log", tmp_path / "spy/nft"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\necho "$@" >>{log}\nexec {real} "$@"\n')
-    script.chmod(0o700)
-    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-    return log
+def spied_nft(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the real library is asked from now on: "batch", or what is to be listed."""
+    asked: list[str] = []
+
+    def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
+        asked.append(text if as_json else "batch")
+        return libnft.run(text, as_json=as_json)
+
+    monkeypatch.setattr(nft, "run", run)
+    return asked
 
 
-def test_del_lists_nothing_that_grows(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_del_lists_nothing_that_grows(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told what ADD was told: one batch. Told that there are no ports: nothing. A second DEL: one small set."""
-    log = spied_nft(tmp_path, monkeypatch)
+    asked = spied_nft(monkeypatch)
     chain = house.chain(house.bridge(), meta("portmap"))
     given = {"portMappings": ports(8080)}
     space, result = house.add(chain, "one", **given)
-    for told, calls in ((given, ["-f -"]), (given, ["-f -", f"-j list set inet {TABLE} published"]),
+    for told, calls in ((given, ["batch"]), (given, ["batch", f"list set inet {TABLE} published"]),
                         ({"portMappings": []}, [])):
-        log.write_text("")
+        asked.clear()
         chain.call("DEL", chain.plugins[1], "one", space, given=told, previous=result)
-        assert log.read_text().splitlines() == calls
+        assert asked == calls
 
 
 def test_gc_of_ports(house: House) -> None:
-    chain = house.chain(house.bridge(), meta("portmap"))
+    bridge = house.bridge()
+    chain = house.chain(bridge, meta("portmap"))
     for number, name in enumerate(("one", "two")):
         house.add(chain, name, portMappings=ports(8080 + number))
     chain.collect(("two", "eth0"))
     assert "one/eth0" not in house.host.rules()
     assert "8081" in house.host.rules()
+    chain.collect()
+    assert "two/eth0" not in house.host.rules()
+    assert "@net" in house.host.rules(), "127.0.0.0/8 is guarded as long as the bridge is there"
+    house.host.run("h", "ip", "link", "del", bridge["bridge"])
     chain.collect()
     assert "@net" not in house.host.rules()
 
@@ -677,10 +684,14 @@ def test_a_policy_comes_back_with_restore(house: House) -> None:
 
 
 def test_gc_of_policies(house: House) -> None:
-    chain = house.chain(house.bridge(), meta("firewall", ingressPolicy="same-bridge"))
+    bridge = house.bridge()
+    chain = house.chain(bridge, meta("firewall", ingressPolicy="same-bridge"))
     house.add(chain, "one")
     chain.collect(("one", "eth0"))
     assert house.host.rules().count("fenced") > 2
+    chain.collect()
+    assert "@net" in house.host.rules(), "a bridge keeps its walls"
+    house.host.run("h", "ip", "link", "del", bridge["bridge"])
     chain.collect()
     assert "@net" not in house.host.rules()
 

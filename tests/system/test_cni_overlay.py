@@ -225,7 +225,7 @@ def test_a_small_underlay_makes_small_containers(new: Callable[..., Host], segme
         assert "mtu 1350 " in host_link(box.space)
     all_speak(boxes)
     with pytest.raises(Refused, match="more than the underlay") as refused:
-        one.call("ADD", config(one, mtu=1400), "d", one.path)
+        one.call("ADD", config(one, mtu=1400), "d", segment.space("d"))
     assert refused.value.code == 7
     for box in boxes:
         box.end()
