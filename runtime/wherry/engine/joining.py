@@ -59,6 +59,7 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     if not kind:
         _attach(house, row, options, facts, undo)
         facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    facts["resolv"] = _resolv(options, facts, same=kind == "host")
     store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
@@ -159,7 +160,7 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
     texts = {
         "/etc/hostname": files.hostname_file(name),
         "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
-        "/etc/resolv.conf": _resolv(options, facts, same=host),
+        "/etc/resolv.conf": facts["resolv"],
     }
     if host:
         texts["/etc/hosts"] = _host_hosts(options)
@@ -201,10 +202,11 @@ def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
 
 
 def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> None:
-    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is."""
+    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is; that
+    the host's changed meanwhile is no edit."""
     from wherry.net import files
 
-    before = _resolv(options, facts, same=False)
+    before = facts["resolv"]
     facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
     with contextlib.suppress(OSError, WherryError):
@@ -215,6 +217,7 @@ def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> 
             os.close(fd)
         if untouched and after != before:
             _write(path, after)
+            facts["resolv"] = after
 
 
 def _host_hosts(options: RunOptions) -> str:
