@@ -320,40 +320,49 @@ def refresh_networks(house: House, networks: Sequence[str]) -> None:
     if not networks:
         return
     with _peers_lock(house):
-        members = {cid for network in networks for cid in house.db.network_users(network)}
-        rows = [row for cid in members if (row := house.db.container(cid)) is not None]
-        present = {row.id: (row, load(house, row.id)) for row in rows}
-        for row, facts in list(present.values()):
-            if facts:
-                _refresh(house, row, facts, present)
+        known = _Known(house)
+        for cid in {cid for network in networks for cid in known.of(network)}:
+            _refresh(house, known, *known.member(cid))
         for network in networks:
-            users = (present[cid] for cid in house.db.network_users(network) if cid in present)
-            keeping.publish(house, network, [(row, facts) for row, facts in users if facts])
+            keeping.publish(house, network, [known.member(cid) for cid in known.of(network)])
 
 
-def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
+class _Known:
+    """Who is on networks, and what peers are told of him; each is looked up once, for a network may have hundreds."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._members: dict[str, tuple[Container, Json]] = {}
+        self._networks: dict[str, dict[str, list[HostEntry]]] = {}
+
+    def of(self, network: str) -> dict[str, list[HostEntry]]:
+        """The members of a network by their ids."""
+        if network not in self._networks:
+            users = self._house.db.network_users(network)
+            self._networks[network] = {cid: self._entries(cid, network) for cid in users if self._is_member(cid)}
+        return self._networks[network]
+
+    def member(self, cid: str) -> tuple[Container, Json]:
+        """The row and net.json of a member."""
+        return self._members[cid]
+
+    def _is_member(self, cid: str) -> bool:
+        if cid not in self._members and (row := self._house.db.container(cid)) and (facts := load(self._house, cid)):
+            self._members[cid] = (row, facts)
+        return cid in self._members
+
+    def _entries(self, cid: str, network: str) -> list[HostEntry]:
+        from wherry.net import files
+
+        row, facts = self._members[cid]
+        return [files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
+                for fact in facts["networks"] if fact["network"] == network]  # fmt: skip
+
+
+def _refresh(house: House, known: _Known, row: Container, facts: Json) -> None:
     from wherry.net import files
 
-    peers = []
-    for fact in facts["networks"]:
-        for cid in house.db.network_users(fact["network"]):
-            if cid != row.id:
-                peers += _entries(house, cid, fact["network"], present)
+    peers = [entry for fact in facts["networks"] for cid, entries in known.of(fact["network"]).items()
+             if cid != row.id for entry in entries]  # fmt: skip
     with contextlib.suppress(OSError, WherryError):  # its container may have made anything of it
         files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
-
-
-def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Container, Json]]) -> list[HostEntry]:
-    from wherry.net import files
-
-    if cid not in present:
-        row = house.db.container(cid)
-        if row is None:
-            return []
-        present[cid] = (row, load(house, cid))
-    row, facts = present[cid]
-    return [
-        files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
-        for fact in facts.get("networks", ())
-        if fact["network"] == network
-    ]
