@@ -132,7 +132,8 @@ def everything(host: NetHost, space: str) -> tuple[Any, ...]:
     inside = [host.run(space, *words.split()).stdout for words in (
         "ip -o -d link", "ip -o -4 addr", "ip route show table all", "ip rule", "ip -6 rule",
         "sysctl net.core.somaxconn")]
-    lines = [line for text in inside for line in text.splitlines() if "fe80:" not in line]  # they come a moment later
+    late = ("fe80:", "ff00::/8")  # they come a moment later
+    lines = [line for text in inside for line in text.splitlines() if not any(word in line for word in late)]
     return host.state(), run("tc", "qdisc").stdout, lines
 
 
