@@ -265,6 +265,26 @@ def test_a_connect_that_fails_leaves_nothing(wherry: Wherry, busybox: str) -> No
     wherry("network", "connect", back, "bb")
 
 
+def test_a_network_is_left_for_good_also_between_an_end_and_its_cleanup(wherry: Wherry, busybox: str) -> None:
+    back = network(wherry, "back")
+    sleeper(wherry, busybox, "cc", "--network", "bridge", "--network", back)
+    state = json.loads(Path(f"{wherry.state}/c/{wherry.inspect('cc')['Id']}/state.json").read_text())
+    for who in ("monitor", "init"):
+        os.kill(state[who]["pid"], signal.SIGKILL)
+    wherry("network", "disconnect", back, "cc")
+    assert not list(Path(f"{wherry.state}/cni/results").glob(f"{back},*.json"))
+    wherry("start", "cc")
+    wherry("network", "connect", back, "cc")
+    assert links(wherry, "cc") == {"eth0", "eth1"}
+
+
+def test_an_mtu_that_ipv6_cannot_have_is_refused(wherry: Wherry) -> None:
+    done = wherry("network", "create", "--ipv6", "-o", "mtu=1000", "small", check=False)
+    assert "IPv6 needs an MTU of 1280" in done.stderr
+    wherry("network", "create", "-o", "mtu=1000", "small")
+    wherry("network", "rm", "small")
+
+
 def test_a_connect_that_fails_at_the_last_leaves_the_default_route(
     wherry: Wherry, busybox: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -140,6 +141,8 @@ def disconnect(house: House, network: str, ref: str, *, force: bool = False) -> 
             raise WherryError(Kind.CONFLICT, f"container {row.name} is not connected to network {name}")
         if look(house, row.id).running:
             _part(house, row, options, wish)
+        elif os.path.isdir(house.state_dir(row.id)):  # ended; who cleans up after it will know this network no more
+            _detach(house, row, options, wish)
         _forget(house, row, options, name)
         joining.refresh_networks(house, [name, *(have.network for have in options.network)])
         _told(house, "disconnect", row, settings)
@@ -155,14 +158,18 @@ def _settings(house: House, network: str, *, force: bool) -> Json:
         raise
 
 
+def _detach(house: House, row: Container, options: RunOptions, wish: Attachment) -> None:
+    ports = _published(row) if wish == options.network[0] else ()
+    house.networks.detach(row.id, joining.netns_path(house, row.id), wish.network, ports, wish.interface)
+
+
 def _part(house: House, row: Container, options: RunOptions, wish: Attachment) -> None:
     path, facts = joining.netns_path(house, row.id), joining.load(house, row.id)
-    first = wish == options.network[0]
-    house.networks.detach(row.id, path, wish.network, _published(row) if first else (), wish.interface)
+    _detach(house, row, options, wish)
     gone = [address for fact in facts["networks"] if fact["network"] == wish.network
             for address in joining.addresses(fact)]  # fmt: skip
     facts["networks"] = [fact for fact in facts["networks"] if fact["network"] != wish.network]
-    if first and row.config["ports"] and facts["networks"]:
+    if wish == options.network[0] and row.config["ports"] and facts["networks"]:
         _move_ports(house, row, options.network[1], facts)
     joining.ask_anew(house, row, options, facts)
     _given(house, row.id, facts)

@@ -38,6 +38,7 @@ _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
 _OWN_GATEWAY = ("bridge", "overlay")
 _BUILT_IN = ("bridge", "host", "none")
+_MTU_SIX = 1280  # RFC 8200, 5
 
 
 class Subnet(NamedTuple):
@@ -313,6 +314,9 @@ class Networks:
         plan.delete_idle_bridge(own)  # a deleted ROOT's at the same path: with its address, and its subnet in use
         keep = self._theirs(settings.get("bridge", ""))
         chosen = self._subnets(name, driver, asked, families, settings) if ipam[0] != "none" else []
+        if any(":" in part["subnet"] for part in chosen) and int(settings.get("mtu", _MTU_SIX)) < _MTU_SIX:
+            raise WherryError(Kind.INVALID, f"network {name}: IPv6 needs an MTU of {_MTU_SIX}",
+                              hint="a larger mtu, or IPv4 only")
         wish = drivers.Wish(name, self._table, own, self._leases, chosen, settings, internal, *ipam)
         created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         identity = hashlib.sha256(f"{self._place.root}\0{name}\0{created}".encode()).hexdigest()
