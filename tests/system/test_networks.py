@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from helpers.network import Outside
-from helpers.wherry import Wherry, until
+from helpers.tools import run
+from helpers.wherry import COMMAND, Wherry, until
 from wherry.model import Attachment, Place
 from wherry.net import launchers, netns
 from wherry.net.networks import Networks
@@ -262,6 +263,54 @@ def test_a_connect_that_fails_leaves_nothing(wherry: Wherry, busybox: str) -> No
         assert links(wherry, "bb") == {"eth0"}
         assert set(members(wherry, back)) == {"aa"}
     wherry("network", "connect", back, "bb")
+
+
+def test_a_connect_that_fails_at_the_last_leaves_the_default_route(
+    wherry: Wherry, busybox: str, tmp_path: Path
+) -> None:
+    """The plugin tells of an interface that is not there."""
+    plugin = tmp_path / "liar"
+    told = {"cniVersion": "1.0.0", "interfaces": [{"name": "eth1", "sandbox": "/x"}], "routes": [{"dst": "0.0.0.0/0"}],
+            "ips": [{"address": "192.0.2.2/24", "gateway": "192.0.2.1", "interface": 0}]}  # fmt: skip
+    plugin.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
+    plugin.chmod(0o755)
+    wherry.config.write_text(wherry.config.read_text() + f'cni_conf = "{tmp_path}"\ncni_path = "{tmp_path}"\n')
+    mine = {"cniVersion": "1.0.0", "name": "mine", "plugins": [{"type": "liar"}]}
+    (tmp_path / "mine.conflist").write_text(json.dumps(mine))
+    sleeper(wherry, busybox, "cc")
+    before = default_route(wherry, "cc"), wherry("exec", "cc", "cat", "/etc/hosts", "/etc/resolv.conf").stdout
+    assert wherry("network", "connect", "--gw-priority", "9", "mine", "cc", check=False).returncode == 1
+    assert before[0]
+    now = default_route(wherry, "cc"), wherry("exec", "cc", "cat", "/etc/hosts", "/etc/resolv.conf").stdout
+    assert now == before
+    assert set(endpoints(wherry, "cc")) == {"bridge"}
+
+
+def test_a_default_route_by_a_link_alone_goes_too(wherry: Wherry, busybox: str) -> None:
+    back = network(wherry, "back", "--internal")
+    sleeper(wherry, busybox, "cc")
+    where = f"--net={wherry.state}/netns/{wherry.inspect('cc')['Id']}"
+    wherry("network", "connect", back, "cc")
+    wherry("network", "disconnect", "bridge", "cc")
+    run("nsenter", where, "ip", "route", "add", "default", "dev", "eth1", "scope", "link")
+    wherry("network", "connect", "bridge", "cc")
+    shown = wherry("exec", "cc", "ip", "route").stdout
+    assert len(re.findall("^default", shown, re.MULTILINE)) == 1, shown
+    assert default_route(wherry, "cc")[0][1] == "eth0"
+
+
+def test_whom_a_container_asks_follows_though_the_host_s_resolv_conf_changed(
+    wherry: Wherry, busybox: str, tmp_path: Path
+) -> None:
+    """The host's is another now than when the container started (a laptop that moved); that is nobody's edit."""
+    back = network(wherry, "back")
+    sleeper(wherry, busybox, "cc", "--network", back)
+    wherry("network", "connect", "bridge", "cc")
+    (tmp_path / "new").write_text("search moved.example\nnameserver 192.0.2.53\n")
+    leave = f"mount --bind {tmp_path}/new /etc/resolv.conf; {' '.join(COMMAND)} network disconnect {back} cc"
+    run("unshare", "--mount", "sh", "-c", leave, env=wherry.env)
+    gateway = endpoints(wherry, "cc")["bridge"]["Gateway"]
+    assert f"nameserver {gateway}\n" in wherry("exec", "cc", "cat", "/etc/resolv.conf").stdout
 
 
 def test_a_full_subnet_is_told_and_leaves_nothing(wherry: Wherry, busybox: str) -> None:

@@ -22,7 +22,7 @@ from helpers.wherry import until
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Place
-from wherry.net import cni
+from wherry.net import cni, launchers
 from wherry.net.cni import Cni
 
 RESULT = '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'
@@ -165,6 +165,21 @@ def test_unknown_plugins_and_names_are_refused(bench: Bench) -> None:
             bench.cni.find(bad)
         with pytest.raises(WherryError):
             bench.cni.add(chain("absent"), bad, "/none")
+
+
+def test_who_comes_back_to_an_installation_has_its_launchers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def provided() -> str:
+        launchers._texts.cache_clear()
+        launchers._digest.cache_clear()
+        return Path(launchers.provide(str(tmp_path)) or "", "bridge").read_text()
+
+    ours = provided()
+    with monkeypatch.context() as other:
+        other.setattr(sys, "executable", "/other/python")
+        assert provided().startswith("#!/other/python ")
+    assert provided() == ours
 
 
 def test_our_own_plugins_come_first_and_speak_for_themselves(bench: Bench) -> None:

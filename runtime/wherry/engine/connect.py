@@ -7,6 +7,7 @@ route, the names of its peers. Everything happens under the container's lock, so
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -89,11 +90,15 @@ def _join(house: House, row: Container, wish: Attachment, undo: Undo) -> None:
     ports = () if facts["networks"] else _published(row)
     undo.add(house.networks.detach, row.id, path, wish.network, ports, wish.interface)
     facts["networks"].append(joining.attach(house, row, path, wish, ports, default=False))
-    undo.add(_given, house, row.id, joining.load(house, row.id))
+    before, new = joining.load(house, row.id), joining.addresses(facts["networks"][-1])
+    undo.add(joining.refresh_networks, house, [wish.network])
+    undo.add(routing.apply, path, before["networks"])
+    undo.add(_given, house, row.id, before)
     joining.ask_anew(house, row, codec.decode_options(row.config["options"]), facts)
     _given(house, row.id, facts)
     routing.apply(path, facts["networks"])
-    _tell_itself(house, row, gone=(), new=joining.addresses(facts["networks"][-1]))
+    undo.add(functools.partial(_tell_itself, house, row, gone=new, new=()))
+    _tell_itself(house, row, gone=(), new=new)
     joining.refresh_networks(house, [wish.network])
 
 

@@ -59,6 +59,7 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
     if not kind:
         _attach(house, row, options, facts, undo)
         facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
+    facts["resolv"] = _resolv(options, facts, same=kind == "host")
     store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
@@ -159,7 +160,7 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
     texts = {
         "/etc/hostname": files.hostname_file(name),
         "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
-        "/etc/resolv.conf": _resolv(options, facts, same=host),
+        "/etc/resolv.conf": facts["resolv"],
     }
     if host:
         texts["/etc/hosts"] = _host_hosts(options)
@@ -201,10 +202,11 @@ def _resolv(options: RunOptions, facts: Json, *, same: bool) -> str:
 
 
 def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> None:
-    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is."""
+    """After its networks changed: whom the container asks for names. A file that somebody edited stays as it is; that
+    the host's changed meanwhile is no edit."""
     from wherry.net import files
 
-    before = _resolv(options, facts, same=False)
+    before = facts["resolv"]
     facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     after, path = _resolv(options, facts, same=False), f"{house.container_dir(row.id)}/resolv.conf"
     with contextlib.suppress(OSError, WherryError):
@@ -215,6 +217,7 @@ def ask_anew(house: House, row: Container, options: RunOptions, facts: Json) -> 
             os.close(fd)
         if untouched and after != before:
             _write(path, after)
+            facts["resolv"] = after
 
 
 def _host_hosts(options: RunOptions) -> str:
@@ -317,40 +320,49 @@ def refresh_networks(house: House, networks: Sequence[str]) -> None:
     if not networks:
         return
     with _peers_lock(house):
-        members = {cid for network in networks for cid in house.db.network_users(network)}
-        rows = [row for cid in members if (row := house.db.container(cid)) is not None]
-        present = {row.id: (row, load(house, row.id)) for row in rows}
-        for row, facts in list(present.values()):
-            if facts:
-                _refresh(house, row, facts, present)
+        known = _Known(house)
+        for cid in {cid for network in networks for cid in known.of(network)}:
+            _refresh(house, known, *known.member(cid))
         for network in networks:
-            users = (present[cid] for cid in house.db.network_users(network) if cid in present)
-            keeping.publish(house, network, [(row, facts) for row, facts in users if facts])
+            keeping.publish(house, network, [known.member(cid) for cid in known.of(network)])
 
 
-def _refresh(house: House, row: Container, facts: Json, present: dict[str, tuple[Container, Json]]) -> None:
+class _Known:
+    """Who is on networks, and what peers are told of him; each is looked up once, for a network may have hundreds."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._members: dict[str, tuple[Container, Json]] = {}
+        self._networks: dict[str, dict[str, list[HostEntry]]] = {}
+
+    def of(self, network: str) -> dict[str, list[HostEntry]]:
+        """The members of a network by their ids."""
+        if network not in self._networks:
+            users = self._house.db.network_users(network)
+            self._networks[network] = {cid: self._entries(cid, network) for cid in users if self._is_member(cid)}
+        return self._networks[network]
+
+    def member(self, cid: str) -> tuple[Container, Json]:
+        """The row and net.json of a member."""
+        return self._members[cid]
+
+    def _is_member(self, cid: str) -> bool:
+        if cid not in self._members and (row := self._house.db.container(cid)) and (facts := load(self._house, cid)):
+            self._members[cid] = (row, facts)
+        return cid in self._members
+
+    def _entries(self, cid: str, network: str) -> list[HostEntry]:
+        from wherry.net import files
+
+        row, facts = self._members[cid]
+        return [files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
+                for fact in facts["networks"] if fact["network"] == network]  # fmt: skip
+
+
+def _refresh(house: House, known: _Known, row: Container, facts: Json) -> None:
     from wherry.net import files
 
-    peers = []
-    for fact in facts["networks"]:
-        for cid in house.db.network_users(fact["network"]):
-            if cid != row.id:
-                peers += _entries(house, cid, fact["network"], present)
+    peers = [entry for fact in facts["networks"] for cid, entries in known.of(fact["network"]).items()
+             if cid != row.id for entry in entries]  # fmt: skip
     with contextlib.suppress(OSError, WherryError):  # its container may have made anything of it
         files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
-
-
-def _entries(house: House, cid: str, network: str, present: dict[str, tuple[Container, Json]]) -> list[HostEntry]:
-    from wherry.net import files
-
-    if cid not in present:
-        row = house.db.container(cid)
-        if row is None:
-            return []
-        present[cid] = (row, load(house, cid))
-    row, facts = present[cid]
-    return [
-        files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
-        for fact in facts.get("networks", ())
-        if fact["network"] == network
-    ]

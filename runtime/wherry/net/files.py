@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -42,11 +43,16 @@ class HostEntry(NamedTuple):
     addresses: tuple[str, ...]
     names: tuple[str, ...]
 
-    def lines(self, tag: str = "") -> list[str]:
+    def lines(self, tag: str = "") -> Sequence[str]:
         """The lines; none when there is no name."""
-        names = " ".join(dict.fromkeys(_checked_name(name) for name in self.names))
-        tail = f"\t{tag}" if tag else ""
-        return [f"{_checked_address(address)}\t{names}{tail}" for address in self.addresses] if names else []
+        return _lines(self, tag)
+
+
+@lru_cache(maxsize=1 << 12)  # each member of a network is told to all others
+def _lines(entry: HostEntry, tag: str) -> tuple[str, ...]:
+    names = " ".join(dict.fromkeys(_checked_name(name) for name in entry.names))
+    tail = f"\t{tag}" if tag else ""
+    return tuple(f"{_checked_address(address)}\t{names}{tail}" for address in entry.addresses) if names else ()
 
 
 def hosts_file(own: Sequence[HostEntry], add_host: Iterable[str] = (), host_gateway: str = "",

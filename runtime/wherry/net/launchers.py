@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from typing import IO
@@ -56,6 +57,10 @@ def provide(directory: str, *, anew: bool = False) -> str | None:
     stamp = os.path.join(directory, f".{_digest()}")
     if anew or not os.path.exists(stamp):
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        for other in os.listdir(directory):  # the stamps of other installations are not true any more
+            if other.startswith("."):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, other))
         for name, text in texts.items():
             _put(os.path.join(directory, name), text)
         os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

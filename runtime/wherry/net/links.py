@@ -25,7 +25,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
 _IFA_ADDRESS, _IFA_LOCAL, _RTA_OIF, _RTA_GATEWAY, _IFLA_MASTER = 1, 2, 4, 5, 10
-_TABLE_MAIN, _PROTO_BOOT, _UNICAST = 254, 3, 1
+_TABLE_MAIN, _PROTO_BOOT, _UNICAST, _NOWHERE = 254, 3, 1, 255
 _CLONE_NEWNET = 0x40000000
 
 
@@ -66,7 +66,7 @@ def set_default(netns: str, four: Way | None, six: Way | None) -> None:
 
 
 def _replace(wire: socket.socket, family: int, way: Way | None) -> None:
-    bare = _ROUTE.pack(family, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
+    bare = _ROUTE.pack(family, 0, 0, 0, _TABLE_MAIN, 0, _NOWHERE, 0, 0)  # of any scope
     for _ in range(16):  # those of other metrics too
         if _ask(wire, _message(_DELROUTE, _REQUEST | _ACK, bare)):
             break
