@@ -34,8 +34,8 @@ def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
     with _LOCK:
         free = _refuse_without_kernel()
         context = library.nft_ctx_new(0)
-        with suppress(OSError):
-            os.set_inheritable(free, False)  # the library leaves its socket to whatever is started from here
+        if not _kept(free):  # another thread opened something meanwhile
+            list(map(_kept, map(int, os.listdir("/proc/self/fd"))))
         try:
             library.nft_ctx_buffer_output(context)
             library.nft_ctx_buffer_error(context)
@@ -47,6 +47,18 @@ def run(text: str, *, as_json: bool = False) -> tuple[int, str, str]:
         finally:
             _close(library, context)
     return code, out, err.strip()
+
+
+def _kept(fd: int) -> bool:
+    """Whether this is the library's new socket, which it would leave to whatever is started from here: no more."""
+    with suppress(OSError):
+        found = socket.socket(fileno=fd)
+        kind = (found.family, found.proto)
+        found.detach()
+        if kind == (socket.AF_NETLINK, _NETLINK_NETFILTER) and os.get_inheritable(fd):
+            os.set_inheritable(fd, False)
+            return True
+    return False
 
 
 def _close(library: ctypes.CDLL, context: int) -> None:

@@ -196,6 +196,6 @@ def test_our_portmap_behind_the_references_bridge(host: NetHost, own: str, tmp_p
     assert host.fetch("h", "http://127.0.0.1:8089/") == "mixed"
     assert host.fetch(space, "http://192.0.2.2:8089/") == "mixed"
     assert ours("DEL", ports, "one", space)[0] == 0
-    assert ours("DEL", plain, "one", space)[0] == 0  # our DEL cleans what the reference's ADD made
+    assert ours("DEL", plain, "one", space, result)[0] == 0  # our DEL cleans what the reference's ADD made
     assert "veth" not in host.links()
     assert "10.33.0.2" not in os.listdir(tmp_path / "leases" / "plain")
