@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import IO, Any
 
 from wherry_cni import skel
@@ -55,26 +54,15 @@ def delete(call: Call) -> None:
     if not os.path.isdir(os.path.join(directory, call.network)):
         return
     with opened(directory, call.network) as store:
-        told = _told(call)
-        mine = store.held(call.container_id, call.ifname, told) if told else []
-        if not told or len(mine) < len(told):  # an ADD that was killed, or addresses of another plugin's
-            mine = store.held(call.container_id, call.ifname)
-        store.drop(mine)
-
-
-def _told(call: Call) -> list[str]:
-    """The addresses of prevResult; none where that is no result, for a DEL succeeds."""
-    with suppress(CniError, AttributeError, KeyError, TypeError):
-        return [str(part["address"]).partition("/")[0] for part in (call.previous or {}).get("ips", [])]
-    return []
+        store.drop(store.held(call.container_id, call.ifname))
 
 
 def check(call: Call) -> None:
     """The interface still has a lease."""
     with opened(_data_dir(ipam_part(call.config)), call.network) as store:
         held = store.held(call.container_id, call.ifname)
-    told = _told(call)
-    if not held or (told and not {*held} & {*told}):
+    told = {part["address"].partition("/")[0] for part in (call.previous or {}).get("ips", [])}
+    if not held or (told and not told.intersection(held)):
         raise CniError(IO_ERROR, f"host-local: no address of {call.container_id} is leased")
 
 

@@ -54,11 +54,11 @@ class Store:
                 found.append(self._lease(name, self._bytes(name)))
         return found
 
-    def held(self, container_id: str, ifname: str, among: Iterable[str] = ()) -> list[str]:
-        """The addresses that an interface has, of those `among`, or of all. Of another's lease only the beginning is
-        looked at: there may be thousands."""
+    def held(self, container_id: str, ifname: str) -> list[str]:
+        """The addresses that an interface has. Of another's lease only the beginning is looked at: there may be
+        thousands."""
         owner, found = container_id.encode(), []
-        for name in among or os.listdir(self._directory):
+        for name in os.listdir(self._directory):
             with suppress(OSError, ValueError):
                 data = self._bytes(name)
                 if data.lstrip().startswith(owner) and self._lease(name, data)[1:] in (
