@@ -468,3 +468,14 @@ def test_status_is_the_first_plugin_that_cannot(bench: Bench) -> None:
     bench.cni.status(chain("one"))
     with pytest.raises(WherryError, match='"two", STATUS: no addresses left'):
         bench.cni.status(chain("one", "two"))
+
+
+def test_a_record_that_a_power_cut_halved_stops_nobody(bench: Bench) -> None:
+    bench.plugin("one", f"echo '{RESULT}'\n")
+    bench.cni.add(chain("one"), "c1", "/none")
+    (record,) = (bench.path / "state/cni/results").glob("*.json")
+    record.write_bytes(record.read_bytes()[:40])
+    assert bench.cni.remembered() == []
+    bench.cni.delete(chain("one"), "c1")
+    assert bench.lines()[-1] == "DEL one"
+    assert not record.exists()

@@ -75,6 +75,13 @@ def test_a_file_that_is_none_is_nobodys_network_and_tells_why(tmp_path: Path, te
     assert why in told
 
 
+def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.conf")
+    directory = Directory(str(tmp_path))
+    assert directory.lists() == []
+    assert list(directory.problems().values()) == ["1.conf is not a file"]
+
+
 def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.conflist"
     path.write_text(conflist("net", "bridge"))

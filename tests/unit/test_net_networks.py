@@ -113,3 +113,10 @@ def test_choice_avoids_everything_taken_and_ends(tmp_path: Path) -> None:
 
 def test_routes_of_this_host_are_read() -> None:
     assert all(network.prefixlen for network in subnets.host_networks())
+
+
+@pytest.mark.parametrize("gateway", ["10.55.0.0", "10.55.0.255", "10.56.0.1"])
+def test_a_gateway_is_a_host_of_its_subnet(tmp_path: Path, gateway: str) -> None:
+    with pytest.raises(WherryError, match=f"gateway {gateway} is") as refused:
+        networks(tmp_path).create("net", subnets=[Subnet("10.55.0.0/24", gateway)])
+    assert refused.value.kind is Kind.INVALID

@@ -355,13 +355,14 @@ class Cni:
         os.replace(temporary, path)
 
     def _read(self, path: str) -> Joined | None:
+        """None where there is no record, or none that is whole: what it was of is known to GC as nobody's."""
         try:
             with open(path, encoding="utf-8") as stream:
                 record = json.load(stream)
-        except FileNotFoundError:
+            return Joined(record["conflist"], record["containerId"], record["netns"], record["ifname"], record["args"],
+                          record["capabilities"], record["result"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
             return None
-        return Joined(record["conflist"], record["containerId"], record["netns"], record["ifname"], record["args"],
-                      record["capabilities"], record["result"])
 
 
 def _record(joined: Joined) -> Json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import time
 from typing import Any, NamedTuple
 
@@ -139,7 +140,9 @@ def _beside(directory: str, conflist: Json) -> list[str]:
 
 
 def _json(path: str) -> Any:
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=_at_once) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError(f"{os.path.basename(path)} is not a file")
         data = stream.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
@@ -147,6 +150,11 @@ def _json(path: str) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as problem:
         raise ValueError(f"{os.path.basename(path)} is not JSON: {problem}") from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A fifo has no writer to wait for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _looks(path: str) -> Signature:

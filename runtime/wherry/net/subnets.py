@@ -45,6 +45,8 @@ def checked(subnet: str, gateway: str, ip_range: str, taken: Sequence[Network],
         raise WherryError(Kind.CONFLICT, f"subnet {network} overlaps with {other}, which the host or a network uses")
     if gateway and not _inside(gateway, network):
         raise WherryError(Kind.INVALID, f"gateway {gateway} is not in subnet {network}")
+    if gateway and network.version == 4 and ipaddress.ip_address(gateway) in (network[0], network[-1]):
+        raise WherryError(Kind.INVALID, f"gateway {gateway} is the address of subnet {network} itself, or of all in it")
     outside = next((address for address in (aux or {}).values() if not _inside(address, network)), "")
     if outside:
         raise WherryError(Kind.INVALID, f"auxiliary address {outside} is not in subnet {network}")
