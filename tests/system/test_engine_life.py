@@ -14,7 +14,7 @@ import pytest
 
 from helpers.wherry import Wherry, until
 from wherry.container import launch
-from wherry.engine import joining, preparing, records, start
+from wherry.engine import joining, members, preparing, records, start
 from wherry.engine.engine import Engine
 from wherry.engine.house import House
 from wherry.engine.running import Running
@@ -270,7 +270,7 @@ def _after(real: Callable[..., object]) -> Callable[..., object]:
 
 
 STAGES: list[tuple[object, str]] = [
-    (joining, "store"), (joining, "_write_files"), (joining, "refresh_peers"), (preparing, "_user"),
+    (members, "store"), (joining, "_write_files"), (joining, "refresh_peers"), (preparing, "_user"),
     (preparing, "_write_config"), (preparing, "_make_way"), (launch, "stdio_pipes"), (launch, "listen"),
     (launch, "start"), (start, "_write_state"), (start, "_write_life"),
 ]  # fmt: skip

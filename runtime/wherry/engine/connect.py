@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import codec, events, joining, routing
+from . import codec, events, joining, members, routing
 from .house import House
 from .status import folder, look
 from .undo import Undo, container_lock
@@ -87,12 +87,12 @@ def _write(house: House, row: Container, networks: tuple[Attachment, ...]) -> No
 
 
 def _join(house: House, row: Container, wish: Attachment, undo: Undo) -> None:
-    path, facts = joining.netns_path(house, row.id), joining.load(house, row.id)
+    path, facts = joining.netns_path(house, row.id), members.load(house, row.id)
     ports = () if facts["networks"] else _published(row)
     undo.add(house.networks.detach, row.id, path, wish.network, ports, wish.interface)
     facts["networks"].append(joining.attach(house, row, path, wish, ports, default=False))
-    before, new = joining.load(house, row.id), joining.addresses(facts["networks"][-1])
-    undo.add(joining.refresh_networks, house, [wish.network])
+    before, new = members.load(house, row.id), members.addresses(facts["networks"][-1])
+    undo.add(members.refresh, house, [wish.network])
     undo.add(routing.apply, path, before["networks"])
     undo.add(_given, house, row.id, before)
     joining.ask_anew(house, row, codec.decode_options(row.config["options"]), facts)
@@ -100,7 +100,7 @@ def _join(house: House, row: Container, wish: Attachment, undo: Undo) -> None:
     routing.apply(path, facts["networks"])
     undo.add(functools.partial(_tell_itself, house, row, gone=new, new=()))
     _tell_itself(house, row, gone=(), new=new)
-    joining.refresh_networks(house, [wish.network])
+    members.refresh(house, [wish.network])
 
 
 def _published(row: Container) -> tuple[PortMapping, ...]:
@@ -109,7 +109,7 @@ def _published(row: Container) -> tuple[PortMapping, ...]:
 
 def _given(house: House, cid: str, facts: Json) -> None:
     """Both records of what a running container has: the one of membership, and that of the run."""
-    joining.store(house, cid, facts)
+    members.store(house, cid, facts)
     place = folder(house, cid)
     state = place.load()
     place.save(state._replace(extra={**state.extra, "net": facts}))
@@ -144,7 +144,7 @@ def disconnect(house: House, network: str, ref: str, *, force: bool = False) -> 
         elif os.path.isdir(house.state_dir(row.id)):  # ended; who cleans up after it will know this network no more
             _detach(house, row, options, wish)
         _forget(house, row, options, name)
-        joining.refresh_networks(house, [name, *(have.network for have in options.network)])
+        members.refresh(house, [name, *(have.network for have in options.network)])
         _told(house, "disconnect", row, settings)
 
 
@@ -164,10 +164,10 @@ def _detach(house: House, row: Container, options: RunOptions, wish: Attachment)
 
 
 def _part(house: House, row: Container, options: RunOptions, wish: Attachment) -> None:
-    path, facts = joining.netns_path(house, row.id), joining.load(house, row.id)
+    path, facts = joining.netns_path(house, row.id), members.load(house, row.id)
     _detach(house, row, options, wish)
     gone = [address for fact in facts["networks"] if fact["network"] == wish.network
-            for address in joining.addresses(fact)]  # fmt: skip
+            for address in members.addresses(fact)]  # fmt: skip
     facts["networks"] = [fact for fact in facts["networks"] if fact["network"] != wish.network]
     if wish == options.network[0] and row.config["ports"] and facts["networks"]:
         _move_ports(house, row, options.network[1], facts)
@@ -180,7 +180,7 @@ def _part(house: House, row: Container, options: RunOptions, wish: Attachment) -
 def _move_ports(house: House, row: Container, wish: Attachment, facts: Json) -> None:
     """What was published on the network that is left is published on the next: it is joined anew, with what it had."""
     path, fact = joining.netns_path(house, row.id), facts["networks"][0]
-    have = joining.addresses(fact)
+    have = members.addresses(fact)
     four, six = (next((text for text in have if (":" in text) is kind), "") for kind in (False, True))
     mac = next((interface["mac"] for interface in fact["interfaces"]), "")
     house.networks.detach(row.id, path, wish.network, (), wish.interface)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wherry.errors import WherryError
 from wherry.model import Json
 
-from . import joining
+from . import members
 from .house import House
 from .status import look_many
 
@@ -51,10 +51,10 @@ def ports(house: House) -> list[Json]:
 
 
 def _published(house: House, row: Container, view: _View) -> Iterator[Json]:
-    for fact in joining.load(house, row.id).get("networks", ()):
+    for fact in members.load(house, row.id).get("networks", ()):
         network = _network(house, fact["network"])
         for port in fact["ports"]:
-            for address in _shown(port.get("host_ip", ""), joining.addresses(fact)):
+            for address in _shown(port.get("host_ip", ""), members.addresses(fact)):
                 yield {
                     "Container": row.id, "Name": row.name, "Network": fact["network"], "HostIp": address,
                     "HostPort": port["host_port"], "PrivatePort": port["container_port"],
@@ -112,7 +112,7 @@ def _directly(address: str, port: Json, fact: Json, network: Json) -> Iterator[J
     """By the container's own address, past what is published."""
     who = "anyone with a route" if not network["isolate"] and not network.get("internal") else ""
     who = who or (f"network {network['name']}" if network["icc"] else "")
-    for own in joining.addresses(fact) if who else ():
+    for own in members.addresses(fact) if who else ():
         if (":" in own) is (":" in address):
             yield _reach(who, own, fact["ifname"], port["container_port"])
 

@@ -15,7 +15,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, joining, keeping, records, restart
+from . import cleanup, codec, joining, keeping, members, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -66,7 +66,7 @@ def _quick(house: House, found: Json) -> None:
         _orphans(house, found, wait=False)
     if found["containers"] or found["orphans"]:  # a crash: what it left of a plugin's own, no DEL takes away
         house.networks.collect()
-        joining.refresh_all(house)
+        members.refresh_all(house)
 
 
 def _everything(house: House, found: Json) -> None:
@@ -79,7 +79,7 @@ def _everything(house: House, found: Json) -> None:
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _network(house, found)
-    joining.refresh_all(house)
+    members.refresh_all(house)
     keeping.wake(house)
     house.snapshots.sweep()
     _images(house, found)

@@ -1,34 +1,28 @@
 """A container's network side: its namespace, its attachments and ports, and the three files that speak of them.
 
-Decides what each --network means at start and what is undone at the end. What was given is written to
-STATE/c/<id>/net.json before the launch: its presence says "a member of these networks".
+Decides what each --network means at start and what is undone at the end. Who else must know is members.py's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, Json, PortMapping, RunOptions
 
-from . import cleanup, codec, keeping
+from . import cleanup, codec, keeping, members
 from .house import House
 from .undo import Undo
 
 if TYPE_CHECKING:
     from wherry.model import NetworkResult
-    from wherry.net.files import HostEntry
 
     from .db import Container
 
-__all__ = ["Joined", "ask_anew", "attach", "be_gone", "join", "leave", "load", "mode", "netns_path", "refresh_all",
-           "refresh_networks", "refresh_peers", "store"]  # fmt: skip
-
-_FACTS_MAX = 1 << 20  # bytes of net.json
+__all__ = ["Joined", "ask_anew", "attach", "be_gone", "join", "leave", "mode", "netns_path", "refresh_peers"]
 
 
 class Joined(NamedTuple):
@@ -60,7 +54,7 @@ def join(house: House, row: Container, options: RunOptions, undo: Undo) -> Joine
         _attach(house, row, options, facts, undo)
         facts["nameserver"], facts["upstreams"] = _asked(house, options, facts)
     facts["resolv"] = _resolv(options, facts, same=kind == "host")
-    store(house, row.id, facts)
+    members.store(house, row.id, facts)
     files = _write_files(house, row, options, facts)
     refresh_peers(house, options)  # before the launch: the first look-up of the new process must find its peers
     return Joined({"host": None, "none": ""}.get(kind, netns_path(house, row.id)), files, facts)
@@ -136,16 +130,6 @@ def _fact(result: NetworkResult, attachment: Attachment) -> Json:
     }
 
 
-def addresses(fact: Json) -> list[str]:
-    """The addresses of one attachment, without prefix lengths."""
-    return [a[0].partition("/")[0] for interface in fact["interfaces"] for a in interface["addresses"]]
-
-
-def gateways(fact: Json) -> list[str]:
-    """The gateways of one attachment."""
-    return [a[1] for interface in fact["interfaces"] for a in interface["addresses"] if a[1]]
-
-
 # ---- files ----
 
 
@@ -156,7 +140,7 @@ def _write_files(house: House, row: Container, options: RunOptions, facts: Json)
     host = facts["mode"] == "host"
     gateway = house.networks.gateway(options.network[0].network) if facts["networks"] else ""
     name = row.config["hostname"]
-    own = [files.HostEntry(tuple(addresses(fact)), own_names(row, options)) for fact in facts["networks"]]
+    own = [files.HostEntry(tuple(members.addresses(fact)), own_names(row, options)) for fact in facts["networks"]]
     texts = {
         "/etc/hostname": files.hostname_file(name),
         "/etc/hosts": files.hosts_file(own, options.add_host, gateway),
@@ -188,7 +172,7 @@ def _asked(house: House, options: RunOptions, facts: Json) -> tuple[str, tuple[s
     wanted = options.dns or tuple(server for fact in facts["networks"] for server in fact["dns"])
     if any(map(files.is_loopback, wanted)):
         return "", ()
-    found = (keeping.nameserver(house, fact["network"], gateways(fact)) for fact in facts["networks"])
+    found = (keeping.nameserver(house, fact["network"], members.gateways(fact)) for fact in facts["networks"])
     return next(filter(None, found), ""), wanted
 
 
@@ -241,26 +225,7 @@ def _write(path: str, text: str) -> None:
         file.truncate()
 
 
-# ---- the record, and the peers ----
-
-
-def store(house: House, cid: str, facts: Json) -> None:
-    """Write down what a container was given."""
-    path = f"{house.state_dir(cid)}/net.json"
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(json.dumps(facts))
-    os.replace(f"{path}.new", path)
-
-
-def load(house: House, cid: str) -> Json:
-    """What a container was given; {} when it is not joined to anything."""
-    from wherry.kernel import files
-
-    try:
-        value: Json = json.loads(files.read_capped(f"{house.state_dir(cid)}/net.json", _FACTS_MAX))
-        return value
-    except (FileNotFoundError, NotADirectoryError, ValueError, WherryError):
-        return {}
+# ---- the end, and the peers ----
 
 
 def leave(house: House, row: Container, options: RunOptions) -> None:
@@ -284,8 +249,7 @@ def leave(house: House, row: Container, options: RunOptions) -> None:
 
 def be_gone(house: House, cid: str, options: RunOptions) -> None:
     """A member no more, and its peers know."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(f"{house.state_dir(cid)}/net.json")
+    members.forget(house, cid)
     refresh_peers(house, options)
 
 
@@ -294,75 +258,7 @@ def named_networks(options: RunOptions) -> list[str]:
     return [] if mode(options) else [a.network for a in options.network]
 
 
-@contextlib.contextmanager
-def _peers_lock(house: House) -> Iterator[None]:
-    from wherry.kernel import files
-
-    with files.flock(f"{house.place.state}/peers.lock", 30):
-        yield
-
-
 def refresh_peers(house: House, options: RunOptions) -> None:
     """Rewrite the hosts files of every member of the container's named networks, its own included, and what their
     responders know."""
-    refresh_networks(house, named_networks(options))
-
-
-def refresh_all(house: House) -> None:
-    """The same for whatever network somebody is told to be on: one that a crash took may be among them."""
-    from wherry.net import roster
-
-    refresh_networks(house, roster.networks(house.place.state))
-
-
-def refresh_networks(house: House, networks: Sequence[str]) -> None:
-    """The same for the members of these."""
-    if not networks:
-        return
-    with _peers_lock(house):
-        known = _Known(house)
-        for cid in {cid for network in networks for cid in known.of(network)}:
-            _refresh(house, known, *known.member(cid))
-        for network in networks:
-            keeping.publish(house, network, [known.member(cid) for cid in known.of(network)])
-
-
-class _Known:
-    """Who is on networks, and what peers are told of him; each is looked up once, for a network may have hundreds."""
-
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._members: dict[str, tuple[Container, Json]] = {}
-        self._networks: dict[str, dict[str, list[HostEntry]]] = {}
-
-    def of(self, network: str) -> dict[str, list[HostEntry]]:
-        """The members of a network by their ids."""
-        if network not in self._networks:
-            users = self._house.db.network_users(network)
-            self._networks[network] = {cid: self._entries(cid, network) for cid in users if self._is_member(cid)}
-        return self._networks[network]
-
-    def member(self, cid: str) -> tuple[Container, Json]:
-        """The row and net.json of a member."""
-        return self._members[cid]
-
-    def _is_member(self, cid: str) -> bool:
-        if cid not in self._members and (row := self._house.db.container(cid)) and (facts := load(self._house, cid)):
-            self._members[cid] = (row, facts)
-        return cid in self._members
-
-    def _entries(self, cid: str, network: str) -> list[HostEntry]:
-        from wherry.net import files
-
-        row, facts = self._members[cid]
-        return [files.HostEntry(tuple(addresses(fact)), keeping.names(row, fact["aliases"]))
-                for fact in facts["networks"] if fact["network"] == network]  # fmt: skip
-
-
-def _refresh(house: House, known: _Known, row: Container, facts: Json) -> None:
-    from wherry.net import files
-
-    peers = [entry for fact in facts["networks"] for cid, entries in known.of(fact["network"]).items()
-             if cid != row.id for entry in entries]  # fmt: skip
-    with contextlib.suppress(OSError, WherryError):  # its container may have made anything of it
-        files.update_peers(f"{house.container_dir(row.id)}/hosts", peers)
+    members.refresh(house, named_networks(options))

@@ -1,7 +1,8 @@
 """A CNI runtime (specification 1.1.0, section 3): runs lists of plugins and remembers what it ran.
 
 Decides where a plugin type is found (our own launchers first, then the CNI directories), which version a list is spoken
-in, what each call gets, how long it may take and what its answer must look like. Refuses to know what any plugin does.
+in, what each call gets and what its result must look like. Refuses to know what any plugin does, and how one is run
+(plugincall.py).
 What ADD was given and what it answered (in the shape of 1.1.0) is kept in STATE/cni/results, so that DEL and CHECK need
 nothing but names.
 """
@@ -10,38 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import re
-import selectors
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Json, Place
-from wherry.net import cniresult, launchers, netns
+from wherry.net import cniresult, launchers, netns, plugincall
 from wherry.net.cniconf import flag
 
 __all__ = ["Cni", "Joined"]
 
 _TIMEOUT = 60.0  # seconds for one plugin
-_MAX_OUTPUT = 1 << 20  # bytes of one stream (invariant 3)
-_TAIL = 400
 _WITH_CHECK = (0, 4, 0)  # since then DEL gets prevResult, too
 _WITH_GC = (1, 1, 0)
 _INCOMPATIBLE = 1  # section 5: the code of a version that a plugin does not know
 _ID = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"  # specification, CNI_CONTAINERID
 _TYPE = r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"
-_CODES = {  # CNI error codes to kinds; others are a plugin's own
-    1: Kind.UNSUPPORTED, 2: Kind.INVALID, 3: Kind.NOT_FOUND, 4: Kind.INVALID, 5: Kind.INTERNAL, 6: Kind.INVALID,
-    7: Kind.INVALID, 11: Kind.UNAVAILABLE, 50: Kind.UNAVAILABLE, 51: Kind.EXHAUSTED,
-}
 
 
 class Joined(NamedTuple):
@@ -304,7 +294,8 @@ class Cni:
         def undo(plugin: Json) -> None:
             try:
                 self._call("DEL", gone, plugin, previous, lock)
-            except _Refused as refused:  # who does not know our version has not done anything for an ADD that failed
+            except plugincall.Refused as refused:
+                # who does not know our version has not done anything for an ADD that failed
                 if joined.result is not None or refused.number != _INCOMPATIBLE:
                     raise
 
@@ -321,17 +312,17 @@ class Cni:
         config = _plugin_config(joined, plugin, previous)
         given = json.dumps(config).encode()
         own = launchers.program(path) if os.path.dirname(path) == self._own else None
-        code, out, err = _within(own, path, environment, given) if own else _run(
+        code, out, err = plugincall.within(own, path, environment, given) if own else plugincall.run(
             path, environment, given, self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'
         if code:
-            refused = _refused(what, code, out, err)
+            refused = plugincall.refusal(what, code, out, err)
             raise refused if verb == "VERSION" else self._versions(refused, joined, plugin)
         if verb not in ("ADD", "VERSION"):
             return None
-        return _answer(what, out, err)
+        return plugincall.answer(what, out, err)
 
-    def _versions(self, refused: _Refused, joined: Joined, plugin: Json) -> _Refused:
+    def _versions(self, refused: plugincall.Refused, joined: Joined, plugin: Json) -> plugincall.Refused:
         """A refusal of our version, with what the plugin would speak: probed only now."""
         if refused.number != _INCOMPATIBLE:
             return refused
@@ -342,7 +333,7 @@ class Cni:
         except WherryError:
             hint = refused.hint
         message = f'CNI plugin "{name}" does not know version {_told(joined.conflist)} of network {joined.network}'
-        told = _Refused(refused.kind, f"{message}: {refused.message}", hint=hint)
+        told = plugincall.Refused(refused.kind, f"{message}: {refused.message}", hint=hint)
         told.number = refused.number
         return told
 
@@ -408,111 +399,6 @@ def _each(steps: Sequence[Callable[[], object]]) -> None:
         raise problems[0]
 
 
-def _run(path: str, environment: Mapping[str, str], config: bytes, timeout: float,
-         inherited: Sequence[int] = ()) -> tuple[int, bytes, bytes]:
-    """(exit code, stdout, stderr) of one plugin in a session of its own; too long or too loud means killed."""
-    try:
-        child = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env=environment, cwd="/", start_new_session=True, pass_fds=inherited)
-    except OSError as problem:
-        raise WherryError(Kind.PRECONDITION, f"CNI plugin {path} does not start: {problem.strerror}") from problem
-    with child:
-        try:
-            out, err = _exchange(child, config, time.monotonic() + timeout)
-            return child.wait(), out, err
-        except _Misbehaved as why:
-            raise WherryError(Kind.UNAVAILABLE, f"CNI plugin {path} {why} and was killed") from None
-        finally:
-            if child.returncode is None:  # not waited for: the group has its name, also when only its children live
-                os.killpg(child.pid, signal.SIGKILL)
-
-
-def _within(program: launchers.Program, path: str, environment: Mapping[str, str],
-            config: bytes) -> tuple[int, bytes, bytes]:
-    """The same call of one of our own plugins without a process (decision 8)."""
-    out = io.BytesIO()
-    return program([path], environment, io.BytesIO(config), out), out.getvalue(), b""
-
-
-class _Misbehaved(Exception):
-    """Too slow, or prints without end."""
-
-
-def _exchange(child: subprocess.Popen[bytes], config: bytes, deadline: float) -> tuple[bytes, bytes]:
-    """Write the configuration and read both streams to their ends, within the deadline and the byte cap."""
-    assert child.stdin is not None
-    texts: dict[Any, bytearray] = {child.stdout: bytearray(), child.stderr: bytearray()}
-    with selectors.DefaultSelector() as selector:
-        for stream in texts:
-            selector.register(stream, selectors.EVENT_READ)
-        selector.register(child.stdin, selectors.EVENT_WRITE)
-        while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise _Misbehaved("did not finish in time")
-            for key, _ in ready:
-                if key.fileobj is child.stdin:
-                    config = _feed(key.fd, config)
-                    done = not config
-                else:
-                    done = _drain(key.fd, texts[key.fileobj])
-                if done:
-                    selector.unregister(key.fileobj)
-                    key.fileobj.close()  # type: ignore[union-attr]
-    try:
-        child.wait(max(0.01, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise _Misbehaved("did not finish in time") from None
-    return bytes(texts[child.stdout]), bytes(texts[child.stderr])
-
-
-def _feed(fd: int, config: bytes) -> bytes:
-    """The rest still to be written; a plugin that reads nothing (VERSION) is not an error."""
-    try:
-        return config[os.write(fd, config[:4096]):]  # PIPE_BUF: a ready pipe never blocks on that much
-    except BrokenPipeError:
-        return b""
-
-
-def _drain(fd: int, text: bytearray) -> bool:
-    data = os.read(fd, 65536)
-    text += data
-    if len(text) > _MAX_OUTPUT:
-        raise _Misbehaved(f"printed more than {_MAX_OUTPUT} bytes")
-    return not data
-
-
-class _Refused(WherryError):
-    """What a plugin said, with its own number (0: none)."""
-
-    number = 0
-
-
-def _refused(what: str, code: int, out: bytes, err: bytes) -> _Refused:
-    """The plugin's own error object (section 5) in one sentence; without one, the tail of its stderr."""
-    try:
-        told = json.loads(out)
-        number, message = int(told["code"]), str(told["msg"])
-    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return _Refused(Kind.UNAVAILABLE, f"{what} failed with {how} and no CNI error", hint=_tail(err or out))
-    details = str(told.get("details") or "")
-    error = _Refused(_CODES.get(number, Kind.CONFLICT if number == 120 else Kind.INTERNAL), f"{what}: {message}",
-                     hint="; ".join(part for part in (details, _tail(err)) if part))
-    error.number = number
-    return error
-
-
-def _answer(what: str, out: bytes, err: bytes) -> Json:
-    try:
-        answer = json.loads(out) if out.strip() else {}
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise WherryError(Kind.UNAVAILABLE, f"{what} printed no CNI result", hint=_tail(err or out))
-    return answer
-
-
 def _checked_result(told: Json, plugin: Json, conflist: Json) -> Json:
     """The result in the shape of 1.1.0, which all after us read; a plugin that gives nothing is a broken one."""
     result: Json = {}
@@ -522,10 +408,6 @@ def _checked_result(told: Json, plugin: Json, conflist: Json) -> Json:
         raise WherryError(Kind.UNAVAILABLE, f'network "{conflist.get("name", "")}": its plugins gave no usable result '
                                             f'("{plugin.get("type", "")}")')
     return result
-
-
-def _tail(data: bytes) -> str:
-    return data[-_TAIL:].decode("utf-8", "replace").strip()
 
 
 def _version(conflist: Json) -> tuple[int, ...]:
