@@ -20,11 +20,13 @@ from hypothesis import settings
 
 import audit
 from helpers import images, network, tools
+from helpers.nethost import NetHost
 from helpers.registry import Registry
 from helpers.wherry import Wherry
 from image_support import helper_factory
 from wherry.image.store import ImageStore
 from wherry.kernel import process
+from wherry.net import launchers
 
 TEST_SECONDS = 180
 _numbers = itertools.count(1)
@@ -93,6 +95,22 @@ def outside(private_network: network.Outside | None) -> network.Outside:
     if private_network is None:
         pytest.skip("needs the private network (WHERRY_TEST_NETNS=host is set)")
     return private_network
+
+
+@pytest.fixture
+def host(test_id: str) -> Iterator[NetHost]:
+    """A host of namespaces, in which the test stands, and another machine one hop away."""
+    made = NetHost(test_id)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> str:
+    """A directory with our CNI plugins, by their launchers."""
+    directory = launchers.provide(str(tmp_path / "bin"))
+    assert directory is not None
+    return directory
 
 
 @pytest.fixture(scope="session")

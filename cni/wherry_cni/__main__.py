@@ -5,31 +5,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-_PLUGINS = {
-    "bandwidth": "bandwidth",
-    "bridge": "bridge",
-    "firewall": "firewall",
-    "host-device": "host_device",
-    "host-local": "host_local",
-    "ipvlan": "ipvlan",
-    "loopback": "loopback",
-    "macvlan": "macvlan",
-    "overlay": "overlay",
-    "portmap": "portmap",
-    "ptp": "ptp",
-    "sbr": "sbr",
-    "static": "static",
-    "tuning": "tuning",
-}
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
 
 
 def entry() -> int:
     """Run the plugin that the first argument names."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in _PLUGINS:
-        sys.stderr.write(f"usage: python -m wherry_cni {'|'.join(_PLUGINS)}\n")
+    if name not in PLUGINS:
+        sys.stderr.write(f"usage: python -m wherry_cni {'|'.join(PLUGINS)}\n")
         return 2
-    code: int = import_module(f"wherry_cni.{_PLUGINS[name]}").entry()
+    code: int = import_module(f"wherry_cni.{name.replace('-', '_')}").entry()
     return code
 
 

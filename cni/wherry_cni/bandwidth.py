@@ -13,9 +13,9 @@ import base64
 import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from wherry_cni import netlink, rtnetlink, skel, tc
+from wherry_cni import interface, netlink, rtnetlink, skel, tc
 from wherry_cni.config import integer
 from wherry_cni.errors import BAD_CONFIG, CniError
 from wherry_cni.errors import IO as IO_ERROR
@@ -54,16 +54,13 @@ def add(call: Call) -> Json:
         raise CniError(BAD_CONFIG, "bandwidth must be called as a chained plugin: no prevResult")
     if not wish.ingress and not wish.egress:
         return previous
-    with rtnetlink.wired() as wire:
+    with rtnetlink.wired() as wire, interface.undoing() as undo:
         host = _host_end(wire, previous)
         tc.clean(wire, host.number)
-        try:
-            if wish.ingress:
-                wire.do("shaping what the container gets", *_queue(host.number, wish, wish.ingress, "src"))
-            more = [_shape_egress(wire, call, wish, host)] if wish.egress else []
-        except BaseException:
-            _undo(wire, call, host.number)
-            raise
+        undo += [lambda: netlink.delete_link(ifb_name(call)), lambda: tc.clean(wire, host.number)]
+        if wish.ingress:
+            wire.do("shaping what the container gets", *_queue(host.number, wish, wish.ingress, "src"))
+        more = [_shape_egress(wire, call, wish, host)] if wish.egress else []
     return {**previous, "interfaces": [*previous["interfaces"], *more]}
 
 
@@ -143,15 +140,6 @@ def _queue(link: int, wish: _Wish, limit: _Limit, way: str) -> list[Message]:
     return [*tc.classes(link, *limit, rest=not minor), *tc.passing(link, networks, way, sent=True, minor=minor)]
 
 
-def _undo(wire: Wire, call: Call, host: int) -> None:
-    """After a failed ADD, whose error is the one to tell."""
-    for step in (lambda: tc.clean(wire, host), lambda: netlink.delete_link(ifb_name(call))):
-        try:
-            step()
-        except (CniError, OSError) as second:
-            skel.note(f"while undoing: {second}")
-
-
 def _check(wire: Wire, name: str, limit: _Limit) -> None:
     found = rtnetlink.find(wire, name)
     rate = tc.root_rate(wire, found.number) if found else 0
@@ -208,13 +196,4 @@ def _networks(listed: Any, key: str) -> tuple[tc.Network, ...]:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

@@ -13,7 +13,7 @@ import ipaddress
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wherry_cni import interface, masquerade, netlink, nft, rtnetlink, skel
 from wherry_cni.config import boolean, integer, table_name, text
@@ -364,13 +364,4 @@ def _trunk(parts: Any) -> tuple[int, ...]:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

@@ -9,7 +9,6 @@ Refuses to know ports and links, and iptables: nothing here can overrule another
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import IO
 
 from wherry_cni import linkattrs, nft, rtbridge, rtnetlink, skel
 from wherry_cni.config import has_table, refuse, table_name, text
@@ -126,13 +125,4 @@ def _owner(call: Call) -> str:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

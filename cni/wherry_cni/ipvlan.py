@@ -6,9 +6,6 @@ Decides which modes there are and what they are called. Keys are the reference p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import IO
-
 from wherry_cni import skel
 from wherry_cni.uplink import Kind, verbs
 
@@ -16,13 +13,4 @@ __all__ = ["VERBS", "entry", "main"]
 
 _MODES = {"l2": 0, "l3": 1, "l3s": 2}  # IPVLAN_MODE_*
 VERBS = verbs(Kind("ipvlan", _MODES, "=H", own_mac=False, chained=True, more={}))
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

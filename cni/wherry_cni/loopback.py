@@ -8,8 +8,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping, Sequence
-from typing import IO
+from collections.abc import Mapping
 
 from wherry_cni import netlink, skel
 from wherry_cni.errors import BAD_ENV, CniError
@@ -64,13 +63,4 @@ def _write(flags: int) -> None:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import stat
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -35,16 +37,23 @@ class Peer(NamedTuple):
 def read(path: str) -> list[Peer]:
     """The peers of a file; a CniError says what is wrong with which entry."""
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(_MAX + 1)
+        with open(path, "rb", opener=_at_once) as stream:
+            data = stream.read(_MAX + 1) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
     except OSError as problem:
         raise CniError(IO_ERROR, f"peers file {path}: {problem.strerror}") from None
+    if data is None:
+        raise CniError(BAD_CONFIG, f"peers file {path} is not a file")
     if len(data) > _MAX:
         raise CniError(BAD_CONFIG, f"peers file {path} is larger than {_MAX} bytes")
     try:
         return parse(data)
     except CniError as problem:
         raise CniError(problem.code, f"peers file {path}: {problem.msg}", problem.details) from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A fifo would keep us, and whoever waits for our lock, until somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def parse(data: bytes) -> list[Peer]:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wherry_cni import conntrack, netlink, nft, skel
 from wherry_cni.config import boolean, has_table, refuse, table_name, text
@@ -252,13 +252,4 @@ def _owner(call: Call) -> str:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

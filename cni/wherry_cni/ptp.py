@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from wherry_cni import interface, masquerade, netlink, nft, rtnetlink, skel
 from wherry_cni.config import integer, table_name
@@ -144,13 +144,4 @@ def _wish(call: Call) -> _Wish:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

@@ -18,8 +18,7 @@ from wherry_cni.errors import BAD_CONFIG, BAD_ENV, INCOMPATIBLE, INTERNAL, UNDEC
 from wherry_cni.errors import IO as IO_ERROR
 from wherry_cni.results import NEWEST, VERSIONS, Json, from_previous, to_version, version_of
 
-__all__ = ["Call", "Verb", "capture", "main", "note", "process_main", "removed", "tell",
-           "valid_attachments"]
+__all__ = ["Call", "Program", "Verb", "capture", "faces", "main", "note", "removed", "tell", "valid_attachments"]
 
 _MAX_CONFIG = 4 << 20  # bytes of standard input
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -88,6 +87,7 @@ def _uncapitalized(value: object) -> object:
 
 
 Verb = Callable[[Call], Json | None]
+Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
 
 def main(verbs: Mapping[str, Verb], argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes],
@@ -115,9 +115,15 @@ def main(verbs: Mapping[str, Verb], argv: Sequence[str], env: Mapping[str, str],
     return 0
 
 
-def process_main(verbs: Mapping[str, Verb]) -> int:
-    """The process's own environment and streams, for `entry()`."""
-    return main(verbs, sys.argv, os.environ, sys.stdin.buffer, sys.stdout.buffer)
+def faces(verbs: Mapping[str, Verb]) -> tuple[Program, Callable[[], int]]:
+    """A plugin's `main`, one call with injected streams, and its `entry`, the executable."""
+    def with_streams(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
+        return main(verbs, argv, env, stdin, stdout)
+
+    def of_the_process() -> int:
+        return main(verbs, sys.argv, os.environ, sys.stdin.buffer, sys.stdout.buffer)
+
+    return with_streams, of_the_process
 
 
 def _serve(verbs: Mapping[str, Verb], verb: str, argv: Sequence[str], env: Mapping[str, str],

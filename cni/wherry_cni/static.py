@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from wherry_cni import skel
 from wherry_cni.config import ipam_part, routes
@@ -105,13 +105,4 @@ def _ip(part: Any) -> Json:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

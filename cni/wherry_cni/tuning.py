@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wherry_cni import linkattrs, netlink, rtnetlink, skel
 from wherry_cni.config import boolean, integer, text
@@ -282,13 +282,4 @@ def _wish(call: Call) -> _Wish:
 
 
 VERBS: Mapping[str, skel.Verb] = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
-
-
-def main(argv: Sequence[str], env: Mapping[str, str], stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """One call with injected streams."""
-    return skel.main(VERBS, argv, env, stdin, stdout)
-
-
-def entry() -> int:
-    """The executable."""
-    return skel.process_main(VERBS)
+main, entry = skel.faces(VERBS)

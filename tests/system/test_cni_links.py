@@ -18,7 +18,6 @@ import pytest
 
 from helpers.nethost import OUTSIDE, OUTSIDE6, NetHost
 from helpers.plugins import REFERENCE, Plugins, picture, plain
-from wherry.net import launchers
 
 pytestmark = pytest.mark.root
 Json = dict[str, Any]
@@ -68,13 +67,6 @@ def host(test_id: str) -> Iterator[NetHost]:
     made.run("o", "ip", "link", "set", "dev0p", "up")
     yield made
     made.close()
-
-
-@pytest.fixture
-def bin_dir(tmp_path: Path) -> str:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
-    return directory
 
 
 @pytest.fixture

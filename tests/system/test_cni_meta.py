@@ -36,20 +36,6 @@ needs_reference = pytest.mark.skipif(not os.path.exists(f"{REFERENCE}/bandwidth"
                                      reason="the reference plugins are not installed (containernetworking-plugins)")
 
 
-@pytest.fixture
-def host(test_id: str) -> Iterator[NetHost]:
-    made = NetHost(test_id)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> str:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
-    return directory
-
-
 class House:
     """Networks of one host, and containers that are only namespaces."""
 
@@ -98,8 +84,8 @@ class House:
 
 
 @pytest.fixture
-def house(host: NetHost, own: str, tmp_path: Path) -> Iterator[House]:
-    made = House(host, own, tmp_path)
+def house(host: NetHost, bin_dir: str, tmp_path: Path) -> Iterator[House]:
+    made = House(host, bin_dir, tmp_path)
     yield made
     made.close()
 

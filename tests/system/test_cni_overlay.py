@@ -20,7 +20,6 @@ import pytest
 from helpers.cnichain import Refused
 from helpers.nethosts import Host, Segment, eventually
 from helpers.tools import run
-from wherry.net import launchers
 
 pytestmark = pytest.mark.root
 Json = dict[str, Any]
@@ -36,10 +35,8 @@ def segment(test_id: str) -> Iterator[Segment]:
 
 
 @pytest.fixture
-def new(segment: Segment, tmp_path: Path) -> Callable[..., Host]:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
-    return lambda **more: segment.host(directory, tmp_path, **more)
+def new(segment: Segment, bin_dir: str, tmp_path: Path) -> Callable[..., Host]:
+    return lambda **more: segment.host(bin_dir, tmp_path, **more)
 
 
 def entry(host: Host, subnets: Sequence[str] = DUAL, six: bool = False) -> Json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,6 @@ from wherry.net.cni import Cni
 
 pytestmark = pytest.mark.root
 REFERENCE = "/usr/lib/cni"
-
-
-@pytest.fixture
-def host(test_id: str) -> Iterator[NetHost]:
-    made = NetHost(test_id)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> str:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
-    return directory
 
 
 class Caller:
@@ -58,8 +43,8 @@ class Caller:
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
-def test_one_life_in_every_version(host: NetHost, own: str, tmp_path: Path, version: str) -> None:
-    call = Caller(host, own, tmp_path / "leases", version)
+def test_one_life_in_every_version(host: NetHost, bin_dir: str, tmp_path: Path, version: str) -> None:
+    call = Caller(host, bin_dir, tmp_path / "leases", version)
     ports = {"type": "portmap", "nftTable": "t_plugins",
              "runtimeConfig": {"portMappings": [{"hostPort": 8088, "containerPort": 80, "protocol": "tcp"}]}}
     space = host.space("c")
@@ -84,9 +69,9 @@ def test_one_life_in_every_version(host: NetHost, own: str, tmp_path: Path, vers
     assert "10.33.0.2" not in os.listdir(tmp_path / "leases" / "plain")
 
 
-def test_a_second_add_that_fails_does_not_cut_the_first(host: NetHost, own: str, tmp_path: Path) -> None:
+def test_a_second_add_that_fails_does_not_cut_the_first(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
     """The refused ADD must undo its own work only."""
-    call = Caller(host, own, tmp_path / "leases", "1.0.0")
+    call = Caller(host, bin_dir, tmp_path / "leases", "1.0.0")
     space = host.space("c")
     _, result = call("ADD", call.bridge, "one", space)
     assert call("ADD", call.bridge, "one", space)[0] == 1
@@ -95,8 +80,8 @@ def test_a_second_add_that_fails_does_not_cut_the_first(host: NetHost, own: str,
     call("DEL", call.bridge, "one", space)
 
 
-def test_gc_takes_what_is_not_valid_and_status_tells(host: NetHost, own: str, tmp_path: Path) -> None:
-    call = Caller(host, own, tmp_path / "leases", "1.1.0")
+def test_gc_takes_what_is_not_valid_and_status_tells(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
+    call = Caller(host, bin_dir, tmp_path / "leases", "1.1.0")
     for name in ("one", "two"):
         assert call("ADD", call.bridge, name, host.space(name))[0] == 0
     valid = {"cni.dev/valid-attachments": [{"containerID": "two", "ifname": "eth0"}]}
@@ -111,8 +96,8 @@ def test_gc_takes_what_is_not_valid_and_status_tells(host: NetHost, own: str, tm
     call("DEL", call.bridge, "two", f"/run/netns/{host.name}two")
 
 
-def test_failures_leave_nothing(host: NetHost, own: str, tmp_path: Path) -> None:
-    call = Caller(host, own, tmp_path / "leases", "1.0.0")
+def test_failures_leave_nothing(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
+    call = Caller(host, bin_dir, tmp_path / "leases", "1.0.0")
     space = host.space("c")
     host.run(space, "ip", "link", "add", "eth0", "type", "bridge")
     code, answer = call("ADD", call.bridge, "one", space)
@@ -130,8 +115,8 @@ def test_failures_leave_nothing(host: NetHost, own: str, tmp_path: Path) -> None
     call("DEL", call.bridge, "three", f"/run/netns/{host.name}d")
 
 
-def test_loopback(host: NetHost, own: str, tmp_path: Path) -> None:
-    call = Caller(host, own, tmp_path, "1.0.0")
+def test_loopback(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
+    call = Caller(host, bin_dir, tmp_path, "1.0.0")
     space = host.space("c")
     host.run(space, "ip", "link", "set", "lo", "down")
     lo = {"type": "loopback"}
@@ -150,9 +135,9 @@ needs_reference = pytest.mark.skipif(not os.path.exists(f"{REFERENCE}/bridge"),
 
 
 @needs_reference
-def test_our_bridge_with_the_references_host_local(host: NetHost, own: str, tmp_path: Path) -> None:
-    os.unlink(os.path.join(own, "host-local"))  # CNI_PATH goes on to the reference's directory
-    call = Caller(host, own, tmp_path / "leases", "1.0.0")
+def test_our_bridge_with_the_references_host_local(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
+    os.unlink(os.path.join(bin_dir, "host-local"))  # CNI_PATH goes on to the reference's directory
+    call = Caller(host, bin_dir, tmp_path / "leases", "1.0.0")
     space = host.space("c")
     code, result = call("ADD", call.bridge, "one", space)
     assert (code, result["ips"][0]["address"]) == (0, "10.33.0.2/24")
@@ -181,9 +166,9 @@ def test_our_runtime_with_the_reference_plugins(host: NetHost, tmp_path: Path,
 
 
 @needs_reference
-def test_our_portmap_behind_the_references_bridge(host: NetHost, own: str, tmp_path: Path) -> None:
+def test_our_portmap_behind_the_references_bridge(host: NetHost, bin_dir: str, tmp_path: Path) -> None:
     reference = Caller(host, REFERENCE, tmp_path / "leases", "1.0.0")
-    ours = Caller(host, own, tmp_path / "leases", "1.0.0")
+    ours = Caller(host, bin_dir, tmp_path / "leases", "1.0.0")
     space = host.space("c")
     plain = {key: value for key, value in reference.bridge.items() if key != "ipMasq"}
     code, result = reference("ADD", plain, "one", space)

@@ -23,23 +23,14 @@ Record = dict[str, Any]
 
 
 @pytest.fixture
-def host(test_id: str) -> Iterator[NetHost]:
-    made = NetHost(test_id)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def chain(host: NetHost, tmp_path: Path) -> Chain:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
+def chain(host: NetHost, bin_dir: str, tmp_path: Path) -> Chain:
     bridge = {"type": "bridge", "bridge": f"b{host.name}"[:15], "isGateway": True, "ipMasq": True, "hairpinMode": True,
               "isolate": True, "nftTable": TABLE,
               "ipam": {"type": "host-local", "dataDir": str(tmp_path / "leases"),
                        "ranges": [[{"subnet": "10.35.0.0/16"}], [{"subnet": "fd35::/64"}]],
                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}
     ports = {"type": "portmap", "capabilities": {"portMappings": True}, "nftTable": TABLE}
-    return Chain(directory, [bridge, ports])
+    return Chain(bin_dir, [bridge, ports])
 
 
 def restore(*records: Record) -> tuple[int, dict[str, Any]]:

@@ -52,13 +52,6 @@ class House:
 
 
 @pytest.fixture
-def host(test_id: str) -> Iterator[NetHost]:
-    made = NetHost(test_id)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def house(host: NetHost, tmp_path: Path) -> Iterator[House]:
     before = host.state()
     made = House(host, tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from helpers.nethost import OUTSIDE, NetHost
 from helpers.plugins import REFERENCE, Plugins, picture, plain
-from wherry.net import launchers
 
 Json = dict[str, Any]
 NEAR = {"type": "static", "addresses": [{"address": "192.0.2.50/24", "gateway": OUTSIDE}],
@@ -22,17 +20,8 @@ MODES = ("l2", "l3", "l3s")
 
 
 @pytest.fixture
-def host(test_id: str) -> Iterator[NetHost]:
-    made = NetHost(test_id)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Plugins:
-    directory = launchers.provide(str(tmp_path / "bin"))
-    assert directory is not None
-    return Plugins(directory, "1.1.0")
+def own(bin_dir: str) -> Plugins:
+    return Plugins(bin_dir, "1.1.0")
 
 
 def ipvlan(**more: Any) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def test_the_file_is_named_and_bounded(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b" " * (5 << 20))
     with pytest.raises(CniError, match="larger than"):
         overlay_peers.read(str(tmp_path / "big"))
+
+
+def test_a_fifo_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "peers.json")
+    with pytest.raises(CniError, match="is not a file"):
+        overlay_peers.read(str(tmp_path / "peers.json"))
 
 
 def test_the_own_entry() -> None:

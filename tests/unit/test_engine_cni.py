@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import wherry_cni.__main__
 from wherry.engine import cni
 from wherry.errors import Kind, WherryError
 from wherry.net import launchers
@@ -91,3 +92,8 @@ def test_without_the_program_there_is_no_link(plugins: Path, tmp_path: Path, mon
     with pytest.raises(WherryError, match=f"there is no wherry-cni in {tmp_path}"):
         cni.install(str(plugins))
     assert not list(plugins.iterdir())
+
+
+def test_both_sides_know_the_same_plugins() -> None:
+    """They import nothing of each other: each has a list of its own."""
+    assert launchers.PLUGINS == wherry_cni.__main__.PLUGINS

@@ -88,7 +88,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(cniconf, "_FRESH", -1)
     directory = Directory(str(tmp_path))
     first = directory.lists()
-    monkeypatch.setattr(cniconf, "_json", None)
+    monkeypatch.setattr(cniconf, "parsed", None)
     assert directory.lists() == first
     monkeypatch.undo()
     path.write_text(conflist("net", "ptp"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def test_bad_peers_are_told(tmp_path: Path, text: str | None, kind: Kind) -> Non
         networks(tmp_path).create("net", "overlay", options={"peers": str(file)})
     assert caught.value.kind is kind
     assert not (tmp_path / "root/networks/net.conflist").exists()
+
+
+def test_a_fifo_of_peers_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "peers.json")
+    with pytest.raises(WherryError, match="is not a file"):
+        networks(tmp_path).create("net", "overlay", options={"peers": str(tmp_path / "peers.json")})
 
 
 @pytest.mark.parametrize(("driver", "options", "more", "word"), [

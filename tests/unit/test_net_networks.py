@@ -120,3 +120,13 @@ def test_a_gateway_is_a_host_of_its_subnet(tmp_path: Path, gateway: str) -> None
     with pytest.raises(WherryError, match=f"gateway {gateway} is") as refused:
         networks(tmp_path).create("net", subnets=[Subnet("10.55.0.0/24", gateway)])
     assert refused.value.kind is Kind.INVALID
+
+
+def test_an_id_s_beginning_is_no_network_s_name(tmp_path: Path) -> None:
+    """Neither is a name taken because another network's id begins so, nor is that one left in its place."""
+    nets = networks(tmp_path)
+    name = str(nets.create("first")["Id"])[:8]
+    assert nets.inspect(name)["Name"] == "first"
+    nets.detach("c1", "", name)
+    assert nets.create(name)["Name"] == name
+    assert nets.inspect(name)["Name"] == name

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from wherry.model import Json
 
-__all__ = ["ENDINGS", "Directory", "as_list", "flag"]
+__all__ = ["ENDINGS", "Directory", "as_list", "flag", "parsed"]
 
 ENDINGS = (".conf", ".conflist", ".json")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # section 1, "name"
@@ -85,10 +85,10 @@ class Directory:
         start = time.time_ns()
         beside: list[str] = []
         try:
-            conflist = as_list(_json(path))
+            conflist = as_list(parsed(path))
             beside = _beside(self.path, conflist)
             looks = (now, *map(_looks, beside))
-            plugins = [*conflist["plugins"], *(_plugin(_json(other)) for other in beside)]
+            plugins = [*conflist["plugins"], *(_plugin(parsed(other)) for other in beside)]
             if not plugins:
                 raise ValueError("it lists no plugins")
         except (OSError, ValueError) as problem:
@@ -139,7 +139,8 @@ def _beside(directory: str, conflist: Json) -> list[str]:
         return []
 
 
-def _json(path: str) -> Any:
+def parsed(path: str) -> Any:
+    """What a file of JSON says. ValueError: why it is none; it need not be a file."""
     with open(path, "rb", opener=_at_once) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise ValueError(f"{os.path.basename(path)} is not a file")

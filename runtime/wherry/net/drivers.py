@@ -7,7 +7,6 @@ is written. Refuses to know which subnet is free (subnets.py) and where lists ar
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
+from wherry.net.cniconf import parsed
 
 __all__ = ["DRIVERS", "IPAM", "Driver", "Wish", "find", "ipam_settings", "peers_subnets", "settings", "without_default"]
 
@@ -286,8 +286,7 @@ def _is_ip(text: str) -> bool:
 def peers_subnets(path: str, address: str) -> list[str]:
     """The subnets of this host's own entry: that of `address`, else the one whose address is ours."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            peers = json.load(stream)["peers"]
+        peers = parsed(path)["peers"]
         own = [peer for peer in peers if (peer["address"] == address if address else _is_ours(str(peer["address"])))]
         found = [str(ipaddress.ip_network(text)) for peer in own for text in peer["subnets"]]
     except OSError as problem:

@@ -22,23 +22,10 @@ __all__ = ["PLUGINS", "Program", "called", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
-PLUGINS = {
-    "bandwidth": "bandwidth",
-    "bridge": "bridge",
-    "firewall": "firewall",
-    "host-device": "host_device",
-    "host-local": "host_local",
-    "ipvlan": "ipvlan",
-    "loopback": "loopback",
-    "macvlan": "macvlan",
-    "overlay": "overlay",
-    "portmap": "portmap",
-    "ptp": "ptp",
-    "sbr": "sbr",
-    "static": "static",
-    "tuning": "tuning",
-}
-_PROGRAMS = {**PLUGINS, "restore": "restore"}  # what we call ourselves is not all for other runtimes
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-device", "host-local", "ipvlan", "loopback", "macvlan", "overlay",
+           "portmap", "ptp", "sbr", "static", "tuning")
+#: their modules, and that of what only we call
+_PROGRAMS = {name: name.replace("-", "_") for name in (*PLUGINS, "restore")}
 _TEXT = """#!{python} -IS
 # Made by wherry; rewritten when the installation moves.
 import sys
@@ -71,8 +58,8 @@ def provide(directory: str, *, anew: bool = False) -> str | None:
 def _texts() -> dict[str, str]:
     """The launchers of this installation by their names."""
     path = _import_path()
-    return {name: _TEXT.format(python=sys.executable, path=path, module=module)
-            for name, module in PLUGINS.items()} if path is not None else {}
+    return {name: _TEXT.format(python=sys.executable, path=path, module=_PROGRAMS[name])
+            for name in PLUGINS} if path is not None else {}
 
 
 @cache

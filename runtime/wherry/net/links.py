@@ -5,16 +5,15 @@ Decides the messages, packed by hand (pyroute2's import takes longer than a star
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from wherry.errors import Kind, WherryError
+from wherry.net import netns
 
 __all__ = ["Host", "Way", "addresses", "set_default"]
 
@@ -26,7 +25,6 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
 _IFA_ADDRESS, _IFA_LOCAL, _RTA_OIF, _RTA_GATEWAY, _IFLA_MASTER = 1, 2, 4, 5, 10
 _TABLE_MAIN, _PROTO_BOOT, _UNICAST, _NOWHERE = 254, 3, 1, 255
-_CLONE_NEWNET = 0x40000000
 
 
 class Host(NamedTuple):
@@ -55,14 +53,17 @@ def addresses() -> list[Host]:
         return [_host(body, ports) for kind, body in _answers(wire) if kind == _NEWADDR]
 
 
-def set_default(netns: str, four: Way | None, six: Way | None) -> None:
-    """Make these the default routes of the namespace at `netns`; None: none of that family."""
+def set_default(path: str, four: Way | None, six: Way | None) -> None:
+    """Make these the default routes of the namespace at `path`; None: none of that family."""
     def work() -> None:
         with _opened() as wire:
             for family, way in ((socket.AF_INET, four), (socket.AF_INET6, six)):
                 _replace(wire, family, way)
 
-    _inside(netns, work)
+    try:
+        netns.inside(path, work)
+    except OSError as problem:
+        raise WherryError(Kind.INTERNAL, f"network namespace {path}: {problem.strerror}") from problem
 
 
 def _replace(wire: socket.socket, family: int, way: Way | None) -> None:
@@ -78,29 +79,6 @@ def _replace(wire: socket.socket, family: int, way: Way | None) -> None:
     code = _ask(wire, _message(_NEWROUTE, _REQUEST | _ACK | _CREATE, body))
     if code not in (0, errno.EEXIST):
         raise OSError(code, f"default route by {way.gateway}: {os.strerror(code)}")
-
-
-def _inside(netns: str, work: Callable[[], None]) -> None:
-    """In the namespace, in a thread that ends with it: setns(2) is per thread."""
-    failures: list[OSError] = []
-
-    def enter() -> None:
-        try:
-            fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            finally:
-                os.close(fd)
-            work()
-        except OSError as problem:
-            failures.append(problem)
-
-    thread = threading.Thread(target=enter, name="default route")
-    thread.start()
-    thread.join()
-    if failures:
-        raise WherryError(Kind.INTERNAL, f"network namespace {netns}: {failures[0].strerror}") from failures[0]
 
 
 def _opened() -> socket.socket:

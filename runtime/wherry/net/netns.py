@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["apart", "create", "exists", "remove"]
+__all__ = ["apart", "create", "exists", "inside", "remove"]
 
 _T = TypeVar("_T")
 
@@ -45,18 +45,38 @@ def create(path: str) -> str:
 
 def apart(work: Callable[[], _T]) -> _T:
     """What `work` returns, done in a new network namespace with loopback up, which goes with the last handle on it."""
+    def enter() -> None:
+        _check(_libc().unshare(_CLONE_NEWNET))
+        _loopback_up()
+
+    return _in_thread(enter, work)
+
+
+def inside(path: str, work: Callable[[], _T]) -> _T:
+    """What `work` returns, done in the network namespace at `path`. OSError where it cannot be entered."""
+    def enter() -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc().setns(fd, _CLONE_NEWNET))
+        finally:
+            os.close(fd)
+
+    return _in_thread(enter, work)
+
+
+def _in_thread(enter: Callable[[], None], work: Callable[[], _T]) -> _T:
+    """A namespace is a thread's (setns(2), unshare(2)): one of its own, which ends with the work."""
     results: list[_T] = []
     problems: list[BaseException] = []
 
-    def inside() -> None:
+    def run() -> None:
         try:
-            _check(_libc().unshare(_CLONE_NEWNET))
-            _loopback_up()
+            enter()
             results.append(work())
         except BaseException as problem:
             problems.append(problem)
 
-    thread = threading.Thread(target=inside, name="netns")
+    thread = threading.Thread(target=run, name="netns")
     thread.start()
     thread.join()
     if problems:

@@ -76,7 +76,7 @@ class Networks:
             raise WherryError(Kind.INVALID, f"network {name} would have neither IPv4 nor IPv6", hint="add --ipv6")
         chosen = drivers.ipam_settings(ipam, ipam_options or {})
         with self._locked():
-            if self._find(name) is not None or name == DEFAULT:
+            if self._named(name) is not None or name == DEFAULT:
                 raise WherryError(Kind.EXISTS, f"network {name} exists already")
             self._write(self._conflist(name, driver, subnets, options or {}, labels or {}, internal=internal,
                                        families=(ipv4, ipv6), ipam=chosen, attachable=attachable))
@@ -153,8 +153,8 @@ class Networks:
     def detach(self, container_id: str, netns_path: str, network: str, ports: Sequence[PortMapping] = (),
                interface: str = "eth0") -> None:
         """Leave one network. Done already, the namespace gone, or the network gone: success."""
-        conflist = self._find(network)
-        name = str(conflist["name"]) if conflist else network
+        name = DEFAULT if network in ("", "default") else network
+        conflist = self._named(name)  # whole: a network that has gone must not be taken for one whose id begins so
         if conflist is not None:
             conflist = self._for_attachment(conflist, Attachment(name), bool(ports))
         remembered = self.cni.recall(name, container_id, interface)
@@ -205,8 +205,8 @@ class Networks:
         with contextlib.suppress(OSError), open(note, encoding="ascii") as stream:
             if stream.read() == boot:
                 return
-        kept = os.path.isdir(os.path.join(self._place.state, "cni", "results"))
-        self.collect(None if kept else _listed(os.path.join(self._directory, "used")))
+        outlived = os.path.isdir(os.path.join(self._place.state, "cni", "results"))
+        self.collect(None if outlived else _listed(os.path.join(self._directory, "used")))
         os.makedirs(os.path.dirname(note), mode=0o700, exist_ok=True)
         files.atomic_write(note, boot.encode(), 0o600)
 
@@ -285,14 +285,15 @@ class Networks:
     def _find(self, name: str) -> Json | None:
         if name in ("", "default"):
             name = DEFAULT
-        own = self._own(name)
-        if own is not None:
-            return own
-        matching = [conflist for conflist in self._all() if _matches(conflist, name)]
-        exact = [conflist for conflist in matching if conflist["name"] == name]
-        if not exact and len(matching) > 1:
+        exact = self._named(name)
+        matching = [] if exact else [conflist for conflist in self._all() if _matches(conflist, name)]
+        if len(matching) > 1:
             raise WherryError(Kind.INVALID, f"network id prefix {name} is ambiguous")
-        return next(iter(exact or matching), None)
+        return exact or next(iter(matching), None)
+
+    def _named(self, name: str) -> Json | None:
+        """By its whole name."""
+        return self._own(name) or next((conflist for conflist in self._all() if conflist["name"] == name), None)
 
     def _own(self, name: str) -> Json | None:
         return self._lists[0].get(f"{name}.conflist") if re.fullmatch(_NAME, name) else None
