@@ -155,7 +155,8 @@ def test_the_watcher_of_an_overlay_is_nobody_s_child(warm: Runtime, host: NetHos
     done = warm("overlay", "ADD", config, host.space("c"))
     assert done.returncode == 0, done
     (pid,) = watchers(f"{host.name}h")
-    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1"
+    stat = Path(f"/proc/{pid}/stat")  # the command lives on for a moment after its answer (decision 11)
+    until(lambda: stat.read_text().rpartition(")")[2].split()[1] == "1", 5)
     until(lambda: "wherry-overlay" in Path(f"/proc/{pid}/cgroup").read_text(), 5)
     assert warm("overlay", "DEL", config).returncode == 0
     until(lambda: not watchers(f"{host.name}h"), 5)

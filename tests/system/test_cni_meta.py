@@ -23,6 +23,7 @@ from helpers import tools
 from helpers.cnichain import REFERENCE, Chain, Refused
 from helpers.nethost import HOST, HOST6, OUTSIDE, NetHost
 from helpers.tools import run
+from helpers.wherry import until
 from wherry.net import launchers
 from wherry_cni import libnft, nft, tuning
 from wherry_cni.errors import CniError
@@ -123,6 +124,16 @@ def everything(host: NetHost, space: str) -> tuple[Any, ...]:
     return host.state(), run("tc", "qdisc").stdout, lines
 
 
+def settled(host: NetHost, space: str) -> tuple[Any, ...]:
+    """The same, once every link is known to have a carrier: the kernel notices a moment later."""
+    def awake() -> bool:
+        links = [line for where in (space, "h") for line in host.run(where, "ip", "-o", "link").stdout.splitlines()]
+        return all(" state UP " in link for link in links if ": lo: " not in link)
+
+    until(awake, 5)
+    return everything(host, space)
+
+
 # ---- every one of them ----
 
 SETTINGS: dict[str, Json] = {
@@ -215,7 +226,7 @@ def test_bad_input_is_an_error_object_and_leaves_nothing(house: House, kind: str
     bridge, bad = house.bridge(), meta(kind, **{"dataDir": str(house.path / "tuning"), **config})
     good = house.chain(bridge)
     space, result = house.add(good, "one")
-    before = everything(house.host, space)
+    before = settled(house.host, space)
     with pytest.raises(Refused) as refused:
         house.chain().call("ADD", bad, "one", space, given={"portMappings": ports(8080)}, previous=result)
     assert refused.value.code == code, refused.value.msg
@@ -931,7 +942,7 @@ def test_who_says_the_mac(house: House) -> None:
 def test_a_setting_that_fails_takes_the_others_back(house: House) -> None:
     chain = house.chain(house.bridge())
     space, result = house.add(chain, "one")
-    before = everything(house.host, space)
+    before = settled(house.host, space)
     tune = meta("tuning", dataDir=str(house.path / "tuning"), sysctl={"net.core.somaxconn": "77"})
     first = tune["sysctl"]
     for bad in ({"mtu": 1400, "mac": "00:00:00:00:00:00"}, {"sysctl": {**first, "net.no.such": "1"}},
@@ -1078,7 +1089,7 @@ def test_an_add_of_routes_that_fails_is_undone(house: House) -> None:
     """The gateway of one address is of no use to the kernel: what was moved comes back."""
     chain = house.chain(house.bridge())
     space, result = house.add(chain, "one")
-    before = everything(house.host, space)
+    before = settled(house.host, space)
     bad = [dict(part) for part in result["ips"]]
     bad[1]["gateway"] = plain(result, 6)  # an address of its own
     with pytest.raises(Refused):

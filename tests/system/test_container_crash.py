@@ -13,6 +13,7 @@ import pytest
 
 from helpers.bundles import Bundle, make_root
 from helpers.monitors import until
+from helpers.tools import strays
 from wherry.container import lifecycle
 from wherry.errors import WherryError
 from wherry.kernel import process
@@ -28,16 +29,11 @@ def subreaper() -> Iterator[None]:
     process.become_subreaper(False)
 
 
-def children() -> list[int]:
-    tasks = Path("/proc/self/task")
-    return [int(pid) for task in os.listdir(tasks) for pid in (tasks / task / "children").read_text().split()]
-
-
 def kill_children(after: float, stop: threading.Event) -> None:
-    """KILL what is our child after a delay, the helper that detaches or the monitor, until the monitor is hit."""
+    """KILL the test's children after a delay, the helper that detaches or the monitor, until the monitor is hit."""
     time.sleep(after)
     while not stop.is_set():
-        for pid in children():
+        for pid in strays():
             found = process.identify(pid)
             if found is not None and process.parent(pid) == os.getpid():
                 process.signal(found, 9)
@@ -45,16 +41,8 @@ def kill_children(after: float, stop: threading.Event) -> None:
 
 
 def reap_all() -> None:
-    """Every child ends: monitors, cleanups, what they left to us."""
-    def gone() -> bool:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            return True
-        return False
-
-    assert until(gone, 20), [Path(f"/proc/{pid}/cmdline").read_text() for pid in children()]
+    """Every child of the test's ends: monitors, cleanups, what they left to us."""
+    assert until(lambda: not strays(reap=True), 20), [Path(f"/proc/{pid}/cmdline").read_text() for pid in strays()]
 
 
 @pytest.mark.seconds(600)
