@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[1]
-RUNTIME, CNI, NATIVE = TOP / "runtime", TOP / "cni", TOP / "runtime" / "native"
+RUNTIME, CNI, CSI, NATIVE = TOP / "runtime", TOP / "cni", TOP / "csi", TOP / "runtime" / "native"
 BASE = {"digest", "errors", "model", "terminal"}
 
 #: a room and the rooms that it may import, beside itself and the base (docs/layers.md)
@@ -52,6 +52,9 @@ FENCES = {
     "cffi": ("wherry/kernel/",),
     "prctl": ("wherry/kernel/process.py",),
     "pyroute2": ("wherry_cni/", "wherry/net/"),
+    "grpc": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
+    "google": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
+    "csi_spec": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
     "zstandard": ("wherry/image/",),
     "dns": ("wherry/net/",),
     "isal": ("wherry/image/",),
@@ -76,7 +79,7 @@ BANNED = {
 FORKS = ("wherry/warm/server.py",)
 #: read or measured by hot verbs never at import: they load at the edge, where they are used
 HEAVY = ("requests", "rich", "pyroute2", "zstandard", "isal", "asyncio", "http.client", "email", "prctl", "jeepney",
-         "dns")
+         "dns", "grpc", "google")
 HOT = {
     "run": "wherry.cli.commands.run",
     "exec": "wherry.cli.commands.exec",
@@ -91,12 +94,13 @@ HOT = {
 
 def sources() -> list[Path]:
     """All modules that are shipped."""
-    return sorted([*(RUNTIME / "wherry").rglob("*.py"), *(CNI / "wherry_cni").rglob("*.py")])
+    rooms = (RUNTIME / "wherry", CNI / "wherry_cni", CSI / "wherry_csi", CSI / "csi_spec")
+    return sorted(path for room in rooms for path in room.rglob("*.py"))
 
 
 def relative(path: Path) -> str:
-    """wherry/engine/db.py, wherry_cni/bridge.py."""
-    return str(path.relative_to(CNI if CNI in path.parents else RUNTIME))
+    """wherry/engine/db.py, wherry_cni/bridge.py, wherry_csi/node.py."""
+    return str(path.relative_to(next(top for top in (CNI, CSI, RUNTIME) if top in path.parents)))
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -139,9 +143,9 @@ def test_plugins_share_no_import_with_wherry() -> None:
     wrong = [
         f"{relative(path)}:{line}: {module}"
         for path in sources()
-        if relative(path).startswith("wherry_cni/")
         for line, module in imports(path)
-        if module.split(".")[0] == "wherry"
+        if (own := relative(path).split("/")[0]) != "wherry"
+        if module.split(".")[0] in {"wherry", "wherry_cni", "wherry_csi"} - {own}
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -211,6 +215,21 @@ def test_generated_vocabulary_is_up_to_date() -> None:
     assert done.returncode == 0, "run: make -C runtime/native generate"
 
 
+def test_the_csi_descriptor_is_the_protos(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools")
+    from google.protobuf import descriptor_pb2
+
+    out = tmp_path / "csi.binpb"
+    tool("grpc_tools.protoc", f"-I{CSI}/csi_spec", f"--descriptor_set_out={out}", f"--pyi_out={tmp_path}", "csi.proto")
+    made, kept = (
+        descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()) for path in (out, CSI / "csi_spec" / "csi.binpb")
+    )
+    assert made == kept, "csi/csi_spec/__init__.py says how to write it"
+    names = [f"class {kind}(" for kind in re.findall(r"^class (\w+)\(", (tmp_path / "csi_pb2.pyi").read_text(), re.M)]
+    types = (CSI / "csi_spec" / "csi_pb2.pyi").read_text()
+    assert not [name for name in names if name not in types]
+
+
 def python_lengths() -> dict[str, int]:
     """Lines of every function, its docstring not counted."""
     found = {}
@@ -260,7 +279,7 @@ def test_hot_verbs_load_nothing_heavy(verb: str) -> None:
         "print(round((time.perf_counter() - before) * 1000, 1), len(sys.modules),"
         f" [name for name in {HEAVY!r} if name in sys.modules])"
     )
-    path = {"PYTHONPATH": f"{RUNTIME}:{CNI}", "PATH": "/usr/bin:/bin"}
+    path = {"PYTHONPATH": f"{RUNTIME}:{CNI}:{CSI}", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=path)
     assert done.returncode == 0, done.stderr
     print(f"\n{verb}: {done.stdout.strip()} (ms, modules, heavy ones)")

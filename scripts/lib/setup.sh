@@ -15,7 +15,7 @@ BUILD_PACKAGES=(gcc make libc6-dev libcap-dev libseccomp-dev nftables busybox-st
 # optional: a test skips with its reason where its tool is missing.
 TEST_PACKAGES=(iproute2 tmux strace runc crun umoci skopeo docker-registry containernetworking-plugins procps
     podman buildah openssl conmon iptables containerd docker.io criu uidmap zstd e2fsprogs musl-tools dnsmasq-base
-    bind9-dnsutils)
+    bind9-dnsutils xfsprogs btrfs-progs fio)
 # It builds what comes as Go modules (tests/helpers/gotools.py)
 command -v go >/dev/null || TEST_PACKAGES+=(golang-go)
 
@@ -140,7 +140,7 @@ print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], s
 
 # Byte code of what was installed in place. Python writes it at the first import by itself, unless
 # PYTHONDONTWRITEBYTECODE is set: then each command would compile the sources anew.
-compile_all() { "$venv/bin/python" -m compileall -q runtime/wherry cni/wherry_cni "$venv/lib" >/dev/null || true; }
+compile_all() { "$venv/bin/python" -m compileall -q runtime/wherry cni/wherry_cni csi "$venv/lib" >/dev/null || true; }
 
 pip_quiet() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --root-user-action ignore "$@" >&2; }
 

@@ -1,0 +1,1 @@
+"""A CSI driver for volumes on this node's own disks. A program of its own: it imports nothing of wherry."""
