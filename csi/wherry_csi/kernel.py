@@ -110,9 +110,9 @@ def open_tree(path: str, dirfd: int = AT_FDCWD) -> int:
     return _call(path, _OPEN_TREE, dirfd, os.fsencode(path), flags)
 
 
-def mount_setattr(fd: int, attributes: int, clear: int = 0) -> None:
-    """mount_setattr(2) on a detached mount."""
-    value = _MountAttr(attributes, clear, 0, 0)
+def mount_setattr(fd: int, attributes: int) -> None:
+    """mount_setattr(2) on a detached mount: set these; access times are a field and are as they say, or stay."""
+    value = _MountAttr(attributes, ATTR_ATIME if attributes & ATTR_ATIME else 0, 0, 0)
     _call("", _MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, ctypes.byref(value), ctypes.sizeof(value))
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "at",
     "attach",
     "attributes",
+    "attributes_of",
     "bind",
     "containing",
     "handle",
@@ -30,6 +31,7 @@ __all__ = [
     "of_device",
     "parse",
     "real_path",
+    "root",
     "table",
     "unmount",
 ]
@@ -159,9 +161,15 @@ def attributes(options: Iterable[str]) -> tuple[int, list[str]]:
     return bits, left
 
 
+def attributes_of(mount: Mount) -> int:
+    """What a mount has; strict access times are what the table does not mention."""
+    strict = not {"noatime", "relatime"}.intersection(mount.options)
+    return attributes(mount.options)[0] | (kernel.ATTR_STRICTATIME if strict else 0)
+
+
 def new(fs: str, source: str, options: Iterable[str], bits: int) -> int:
-    """A detached mount of the file system `fs` on `source`: the descriptor of its root. It lasts as long as it is open
-    or attached. An OSError's text is what the kernel logged."""
+    """A detached mount of the file system `fs` on `source`, as a handle (O_PATH) of its root. It lasts as long as that
+    is open, or it is attached. An OSError's text is what the kernel logged."""
     context = kernel.fsopen(fs)
     try:
         kernel.fsconfig(context, "source", source)
@@ -171,6 +179,16 @@ def new(fs: str, source: str, options: Iterable[str], bits: int) -> int:
         return kernel.fsmount(context, bits)
     finally:
         os.close(context)
+
+
+@contextmanager
+def root(mount: int) -> Iterator[int]:
+    """A readable descriptor of the root of a detached mount, which itself is only a handle."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def attach(fd: int, target: str) -> None:
@@ -191,7 +209,7 @@ def bind(source: str, target: str, *, readonly: bool = False, options: Iterable[
     fd = kernel.open_tree(source)
     try:
         if bits:
-            kernel.mount_setattr(fd, bits, kernel.ATTR_ATIME if bits & kernel.ATTR_ATIME else 0)
+            kernel.mount_setattr(fd, bits)
         attach(fd, target)
     finally:
         os.close(fd)
