@@ -72,6 +72,23 @@ def code_of(error: grpc.RpcError) -> str:
     return str(error.code().name)
 
 
+def answer_of(call: Callable[[], Any]) -> tuple[str, str]:
+    """The status of a call by name, and its sentence; OK has none, and every other must have one."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        sentence(error.details())
+        return code_of(error), error.details()
+    return "OK", ""
+
+
+def sentence(said: str) -> None:
+    """It is a person's: it says what failed, on what, and what to do."""
+    assert len(said.split()) > 2, f"not a sentence: {said!r}"
+    for word in ("Traceback", "Exception", "object at 0x", "calling application"):
+        assert word not in said, f"a program's words, not a person's: {said!r}"
+
+
 @contextmanager
 def refused(*codes: str) -> Iterator[None]:
     """The call within answers one of these codes, with a sentence and no details (the spec's error scheme)."""
@@ -79,10 +96,7 @@ def refused(*codes: str) -> Iterator[None]:
         yield
     error = caught.value
     assert code_of(error) in codes, f"{code_of(error)}: {error.details()}"
-    said = error.details()
-    assert len(said.split()) > 2, f"not a sentence: {said!r}"
-    for word in ("Traceback", "Exception", "object at 0x", "calling application"):
-        assert word not in said, f"a program's words, not a person's: {said!r}"
+    sentence(error.details())
     assert all(key.startswith(("grpc-message", "content-")) for key, _ in error.trailing_metadata() or ())
 
 
@@ -258,6 +272,7 @@ class Driver:
     def __init__(self, place: Path, pools: Mapping[str, Path], *words: str, node: str = "node-1") -> None:
         self.place, self.socket, self.log = place, place / "csi.sock", place / "csi.log"
         self._pools = [word for name, path in pools.items() for word in ("--pool", f"{name}={path}")]
+        self._config = list(words[words.index("--config") :][:2]) if "--config" in words else []
         self._words = ["--endpoint", f"unix://{self.socket}", "--node-id", node, *words]
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[Client] = []
@@ -312,7 +327,7 @@ class Driver:
 
     def check(self) -> list[str]:
         """What `wherry-csi check` complains of, one sentence a line; none where its exit status is 0."""
-        words = [sys.executable, "-m", "wherry_csi", "check", *self._pools]
+        words = [sys.executable, "-m", "wherry_csi", "check", *self._config, *self._pools]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode in (0, 1), f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
