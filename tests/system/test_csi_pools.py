@@ -52,7 +52,7 @@ def test_a_damaged_image(own: Fort, damage: str, cap: dict[str, Any]) -> None:
     elif damage == "short":
         os.truncate(image, 32 * MIB)
     else:
-        image.rename(own.place / "aside")
+        image.unlink()
         make: dict[str, Callable[[], Any]] = {
             "gone": lambda: None, "link": lambda: image.symlink_to(own.canary / "file"),
             "fifo": lambda: os.mkfifo(image), "directory": image.mkdir,
@@ -96,11 +96,11 @@ def plant(own: Fort, kind: str, volume: str) -> bool:
         "a path as id": lambda: record.write_text(text.replace(volume, "../../../canary")),
         "deep": lambda: record.write_text("[" * 100_000 + "]" * 100_000),
         "large": lambda: record.write_text('{"a": "' + "x" * (32 << 20) + '"}'),
-        "gone": lambda: record.unlink(missing_ok=False),
+        "gone": lambda: os.unlink(record),
         "directory": lambda: (record.unlink(), record.mkdir()),
         "link": lambda: (record.unlink(), record.symlink_to(own.canary / "file")),
         "fifo": lambda: (record.unlink(), os.mkfifo(record)),
-        "foreign home": lambda: (home / "volumes" / "lost+found").mkdir(),
+        "foreign home": lambda: os.mkdir(home / "volumes" / "lost+found"),
         "foreign file": lambda: (home / "volumes" / "notes.txt").write_text("x"),
         "linked home": lambda: (home / "volumes" / UNKNOWN_ID).symlink_to(own.canary),
         "linked making": lambda: (home / "making" / UNKNOWN_ID).symlink_to(own.canary),

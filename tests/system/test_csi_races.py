@@ -120,9 +120,10 @@ def test_fifty_threads_on_one_volume(fort: Fort, volume: str) -> None:
     fort.client.stage(volume)
     (fort.client.publish(volume, "keep") / "file").write_text("x")
     chance = random.Random(7)
+    away = {"volume_id": volume}
     plan = [chance.choice((
         lambda n: fort.client.stage(volume), lambda n: fort.client.publish(volume, f"t{n}"),
-        lambda n: fort.raw("NodeUnpublishVolume", volume_id=volume, target_path=str(fort.client.target(volume, f"t{n}"))),
+        lambda n: fort.raw("NodeUnpublishVolume", target_path=str(fort.client.target(volume, f"t{n}")), **away),
         lambda n: fort.client.snapshot(volume, f"s{n}"), lambda n: fort.client.expand(volume, (64 + n) * MIB),
         lambda n: fort.client.node_expand(volume, fort.client.target(volume, "keep")),
         lambda n: fort.client.delete(volume), lambda n: fort.client.unstage(volume),
