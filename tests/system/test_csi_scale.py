@@ -40,14 +40,17 @@ def best(work: Callable[[], Any], times: int = 5) -> float:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fort, dict[str, str]]]:
-    """A pool with a thousand volumes: ids by name, as they were acknowledged."""
+    """A pool with a thousand volumes, some of them in use: ids by name, as they were acknowledged."""
     size = 32 * MIB
     with built(tmp_path_factory.mktemp("crowd"), "xfs", megabytes=COUNT * 40) as made:
         begin = time.monotonic()
-        ids = {f"v{number}": made.client.create(f"v{number}", size, block=True).volume_id for number in range(COUNT)}
+        ids = {f"v{number}": made.client.create(f"v{number}", size).volume_id for number in range(COUNT)}
         print(f"{COUNT} volumes: {(time.monotonic() - begin) / COUNT * 1000:.1f} ms each")
+        for number in range(0, COUNT, COUNT // 20):
+            made.client.use(ids[f"v{number}"])
         yield made, ids
         for volume in ids.values():
+            made.client.leave(volume)
             made.client.delete(volume)
         eventually(lambda: not residue(made.pool), 60, "the pool is empty")
 
@@ -118,11 +121,12 @@ def test_a_token_of_a_deleted_volume_still_works(crowd: tuple[Fort, dict[str, st
     fort, ids = crowd
     answer = fort.client.call("ListVolumes", pb.ListVolumesRequest(max_entries=500))
     last = answer.entries[-1].volume.volume_id
+    fort.client.leave(last)
     name = next(name for name, volume in ids.items() if volume == last)
     fort.client.delete(last)
     rest = fort.client.call("ListVolumes", pb.ListVolumesRequest(starting_token=answer.next_token))
     assert len(rest.entries) == COUNT - 500
-    ids[name] = fort.client.create(name, 32 * MIB, block=True).volume_id
+    ids[name] = fort.client.create(name, 32 * MIB).volume_id
 
 
 @pytest.mark.parametrize("token", ["x", "-1", "0", "999999999999999999999", "../..", "a\0b", "x" * 4096, "é"])
