@@ -26,7 +26,7 @@ from csi_spec.services import SERVICES, Stub
 
 __all__ = [
     "HOME", "MIB", "Client", "Driver", "answer_of", "capability", "clone_of", "code_of", "eventually", "loops",
-    "mounts_below", "processes_of", "refused", "residue", "restore_of", "writable",
+    "mounts_below", "grows_online", "processes_of", "refused", "residue", "restore_of", "writable",
 ]  # fmt: skip
 
 MIB = 1 << 20
@@ -256,9 +256,11 @@ class Client:
 
     def sweep(self, keep: Sequence[str] = ()) -> None:
         """Leave and delete every volume, snapshot and group, but for those of these ids."""
-        groups = {one.group_snapshot_id for one in self.snapshots().values()} - {"", *keep}
-        for group in sorted(groups):
-            self.ungroup(group)
+        groups: dict[str, list[str]] = {}
+        for ident, one in self.snapshots().items():
+            groups.setdefault(one.group_snapshot_id, []).append(ident)
+        for group in sorted(set(groups) - {"", *keep}):
+            self.ungroup(group, groups[group])
         for snapshot in sorted(set(self.snapshots()) - set(keep)):
             self.unsnapshot(snapshot)
         for volume in sorted(set(self.volumes()) - set(keep)):
@@ -352,6 +354,13 @@ def mounts_below(place: Path) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         targets = [line.split()[4] for line in file]
     return [target for target in targets if target.startswith(f"{place}/")]
+
+
+def grows_online(fs: str) -> bool:
+    """Whether a mounted file system can be grown here: ext4 asks for CAP_SYS_RESOURCE, which a container may lack."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff"))
+    return fs == "xfs" or bool(held >> 24 & 1)
 
 
 def loops(pool: Path) -> list[str]:

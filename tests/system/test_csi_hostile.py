@@ -589,7 +589,8 @@ def test_links_in_a_volume_lead_nowhere(fort: Fort, volume: str) -> None:
     fort.untouched()
     assert fort.client.stats(volume, target).usage
     fort.client.expand(volume, 96 * MIB)
-    fort.client.node_expand(volume, target)
+    if grows_online("ext4"):
+        fort.client.node_expand(volume, target)
 
 
 def test_fsgroup_races_with_a_link(fort: Fort, volume: str) -> None:
