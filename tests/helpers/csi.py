@@ -25,8 +25,23 @@ from csi_spec import csi_pb2 as pb
 from csi_spec.services import SERVICES, Stub
 
 __all__ = [
-    "HOME", "MIB", "Client", "Driver", "answer_of", "capability", "clone_of", "code_of", "eventually", "loops",
-    "mounts_below", "grows_online", "processes_of", "refused", "residue", "restore_of", "writable",
+    "HOME",
+    "MIB",
+    "Client",
+    "Driver",
+    "answer_of",
+    "capability",
+    "clone_of",
+    "code_of",
+    "eventually",
+    "grows_online",
+    "loops",
+    "mounts_below",
+    "processes_of",
+    "refused",
+    "residue",
+    "restore_of",
+    "writable",
 ]  # fmt: skip
 
 MIB = 1 << 20
