@@ -352,6 +352,12 @@ class Image:
         used = min(self.allocated(home, shape), shape.size)
         return Usage(shape.size, used, shape.size - used)
 
+    def recover(self, home: int, shape: Shape) -> None:
+        """Thaw it, if even the process that would have done so was killed."""
+        if shape.access == "mount" and (device := _writable(_devices(home))):
+            with suppress(OSError), _root(device, shape.fs) as root:
+                kernel.thaw(root)
+
     def trouble(self, home: int, shape: Shape) -> str:
         """The file, then what its file system says of itself."""
         try:
