@@ -155,6 +155,15 @@ class TestImage(Contract):
         run("debugfs", "-w", "-R", "set_super_value state 2", place.path / volume.name / "image")
         assert "errors" in volume.trouble
 
+    def test_who_looks_at_a_device_delays_its_end_and_no_more(self, place: Place) -> None:
+        volume = place.make().stage()
+        device = place.backend.device(volume.home, volume.shape)
+        assert device
+        fd = os.open(f"/dev/loop{device[1]}", os.O_RDONLY)
+        threading.Timer(0.3, os.close, (fd,)).start()
+        volume.unstage()
+        assert not volume.staged
+
     def test_what_a_killed_driver_and_its_guard_left_frozen_is_thawed(self, place: Place) -> None:
         volume = place.make().stage()
         if place.access == "mount":
