@@ -217,6 +217,15 @@ class Pool:
             return f"pool {self.name}: {self.config.path}: {error.strerror}"
         return f"pool {self.name}: {self.config.path} is read-only" if found.f_flag & os.ST_RDONLY else ""
 
+    def probe(self) -> str:
+        """`trouble`, and whether its disk still takes what is written: a dead one may go on answering from memory."""
+        if self._place is not None and not self.trouble:
+            try:
+                os.fsync(self._place.top)
+            except OSError as error:
+                return f"pool {self.name}: {self.config.path}: {error.strerror}"
+        return self.trouble
+
     @property
     def place(self) -> _Place:
         """Its descriptors; UNAVAILABLE if it is down."""
