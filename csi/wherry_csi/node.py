@@ -87,7 +87,8 @@ class Node:
             _must_be_unpublished(ident, targets.blind(ident), path)
             self._blindly(ident, targets.real(path), error)
             for device in targets.blind_devices(ident):
-                loop.detach(device)
+                with suppress(OSError):  # what cannot be flushed is lost; a fsync of its user was told so
+                    loop.detach(device)
         return csi_pb2.NodeUnstageVolumeResponse()
 
     # --- publishing -----------------------------------------------------------------------------------------------
