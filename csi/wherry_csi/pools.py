@@ -138,6 +138,7 @@ class Pool:
         self._reaper = reaper
         self._place: _Place | None = None
         self._why = "it was not opened yet"
+        self._freed = float("-inf")
         self._forget()
 
     def _forget(self) -> None:
@@ -316,6 +317,11 @@ class Pool:
     def removed(self, ident: str) -> None:
         """Remove what lies in trash/ under this name."""
         tree.remove(ident, self.place.rooms["trash"])
+        self._freed = time.monotonic()
+
+    def freed_since(self, moment: float) -> bool:
+        """Whether bytes were given back since a moment of time.monotonic()."""
+        return self._freed > moment
 
     def save_group(self, group: Group) -> None:
         """Write a group's file: with it, its snapshots are one."""
