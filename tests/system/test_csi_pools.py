@@ -34,7 +34,7 @@ from helpers.csi import (
     residue,
     restore_of,
 )
-from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, tree
+from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, built, tree
 from helpers.loopfs import LoopFs
 from helpers.tools import run
 
