@@ -22,7 +22,7 @@ from typing import Final
 
 from . import mounts, records, tree
 from .backend import Backend, PoolFacts
-from .backend.all import BACKENDS, probe
+from .backend.all import BACKENDS, one_look, probe
 from .config import PoolConfig
 from .errors import CsiError
 from .records import RECORD, Group, Snapshot, Unreadable, Volume
@@ -351,6 +351,7 @@ class Pool:
             self._complete_groups()
         self._read("volumes", Volume)
         self._read("snapshots", Snapshot)
+        self._settle()
         if not readonly:
             self._drop_orphans()
             self._finish_growths()
@@ -390,6 +391,13 @@ class Pool:
         for snapshot in list(self.snapshots.values()):
             if snapshot.group and snapshot.group not in self.groups and "groups/" not in "".join(self.damaged):
                 self.discard(snapshot.id, "snapshots")
+
+    def _settle(self) -> None:
+        """What a killed driver may have left of volumes in the kernel."""
+        with one_look():
+            for volume in self.volumes.values():
+                with suppress(OSError, CsiError), self.home(volume) as home:
+                    self.backend(volume).recover(home, volume.shape)
 
     def _finish_growths(self) -> None:
         for volume in list(self.volumes.values()):
