@@ -315,6 +315,28 @@ def test_a_pool_whose_device_dies(own: Fort) -> None:
     (own.client.use(volume) / "file").write_text("x")
 
 
+@pytest.mark.parametrize("own", ["xfs", "ext4"], indirect=True)
+def test_pods_end_on_a_dead_pool(own: Fort) -> None:
+    """A disk that died keeps no pod from ending: what was published is taken off, and no device is left."""
+    kinds: list[dict[str, Any]] = [{}, {"block": True}, {"fs": "xfs"}]
+    volumes = [own.client.create(f"v{at}", 320 * MIB, **cap).volume_id for at, cap in enumerate(kinds)]
+    for volume, cap in zip(volumes, kinds, strict=True):
+        target = own.client.use(volume, **cap)
+        if target.is_dir():
+            (target / "file").write_bytes(os.urandom(MIB))
+    own.fs.shutdown()
+    for volume in volumes:
+        own.client.leave(volume)
+    assert [path for path in mounts_below(own.place) if path != str(own.pool)] == []
+    eventually(lambda: not loops(own.pool), 10, "no device is attached")
+    own.driver.stop()
+    own.fs.unmount()
+    own.fs.mount()
+    own.client = own.driver.start()
+    assert own.driver.check() == []
+    assert set(own.client.volumes()) == set(volumes)
+
+
 @pytest.fixture
 def configured(tmp_path: Path) -> Iterator[tuple[Fort, LoopFs]]:
     """Two pools by csi.toml, each of which must be a mount point; the second one is there to go."""
