@@ -178,7 +178,7 @@ class Pool:
         place = _Place(self.config)
         place.enter(_found)
         self._forget()
-        self.id, self.facts = "", probe(place.top)
+        self.id, self.facts = _known(place.top), probe(place.top)
         self._place, self._why = place, ""
         self._read_groups()
         self._read("volumes", Volume)
@@ -459,17 +459,23 @@ def load_group(room: int, name: str) -> Group:
 
 
 def _identity(top: int) -> str:
-    """The pool's id, minted when it is first opened; a pool of a later version is left alone."""
+    """The pool's id, minted when it is first opened."""
+    try:
+        return _known(top)
+    except FileNotFoundError:
+        ident = uuid.uuid4().hex
+        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
+        return ident
+
+
+def _known(top: int) -> str:
+    """The id of a pool that has one; a pool of a later version is left alone."""
     try:
         found = json.loads(records.load(top, "pool.json"))
         if found["version"] != _VERSION:
             sentence = f"its pool.json is of version {found['version']}; this driver knows {_VERSION}: use a newer one"
             raise PoolDown(sentence)
         return str(found["id"])
-    except FileNotFoundError:
-        ident = uuid.uuid4().hex
-        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
-        return ident
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolDown(f"its pool.json is damaged ({error}): if its volumes are in order, remove that file") from error
 
