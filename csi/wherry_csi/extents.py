@@ -48,16 +48,16 @@ def parse(buffer: bytes) -> tuple[list[tuple[int, int, int, int]], bool]:
 
 
 def _mapped(fd: int) -> Iterator[tuple[int, int, int, int]]:
-    start = 0
+    start, flags = 0, _SYNC  # once: it waits for what is being written
     while True:
         buffer = ctypes.create_string_buffer(_HEADER.size + _BATCH * _EXTENT.size)
-        _HEADER.pack_into(buffer, 0, start, (1 << 64) - 1 - start, _SYNC, 0, _BATCH, 0)
+        _HEADER.pack_into(buffer, 0, start, (1 << 64) - 1 - start, flags, 0, _BATCH, 0)
         kernel.ioctl(fd, _FIEMAP, buffer)
         found, last = parse(buffer.raw)
         yield from found
         if last:
             return
-        start = found[-1][0] + found[-1][2]
+        start, flags = found[-1][0] + found[-1][2], 0
 
 
 def _seen(fd: int, size: int) -> Iterator[Piece]:

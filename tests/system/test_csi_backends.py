@@ -138,6 +138,13 @@ class TestImage(Contract):
         assert not volume.staged
         assert not mounts.at(str(volume.path))
 
+    def test_an_image_that_lost_bytes_is_not_staged(self, place: Place) -> None:
+        volume = place.make()
+        with _image(place, volume, os.O_RDWR) as image:
+            os.ftruncate(image, volume.shape.size - 4096)
+        assert code(volume.stage) == "INTERNAL"
+        assert not volume.staged
+
     def test_errors_never_stop_the_node(self, place: Place) -> None:
         if place.fs != "ext4":
             pytest.skip("ext4's superblock says what an error does")

@@ -87,6 +87,22 @@ def _device(image: int) -> Iterator[tuple[loop.Device, int]]:
             os.close(fd)
 
 
+def _attached(image: int, *, readonly: bool) -> loop.Device:
+    """A block volume's device, writable or not: the one that is there, or a new one."""
+    if found := [device for device in loop.find(image) if device.readonly == readonly]:
+        return found[0]
+    device, fd = loop.attach(image, readonly=readonly)
+    os.close(fd)
+    return device
+
+
+def _whole(image: int, shape: Shape) -> None:
+    """A shorter image than promised has lost bytes: nobody shall write to what is left as if nothing were."""
+    if (found := os.fstat(image).st_size) < shape.size:
+        sentence = f"the volume's image has {found} bytes where {shape.size} are promised; restore a snapshot of it"
+        raise CsiError("INTERNAL", sentence)
+
+
 @contextmanager
 def _root(device: loop.Device, fs: str) -> Iterator[int]:
     """The root of the file system on an attached device, through a mount of our own that nobody sees.
@@ -289,11 +305,12 @@ class Image:
 
     def stage(self, home: int, shape: Shape, path: str, options: Sequence[str]) -> None:
         """Mounted detached, grown if a smaller volume was restored or expanded, and only then seen at `path`."""
-        if shape.access == "block":
-            self._attach(home, readonly=False)
-            return
         bits, words = _checked(options)
         with _opened(home) as image:
+            _whole(image, shape)
+            if shape.access == "block":
+                _attached(image, readonly=False)
+                return
             if _is_at(path, loop.find(image), bits):
                 return
             with _device(image) as (device, fd):
@@ -305,15 +322,6 @@ class Image:
                 finally:
                     os.close(mount)
                 _impatient(device)
-
-    def _attach(self, home: int, *, readonly: bool) -> loop.Device:
-        """The block volume's device, writable or not: the one that is there, or a new one."""
-        with _opened(home, os.O_RDONLY if readonly else os.O_RDWR) as image:
-            if found := [device for device in loop.find(image) if device.readonly == readonly]:
-                return found[0]
-            device, fd = loop.attach(image, readonly=readonly)
-            os.close(fd)
-            return device
 
     def expand(self, home: int, shape: Shape) -> None:
         """The devices first, then the file system on the writable one."""
@@ -331,7 +339,10 @@ class Image:
             if _is_at(staged, devices):
                 return staged
         elif _writable(devices):
-            return self._attach(home, readonly=True).path if readonly else devices[0].path
+            if not readonly:
+                return devices[0].path
+            with _opened(home, os.O_RDONLY) as image:
+                return _attached(image, readonly=True).path
         raise CsiError("FAILED_PRECONDITION", f"the volume is not staged at {staged}; call NodeStageVolume first")
 
     def unstage(self, home: int, shape: Shape, path: str) -> None:
