@@ -2,6 +2,9 @@
 
 Decides the directory's name, its limits and what of a mount is its own. Needs project quota that is enforced: without,
 a size would be a wish. Every home, a snapshot's too, has a project. Refuses to know who uses which project.
+
+Whom the kernel does not hold to it: on ext4 a process with CAP_SYS_RESOURCE in the first user namespace, on both a
+process there that gives its files another project. An unprivileged container is neither.
 """
 
 from __future__ import annotations
