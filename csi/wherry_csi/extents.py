@@ -155,12 +155,14 @@ def _unequal(old: int, new: int, ranges: Iterable[tuple[int, int]]) -> Iterator[
 
 
 def changed(old: int, new: int, size: int) -> Iterator[Extent]:
-    """Where `new` differs from `old`: by place if they share anything on disk, else by content."""
-    before, after = list(pieces(old, size)), list(pieces(new, size))
-    ranges = list(differing(before, after))
-    data = sum(piece.end - piece.start for piece in after)
-    shared = data and sum(end - start for start, end in ranges) < data
-    return _merged(ranges if shared else _unequal(old, new, ranges))
+    """Where `new` differs from `old`: by place if they share anything on disk, else by content.
+
+    Their pieces are read twice and never kept: who owns a volume decides how many there are.
+    """
+    data = sum(piece.end - piece.start for piece in pieces(new, size))
+    apart = sum(end - start for start, end in differing(pieces(old, size), pieces(new, size)))
+    ranges = differing(pieces(old, size), pieces(new, size))
+    return _merged(ranges if apart < data else _unequal(old, new, ranges))
 
 
 def clone(source: int, target: int) -> bool:

@@ -129,7 +129,7 @@ class Directory:
         bits, left = mounts.attributes(options)
         if left:
             known = " ".join(mounts.ATTRIBUTES)
-            sentence = f"{left[0]!r} is no mount option of the directory backend; there are: {known}"
+            sentence = f"{left[0].partition('=')[0]!r} is no mount option of the directory backend; there are: {known}"
             raise CsiError("INVALID_ARGUMENT", sentence)
         bits |= kernel.ATTR_NODEV
         if _is_at(home, path, bits):

@@ -55,10 +55,24 @@ def _created(home: int) -> AbstractContextManager[int]:
 
 
 def _sized(image: int, size: int, thick: bool) -> None:
-    """Make the file `size` bytes, allocated at once if `thick`; allocated bytes read as zeros."""
-    if os.fstat(image).st_size < size or not thick:
-        os.ftruncate(image, size)
+    """Make the file `size` bytes; what fails leaves it as long as it was. All its own at once if `thick`."""
+    before = os.fstat(image).st_size
+    os.ftruncate(image, size)
     if thick:
+        try:
+            _allocated(image, size)
+        except OSError:
+            os.ftruncate(image, before)
+            raise
+
+
+def _allocated(image: int, size: int) -> None:
+    """Allocated bytes read as zeros; shared ones become its own where the file system can do that."""
+    try:
+        kernel.unshare(image, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
         os.posix_fallocate(image, 0, size)
 
 
@@ -81,10 +95,10 @@ def _device(image: int) -> Iterator[tuple[loop.Device, int]]:
             yield found, fd
     else:
         device, fd = loop.attach(image, autoclear=True, block=mkfs.BLOCK)
-        try:
+        with ExitStack() as stack:
+            stack.callback(loop.settle, image)  # at once if it is mounted now
+            stack.callback(os.close, fd)
             yield device, fd
-        finally:
-            os.close(fd)
 
 
 def _attached(image: int, *, readonly: bool) -> loop.Device:
@@ -183,8 +197,17 @@ def _checked(options: Iterable[str]) -> tuple[int, list[str]]:
     bits, words = mounts.attributes(options)
     for word in words:
         if word in _FORBIDDEN or word.partition("=")[0] in _FORBIDDEN:
-            raise CsiError("INVALID_ARGUMENT", f"the mount option {word!r} reaches beyond the volume and is refused")
+            sentence = f"the mount option {word.partition('=')[0]!r} reaches beyond the volume and is refused"
+            raise CsiError("INVALID_ARGUMENT", sentence)
     return bits | kernel.ATTR_NODEV, words
+
+
+def _discreet(text: str, words: Iterable[str]) -> str:
+    """What the kernel says, with the options' names but not their values: these may be secret, errors are public."""
+    for word in words:
+        if value := word.partition("=")[2]:
+            text = text.replace(value, "...")
+    return f"{text}; options: {', '.join(word.partition('=')[0] for word in words)}"
 
 
 def _mounted(fs: str, device: loop.Device, words: list[str], bits: int) -> int:
@@ -193,7 +216,7 @@ def _mounted(fs: str, device: loop.Device, words: list[str], bits: int) -> int:
         return mounts.new(fs, device.path, [*mkfs.FILE_SYSTEMS[fs].options, *words], bits)
     except OSError as error:
         if error.errno == errno.EINVAL and words:
-            sentence = f"{fs} refuses the mount options {','.join(words)}: {error.strerror}"
+            sentence = f"{fs} refuses a mount option ({_discreet(str(error.strerror), words)})"
             raise CsiError("INVALID_ARGUMENT", sentence) from None
         if error.errno in _DAMAGED:
             sentence = f"the volume's {fs} is damaged and cannot be mounted ({error.strerror}); restore a snapshot"
@@ -294,8 +317,7 @@ class Image:
     def grow(self, home: int, old: Shape, new: Shape) -> bool:
         """A longer file; the node has to expand what is attached."""
         with _opened(home) as image:
-            if os.fstat(image).st_size < new.size or new.thick:
-                _sized(image, new.size, new.thick)
+            _sized(image, max(os.fstat(image).st_size, new.size), new.thick)
             os.fsync(image)
             return bool(loop.find(image))
 
