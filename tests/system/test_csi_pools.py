@@ -36,7 +36,7 @@ from helpers.csi import (
 )
 from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, built, tree
 from helpers.loopfs import LoopFs
-from helpers.tools import run
+from helpers.tools import need, run
 
 
 @pytest.mark.parametrize("cap", [{}, {"block": True}, {"fs": "xfs", "size": 320 * MIB}], ids=["ext4", "block", "xfs"])
@@ -73,6 +73,20 @@ def test_a_damaged_image(own: Fort, damage: str, cap: dict[str, Any]) -> None:
     own.untouched()
     assert own.driver.check() == []
     assert not residue(own.pool)
+
+
+def test_what_a_cut_off_resize_leaves_is_put_right(own: Fort) -> None:
+    """resize2fs marks what it works on as in error; if the power goes then, the next start of the driver mends it."""
+    need("debugfs")
+    volume = own.client.create("one").volume_id
+    (own.client.use(volume) / "file").write_bytes(PATTERN)
+    own.client.leave(volume)
+    own.driver.stop()
+    run("debugfs", "-w", "-R", "set_super_value state 2", own.home(volume) / "image")
+    assert own.driver.check()
+    own.client = own.driver.start()
+    assert own.driver.check() == []
+    assert (own.client.use(volume) / "file").read_bytes() == PATTERN
 
 
 # -- what is found in a pool --
