@@ -43,7 +43,7 @@ from helpers.killpoints import Point, cut_at, points_of
 from helpers.loopfs import LoopFs
 from helpers.tools import need, run
 
-KILLS = int(os.environ.get("WHERRY_CSI_KILLS", "5"))
+KILLS = int(os.environ.get("WHERRY_CSI_KILLS", "3"))
 CUTS = int(os.environ.get("WHERRY_CSI_CUTS", "24"))
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 MARK = b"what was acknowledged" * 200
