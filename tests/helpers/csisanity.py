@@ -1,0 +1,64 @@
+"""csi-sanity, the upstream conformance program for CSI drivers: run against a driver, its report read."""
+
+from __future__ import annotations
+
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from .csi import MIB, Driver
+from .gotools import tool
+
+__all__ = ["CASES", "Report", "sanity"]
+
+CASES = 96  # of csi-test v5.4.0
+SIZE, LARGER = 64 * MIB, 96 * MIB
+ATTACHABLE = 8  # volumes that the driver lets one node have: a case publishes one more
+SECONDS = 150
+_BAD = ("failure", "error", "skipped")  # children of a testcase
+
+
+class Report(NamedTuple):
+    """What became of the cases, each a line `what: why` but for those that passed."""
+
+    ran: int
+    passed: int
+    failed: list[str]
+    skipped: list[str]
+
+
+def sanity(place: Path, pool: Path, access: str, parameters: Mapping[str, str], mutable: Mapping[str, str]) -> Report:
+    """Run all of it against a driver of its own on `pool`, with every capability on; `place` is an empty directory."""
+    program = tool("csi-sanity")
+    driver = Driver(place, {"sanity": pool}, "--controller-publish", "--max-volumes", str(ATTACHABLE))
+    client = driver.start()
+    report = place / "junit.xml"
+    snapshot = {"csi.storage.k8s.io/volumesnapshot/name": "sanity"}
+    files = {"volumeparameters": parameters, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
+    words = [str(program), f"--csi.endpoint=unix://{driver.socket}", f"--csi.testvolumeaccesstype={access}",
+             f"--csi.testvolumesize={SIZE}", f"--csi.testvolumeexpandsize={LARGER}", "--csi.testnodevolumeattachlimit",
+             f"--csi.mountdir={place}/mount", f"--csi.stagingdir={place}/staging",
+             f"--ginkgo.junit-report={report}", "--ginkgo.no-color"]  # fmt: skip
+    for name, values in files.items():
+        (place / name).write_text("".join(f'{key}: "{value}"\n' for key, value in values.items()))
+        words.append(f"--csi.test{name}={place / name}")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert report.exists(), f"csi-sanity: exit {done.returncode}\n{done.stdout[-3000:]}{done.stderr}\n{driver.tail()}"
+    client.sweep()  # of a driver that fails cases
+    assert not driver.check()
+    driver.stop()
+    return read(report)
+
+
+def read(path: Path) -> Report:
+    """ginkgo's JUnit report; its own set-up nodes are no cases."""
+    cases = [case for case in ET.parse(path).getroot().iter("testcase") if case.get("name", "").startswith("[It]")]
+    said: dict[str, list[str]] = {}
+    for case in cases:
+        why = "".join(child.get("message") or child.text or "" for child in case if child.tag in _BAD)
+        said.setdefault(case.get("status", ""), []).append(f"{case.get('name', '')[5:]}: {why[:500]}")
+    passed, skipped = said.pop("passed", []), said.pop("skipped", []) + said.pop("pending", [])
+    failed = [line for lines in said.values() for line in lines]  # failed, panicked, interrupted, timedout, aborted
+    return Report(len(cases) - len(skipped), len(passed), failed, skipped)
