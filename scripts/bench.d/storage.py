@@ -404,8 +404,8 @@ Written by `scripts/bench storage --markdown docs/benchmarks-storage.md` on {dat
 Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} % of those at the end.
 
 A call is timed by a client on the driver's socket. Pools are file systems of the bench's own on loop devices over
-{under}, so an image volume's bytes pass two loop devices there; fio's pool is a directory of {under} itself, its volume an
-image with ext4 on one loop device, direct io, {file} MiB of file, both sides in turn. The directory backend needs a
+{under}, so an image volume's bytes pass two loop devices there; fio's pool is a directory of {under} itself, its volume
+an image with ext4 on one loop device, direct io, {file} MiB of file, both sides in turn. The directory backend needs a
 kernel with project quotas, which {quota}; a volume of it is a directory of the pool's own file system.
 
 {versions}
@@ -423,8 +423,8 @@ mapper, which this kernel has not.
 def document(samples: Samples, versions: dict[str, str], before: float, options: argparse.Namespace) -> str:
     """The whole page."""
     scratch = os.environ["BENCH_HOME"]
-    tools = {"e2fsprogs": run("sh", "-c", "mkfs.ext4 -V 2>&1").splitlines()[0], "xfsprogs": run("mkfs.xfs", "-V").strip(),
-             "fio": run("fio", "--version").strip()}  # fmt: skip
+    ext4 = run("sh", "-c", "mkfs.ext4 -V 2>&1").splitlines()[0]
+    tools = {"e2fsprogs": ext4, "xfsprogs": run("mkfs.xfs", "-V").strip(), "fio": run("fio", "--version").strip()}
     listed = "\n".join(f"- {name}: {text}" for name, text in {**versions, **tools}.items())
     return PAGE.format(
         **measure.machine(), before=before, after=measure.busy_percent(), versions=listed, file=options.file,
