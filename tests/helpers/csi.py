@@ -25,8 +25,8 @@ from csi_spec import csi_pb2 as pb
 from csi_spec.services import SERVICES, Stub
 
 __all__ = [
-    "MIB", "Client", "Driver", "capability", "clone_of", "code_of", "eventually", "loops", "mounts_below",
-    "processes_of", "refused", "residue", "restore_of", "writable",
+    "HOME", "MIB", "Client", "Driver", "answer_of", "capability", "clone_of", "code_of", "eventually", "loops",
+    "mounts_below", "grows_online", "processes_of", "refused", "residue", "restore_of", "writable",
 ]  # fmt: skip
 
 MIB = 1 << 20
@@ -72,6 +72,23 @@ def code_of(error: grpc.RpcError) -> str:
     return str(error.code().name)
 
 
+def answer_of(call: Callable[[], Any]) -> tuple[str, str]:
+    """The status of a call by name, and its sentence; OK has none, and every other must have one."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        sentence(error.details())
+        return code_of(error), error.details()
+    return "OK", ""
+
+
+def sentence(said: str) -> None:
+    """It is a person's: it says what failed, on what, and what to do."""
+    assert len(said.split()) > 2, f"not a sentence: {said!r}"
+    for word in ("Traceback", "Exception", "object at 0x", "calling application"):
+        assert word not in said, f"a program's words, not a person's: {said!r}"
+
+
 @contextmanager
 def refused(*codes: str) -> Iterator[None]:
     """The call within answers one of these codes, with a sentence and no details (the spec's error scheme)."""
@@ -79,10 +96,7 @@ def refused(*codes: str) -> Iterator[None]:
         yield
     error = caught.value
     assert code_of(error) in codes, f"{code_of(error)}: {error.details()}"
-    said = error.details()
-    assert len(said.split()) > 2, f"not a sentence: {said!r}"
-    for word in ("Traceback", "Exception", "object at 0x", "calling application"):
-        assert word not in said, f"a program's words, not a person's: {said!r}"
+    sentence(error.details())
     assert all(key.startswith(("grpc-message", "content-")) for key, _ in error.trailing_metadata() or ())
 
 
@@ -242,9 +256,11 @@ class Client:
 
     def sweep(self, keep: Sequence[str] = ()) -> None:
         """Leave and delete every volume, snapshot and group, but for those of these ids."""
-        groups = {one.group_snapshot_id for one in self.snapshots().values()} - {"", *keep}
-        for group in sorted(groups):
-            self.ungroup(group)
+        groups: dict[str, list[str]] = {}
+        for ident, one in self.snapshots().items():
+            groups.setdefault(one.group_snapshot_id, []).append(ident)
+        for group in sorted(set(groups) - {"", *keep}):
+            self.ungroup(group, groups[group])
         for snapshot in sorted(set(self.snapshots()) - set(keep)):
             self.unsnapshot(snapshot)
         for volume in sorted(set(self.volumes()) - set(keep)):
@@ -258,6 +274,7 @@ class Driver:
     def __init__(self, place: Path, pools: Mapping[str, Path], *words: str, node: str = "node-1") -> None:
         self.place, self.socket, self.log = place, place / "csi.sock", place / "csi.log"
         self._pools = [word for name, path in pools.items() for word in ("--pool", f"{name}={path}")]
+        self._config = list(words[words.index("--config") :][:2]) if "--config" in words else []
         self._words = ["--endpoint", f"unix://{self.socket}", "--node-id", node, *words]
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[Client] = []
@@ -312,7 +329,7 @@ class Driver:
 
     def check(self) -> list[str]:
         """What `wherry-csi check` complains of, one sentence a line; none where its exit status is 0."""
-        words = [sys.executable, "-m", "wherry_csi", "check", *self._pools]
+        words = [sys.executable, "-m", "wherry_csi", "check", *self._config, *self._pools]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode in (0, 1), f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -337,6 +354,13 @@ def mounts_below(place: Path) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         targets = [line.split()[4] for line in file]
     return [target for target in targets if target.startswith(f"{place}/")]
+
+
+def grows_online(fs: str) -> bool:
+    """Whether a mounted file system can be grown here: ext4 asks for CAP_SYS_RESOURCE, which a container may lack."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff"))
+    return fs == "xfs" or bool(held >> 24 & 1)
 
 
 def loops(pool: Path) -> list[str]:

@@ -31,6 +31,7 @@ from helpers.csi import (
     clone_of,
     code_of,
     eventually,
+    grows_online,
     loops,
     mounts_below,
     processes_of,
@@ -161,11 +162,15 @@ def snapped(**cap: Any) -> Callable[[Client, str], list[str]]:
     return before
 
 
-def grown(client: Client, name: str) -> list[str]:
+def grown(**cap: Any) -> Callable[[Client, str], list[str]]:
     """One that only the node has still to expand."""
-    ids = used()(client, name)
-    client.expand(ids[0], 128 * MIB)
-    return ids
+
+    def before(client: Client, name: str) -> list[str]:
+        ids = used(**cap)(client, name)
+        client.expand(ids[0], 448 * MIB)
+        return ids
+
+    return before
 
 
 def two(client: Client, name: str) -> list[str]:
@@ -240,13 +245,21 @@ def without(*gone: int) -> Callable[[Client, str, list[str], Any], set[str]]:
     return lambda client, name, ids, _: {one for at, one in enumerate(ids) if at not in gone}
 
 
-def larger(client: Client, name: str, ids: list[str], _: Any) -> set[str]:
-    target = client.target(ids[0])
-    client.node_expand(ids[0], target, 128 * MIB)
-    assert size_of(target) > 100 * MIB
-    assert client.volumes()[ids[0]].capacity_bytes == 128 * MIB
-    assert marked(target)
-    return set(ids)
+def larger(**cap: Any) -> Callable[[Client, str, list[str], Any], set[str]]:
+    """It has the new size: online where that can be, else when it is staged anew."""
+
+    def after(client: Client, name: str, ids: list[str], _: Any) -> set[str]:
+        if cap.get("block") or grows_online(cap.get("fs", "")):
+            client.node_expand(ids[0], client.target(ids[0]), 448 * MIB)
+        else:
+            client.leave(ids[0])
+        target = client.use(ids[0], **_cap(cap))
+        assert size_of(target) > 360 * MIB
+        assert client.volumes()[ids[0]].capacity_bytes == 448 * MIB
+        assert marked(target)
+        return set(ids)
+
+    return after
 
 
 def whole_group(client: Client, name: str, ids: list[str], group: pb.VolumeGroupSnapshot) -> set[str]:
@@ -284,8 +297,9 @@ ACTS: dict[str, Act] = {
     "snapshot": Act(used(), lambda c, n, i: c.snapshot(i[0], f"{n}-snap"), snapshot_is()),
     "snapshot-block": Act(used(**BLOCK), lambda c, n, i: c.snapshot(i[0], f"{n}-snap"), snapshot_is(**BLOCK)),
     "unsnapshot": Act(snapped(), lambda c, n, i: c.unsnapshot(i[1]), without(1)),
-    "expand": Act(used(), lambda c, n, i: c.expand(i[0], 128 * MIB), larger),
-    "node-expand": Act(grown, lambda c, n, i: c.node_expand(i[0], c.target(i[0])), larger),
+    "expand": Act(used(), lambda c, n, i: c.expand(i[0], 448 * MIB), larger()),
+    "node-expand": Act(grown(**XFS), lambda c, n, i: c.node_expand(i[0], c.target(i[0])), larger(**XFS)),
+    "node-expand-block": Act(grown(**BLOCK), lambda c, n, i: c.node_expand(i[0], c.target(i[0])), larger(**BLOCK)),
     "modify": Act(used(), lambda c, n, i: c.modify(i[0], readBps="1048576", writeIops="100"), still()),
     "group": Act(two, lambda c, n, i: c.group(f"{n}-group", i), whole_group),
     "ungroup": Act(grouped, lambda c, n, i: c.ungroup(i[2], i[3:]), no_group),
@@ -531,7 +545,7 @@ class Story:
         def call(client: Client) -> None:
             assert client.expand(known.id, size).capacity_bytes == size
             self.volumes[name] = known._replace(size=size)
-            if online and client.target(known.id).exists():
+            if online and grows_online(known.cap.get("fs", "")) and client.target(known.id).exists():
                 client.node_expand(known.id, client.target(known.id), size)
 
         return call
