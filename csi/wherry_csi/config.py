@@ -23,7 +23,7 @@ _SOCKET_MAX = 107  # sun_path of unix(7), with the NUL
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?")
 _TOP = {
-    "endpoint": str, "node_id": str, "idle": int, "controller_publish": bool, "max_volumes": int, "spec": str,
+    "endpoint": str, "node_id": str, "idle": (int, float), "controller_publish": bool, "max_volumes": int, "spec": str,
     "pool": list,
 }
 _POOL = {"name": str, "path": str, "mount": bool, "backend": str, "reserve": (int, str), "overprovision": (int, float)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from csi_spec import csi_pb2
 from google.protobuf.wrappers_pb2 import Int64Value
+
+from csi_spec import csi_pb2
 
 from . import answers, requests
 from .backend.all import BACKENDS
@@ -41,7 +42,7 @@ class Controller:
         names = [*_ALWAYS, *(_PUBLISHING if config.controller_publish else ()), *_SINCE.get(config.spec, ())]
         rpc = csi_pb2.ControllerServiceCapability.RPC
         return csi_pb2.ControllerGetCapabilitiesResponse(
-            capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc(type=rpc.Type.Value(name))) for name in names]
+            capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc(type=name)) for name in names]
         )
 
     # --- volumes --------------------------------------------------------------------------------------------------

@@ -552,7 +552,7 @@ def _mismatch(name: str, draft: Draft, pool: Pool) -> str:
 
 def _size(wanted: Range, fit: Callable[[int], int], least: int) -> int:
     """The bytes of a volume in this range; at least those of its source."""
-    if wanted.required and wanted.required < least or wanted.limit and wanted.limit < least:
+    if (wanted.required and wanted.required < least) or (wanted.limit and wanted.limit < least):
         raise CsiError("OUT_OF_RANGE", f"the source has {least} bytes; a volume with its content cannot be smaller")
     ask = wanted.required or least or min(DEFAULT_SIZE, wanted.limit or DEFAULT_SIZE)
     size = fit(ask)
@@ -591,7 +591,7 @@ def _unlike(pool: Pool, record: Record, draft: Draft) -> str:
         return f"it is in pool {pool.name}, not in {draft.wish.pool}"
     if draft.wish.backend not in ("", record.backend):
         return f"its backend is {record.backend}, not {draft.wish.backend}"
-    return _mismatch(record.backend, draft._replace(fs=""), pool) if record.backend == "directory" else ""
+    return _mismatch(record.backend, draft, pool) if record.backend == "directory" else ""
 
 
 def _incompatible(pool: Pool, volume: Volume, draft: Draft) -> str:

@@ -44,7 +44,7 @@ class Node:
         """All that there are."""
         rpc = csi_pb2.NodeServiceCapability.RPC
         return csi_pb2.NodeGetCapabilitiesResponse(
-            capabilities=[csi_pb2.NodeServiceCapability(rpc=rpc(type=rpc.Type.Value(name))) for name in _CAPABILITIES]
+            capabilities=[csi_pb2.NodeServiceCapability(rpc=rpc(type=name)) for name in _CAPABILITIES]
         )
 
     def NodeGetInfo(self, _request: csi_pb2.NodeGetInfoRequest, _context: Any) -> csi_pb2.NodeGetInfoResponse:

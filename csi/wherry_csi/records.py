@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from .backend import Shape
@@ -136,7 +136,8 @@ def _field(key: str, value: Any) -> Any:
 
 
 def _typed(key: str, value: Any, kind: type) -> Any:
-    _expect(type(value) is kind and (kind is not int or value >= 0), f"its {key} is {value!r}")
+    _expect(type(value) is kind, f"its {key} is {value!r}")
+    _expect(kind is not int or value >= 0, f"its {key} is negative")
     return value
 
 
@@ -157,7 +158,7 @@ def _source(value: Any) -> tuple[str, str] | None:
     return kind, of
 
 
-_COMPOUND = {
+_COMPOUND: Mapping[str, Callable[[Any], Any]] = {
     "shape": lambda value: Shape(**_table("shape", value, _SHAPE)),
     "modes": _words,
     "volumes": _words,

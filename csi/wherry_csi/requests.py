@@ -145,7 +145,7 @@ def _mode(number: int, field: str) -> str:
     known = csi_pb2.VolumeCapability.AccessMode.Mode
     if number == 0 or number not in known.values():
         raise _wrong(f"{field} has no access mode that is known (it says {number})")
-    return str(known.Name(number))  # type: ignore[arg-type]
+    return str(known.Name(number))
 
 
 def _flags(found: Iterable[str]) -> tuple[str, ...]:
