@@ -13,7 +13,7 @@ from .gotools import tool
 
 __all__ = ["CASES", "Report", "sanity"]
 
-CASES = 96  # of csi-test v5.4.0
+CASES = 91  # of csi-test v5.4.0, beside one that its authors have switched off
 SIZE, LARGER = 64 * MIB, 96 * MIB
 ATTACHABLE = 8  # volumes that the driver lets one node have: a case publishes one more
 SECONDS = 150
@@ -27,24 +27,27 @@ class Report(NamedTuple):
     passed: int
     failed: list[str]
     skipped: list[str]
+    off: int  # "pending": written, but not to be run
 
 
 def sanity(place: Path, pool: Path, access: str, parameters: Mapping[str, str], mutable: Mapping[str, str]) -> Report:
-    """Run all of it against a driver of its own on `pool`, with every capability on; `place` is an empty directory."""
+    """Run all of it against a driver of its own on `pool`, with every capability on that csi-test 5.4 knows (one of the
+    spec's 1.12 it takes for an error). `place` is an empty directory."""
     program = tool("csi-sanity")
-    driver = Driver(place, {"sanity": pool}, "--controller-publish", "--max-volumes", str(ATTACHABLE))
+    words = ("--controller-publish", "--max-volumes", str(ATTACHABLE), "--spec", "1.11")
+    driver = Driver(place, {"sanity": pool}, *words)
     client = driver.start()
     report = place / "junit.xml"
     snapshot = {"csi.storage.k8s.io/volumesnapshot/name": "sanity"}
     files = {"volumeparameters": parameters, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
-    words = [str(program), f"--csi.endpoint=unix://{driver.socket}", f"--csi.testvolumeaccesstype={access}",
+    command = [str(program), f"--csi.endpoint=unix://{driver.socket}", f"--csi.testvolumeaccesstype={access}",
              f"--csi.testvolumesize={SIZE}", f"--csi.testvolumeexpandsize={LARGER}", "--csi.testnodevolumeattachlimit",
              f"--csi.mountdir={place}/mount", f"--csi.stagingdir={place}/staging",
              f"--ginkgo.junit-report={report}", "--ginkgo.no-color"]  # fmt: skip
     for name, values in files.items():
         (place / name).write_text("".join(f'{key}: "{value}"\n' for key, value in values.items()))
-        words.append(f"--csi.test{name}={place / name}")
-    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        command.append(f"--csi.test{name}={place / name}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert report.exists(), f"csi-sanity: exit {done.returncode}\n{done.stdout[-3000:]}{done.stderr}\n{driver.tail()}"
     client.sweep()  # of a driver that fails cases
     assert not driver.check()
@@ -59,6 +62,6 @@ def read(path: Path) -> Report:
     for case in cases:
         why = "".join(child.get("message") or child.text or "" for child in case if child.tag in _BAD)
         said.setdefault(case.get("status", ""), []).append(f"{case.get('name', '')[5:]}: {why[:500]}")
-    passed, skipped = said.pop("passed", []), said.pop("skipped", []) + said.pop("pending", [])
+    passed, skipped, off = (said.pop(status, []) for status in ("passed", "skipped", "pending"))
     failed = [line for lines in said.values() for line in lines]  # failed, panicked, interrupted, timedout, aborted
-    return Report(len(cases) - len(skipped), len(passed), failed, skipped)
+    return Report(len(cases) - len(skipped) - len(off), len(passed), failed, skipped, len(off))

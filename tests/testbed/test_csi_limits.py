@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.csi import MIB, Client, Driver
+from helpers.csi import MIB, Client, Driver, refused
 
 CGROUPS = Path("/sys/fs/cgroup")
 RATE = 4 * MIB  # bytes a second
@@ -142,11 +142,13 @@ def test_a_driver_that_was_killed_takes_it_out_too(tmp_path: Path, pod: Pod) -> 
     driver.stop()
 
 
-def test_a_pod_without_a_cgroup_is_published_all_the_same(client: Client, pod: Pod) -> None:
-    """Not kubelet's fault: an orchestrator that gives no pod, or one that this host's cgroups do not know."""
+def test_a_limit_is_kept_or_refused(client: Client, pod: Pod) -> None:
+    """A pod whose cgroup is not there (yet: kubelet tries again) gets no volume that should be limited; who names no
+    pod, as an orchestrator without pods does, limits it himself."""
     volume = client.create("elsewhere", parameters={"backend": "image"}, mutable={"writeBps": str(RATE)}).volume_id
     client.stage(volume)
+    with refused("FAILED_PRECONDITION"):
+        client.publish(volume, "unknown", context=context("ffffffff-0000-0000-0000-000000000000"))
     client.publish(volume, "no-pod")
-    client.publish(volume, "unknown", context=context("ffffffff-0000-0000-0000-000000000000"))
     assert not pod.limits
     client.leave(volume)

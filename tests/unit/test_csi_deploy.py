@@ -20,12 +20,13 @@ import yaml
 
 from helpers.gotools import snapshot_schemas
 from wherry.image import dockerfile
-from wherry_csi import config, requests
+from wherry_csi import config, main, requests
+from wherry_csi.identity import NAME as DRIVER
+from wherry_csi.pools import NODE_KEY, POOL_KEY
 
 TOP = Path(__file__).resolve().parents[2]
 DEPLOY = TOP / "csi" / "deploy"
 KUBERNETES = "1.37"
-DRIVER = "csi.wherry.dev"
 Document = dict[str, Any]
 
 #: groups whose schemas are custom resources, and where they come from
@@ -168,12 +169,8 @@ def test_all_name_this_driver() -> None:
 
 def test_the_driver_knows_its_flags(tmp_path: Path) -> None:
     """argparse and csi.toml read them; what the ConfigMap says of pools is mounted into the container."""
-    told = subprocess.run([sys.executable, "-m", "wherry_csi", "serve", "--help"], capture_output=True, text=True,
-                          check=True)  # fmt: skip
-    known = set(re.findall(r"--[a-z-]+", told.stdout))
-    assert set(flags("driver")) <= known
-    assert container("driver")["args"][0] == "serve"
-    assert flags("driver")["--endpoint"] == "unix:///csi/csi.sock"
+    given = main.parser().parse_args(container("driver")["args"])
+    assert (given.verb, given.endpoint, given.node_id) == ("serve", "unix:///csi/csi.sock", "$(NODE_NAME)")
     mounted = {one["mountPath"] for one in container("driver")["volumeMounts"]}
     for pool in configured(tmp_path).pools:
         assert pool.path in mounted, f"pool {pool.name}: {pool.path} is not mounted"
@@ -194,7 +191,7 @@ def test_classes_have_parameters_that_are_known(tmp_path: Path) -> None:
 def test_topology_keys_are_the_drivers(tmp_path: Path) -> None:
     """NodeGetInfo gives one key for the node and one for each pool; a class may ask for no other."""
     pools = configured(tmp_path).pools
-    known = {f"topology.{DRIVER}/node", *(f"pool.{DRIVER}/{pool.name}" for pool in pools)}
+    known = {NODE_KEY, *(POOL_KEY + pool.name for pool in pools)}
     asked = [
         expression
         for one in of("StorageClass")
@@ -203,7 +200,7 @@ def test_topology_keys_are_the_drivers(tmp_path: Path) -> None:
     ]
     assert asked
     assert {expression["key"] for expression in asked} <= known
-    assert all(expression["values"] == ["true"] for expression in asked if expression["key"].startswith("pool."))
+    assert all(expression["values"] == ["true"] for expression in asked if expression["key"].startswith(POOL_KEY))
 
 
 def test_examples_name_what_is_there() -> None:
