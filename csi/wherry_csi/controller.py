@@ -12,6 +12,7 @@ from csi_spec import csi_pb2
 from . import answers, requests
 from .backend.all import BACKENDS
 from .capacity import available
+from .conditions import Conditions, trouble
 from .errors import CsiError
 from .life import Draft, Life, unfit
 from .pools import Pool
@@ -33,6 +34,7 @@ class Controller:
     def __init__(self, life: Life, limited: Callable[[Pool, Volume], None]) -> None:
         self._life = life
         self._limited = limited
+        self._conditions = Conditions()
 
     def ControllerGetCapabilities(
         self, _request: csi_pb2.ControllerGetCapabilitiesRequest, _context: Any
@@ -86,14 +88,15 @@ class Controller:
     def ListVolumes(self, request: csi_pb2.ListVolumesRequest, _context: Any) -> csi_pb2.ListVolumesResponse:
         """A page of volumes with their conditions."""
         self._life.watch()
-        where = {record.id: pool for pool in self._life.pools for record in list(pool.volumes.values())}
-        kept = [record for pool in self._life.pools for record in list(pool.volumes.values())]
+        where = {record.id: (pool, record) for pool in self._life.pools for record in list(pool.volumes.values())}
+        kept = [record for _, record in where.values()]
         listed, token = answers.page(kept, requests.entries(request.max_entries), request.starting_token)
+        conditions = self._conditions.of([where[record.id] for record in listed])
         entries = [
             csi_pb2.ListVolumesResponse.Entry(
-                volume=answers.volume(pool := where[record.id], record),
+                volume=answers.volume(*where[record.id]),
                 status=csi_pb2.ListVolumesResponse.VolumeStatus(
-                    published_node_ids=record.published, volume_condition=answers.condition(trouble(pool, record))
+                    published_node_ids=record.published, volume_condition=answers.condition(conditions[record.id])
                 ),
             )
             for record in listed
@@ -212,19 +215,6 @@ class Controller:
 
 
 _ANY = requests.Capability("mount", "", "SINGLE_NODE_WRITER")
-
-
-def trouble(pool: Pool, record: Volume) -> str:
-    """What is wrong with a volume, in a sentence; "" if nothing."""
-    if pool.trouble:
-        return pool.trouble
-    try:
-        with pool.home(record) as home:
-            return pool.backend(record).trouble(home, record.shape)
-    except OSError as error:
-        return f"its files cannot be read: {error.strerror}"
-    except CsiError as error:
-        return str(error)
 
 
 def _unconfirmed(pool: Pool, volume: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> str:

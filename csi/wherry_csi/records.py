@@ -174,7 +174,8 @@ _COMPOUND: Mapping[str, Callable[[Any], Any]] = {
 def save(directory: int, name: str, text: bytes) -> None:
     """Write a file so that it is there whole or as it was before, whatever happens; durable on return."""
     temporary = name + ".new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
         with open(fd, "wb", buffering=0) as file:
             while text:  # a short write is how a full disk begins

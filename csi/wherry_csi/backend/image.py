@@ -24,8 +24,6 @@ __all__ = ["Image"]
 
 _NAME = "image"
 _TRIES = 3  # copies of a block volume in use until one was not written to meanwhile
-#: errno of FICLONE where it is not for these files
-_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 #: what a mount says of a file system that is no longer one
 _DAMAGED = {errno.EUCLEAN, errno.EBADMSG, errno.EINVAL, errno.EIO, errno.ENODATA}
 #: options that would open what is not the volume's, or stop the node
@@ -106,17 +104,6 @@ def _flush(image: int, shape: Shape) -> None:
             with loop.opened(device.number) as fd:
                 os.fsync(fd)
     os.fsync(image)
-
-
-def _cloned(image: int, copy: int) -> bool:
-    """Whether the whole file could be made to share its bytes, at one instant."""
-    try:
-        kernel.clone_file(copy, image)
-    except OSError as error:
-        if error.errno not in _NO_REFLINK:
-            raise
-        return False
-    return True
 
 
 def _writes(device: loop.Device) -> str:
@@ -255,7 +242,7 @@ class Image:
         """Flushed and cloned, without a freeze: FICLONE has the file at one instant. Else read, while it is frozen."""
         with _opened(source) as image, _opened(home, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as copy:
             _flush(image, old)
-            if not _cloned(image, copy):
+            if not extents.clone(image, copy):
                 _copied(image, copy, old)
             _sized(copy, new.size, new.thick)
             os.fsync(copy)
