@@ -24,6 +24,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?")
 _TOP = {
     "endpoint": str, "node_id": str, "idle": (int, float), "controller_publish": bool, "max_volumes": int, "spec": str,
+    "expand_on_node": bool,
     "pool": list,
 }
 _POOL = {"name": str, "path": str, "mount": bool, "backend": str, "reserve": (int, str), "overprovision": (int, float)}
@@ -54,6 +55,7 @@ class Config(NamedTuple):
     controller_publish: bool = False
     max_volumes: int = 0  # ControllerPublish refuses more on this node; 0: no limit
     spec: str = SPECS[-1]
+    expand_on_node: bool = False  # the controller of another node cannot: NodeExpandVolume grows what is not grown yet
 
     @property
     def socket(self) -> str:

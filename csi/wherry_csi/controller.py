@@ -42,6 +42,8 @@ class Controller:
         """What is declared, by the configuration and the spec's version."""
         config = self._life.config
         names = [*_ALWAYS, *(_PUBLISHING if config.controller_publish else ()), *_SINCE.get(config.spec, ())]
+        if config.expand_on_node:
+            names.remove("EXPAND_VOLUME")
         rpc = csi_pb2.ControllerServiceCapability.RPC
         return csi_pb2.ControllerGetCapabilitiesResponse(
             capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc(type=name)) for name in names]
@@ -117,6 +119,8 @@ class Controller:
         self, request: csi_pb2.ControllerExpandVolumeRequest, _context: Any
     ) -> csi_pb2.ControllerExpandVolumeResponse:
         """Grow a volume, in use or not."""
+        if self._life.config.expand_on_node:
+            raise CsiError("UNIMPLEMENTED", "volumes are expanded by their node (--expand-on-node)")
         ident = requests.identity(request.volume_id, "volume_id")
         wanted = requests.size_range(request.capacity_range, request.HasField("capacity_range"), required=True)
         given = request.HasField("volume_capability")

@@ -314,17 +314,20 @@ class Life:
             pool, volume = self.volume(ident)
             if capability and (why := unfit(pool, volume, capability)):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
-            backend, old = pool.backend(volume), volume.shape
-            if wanted.required <= old.size and (wanted.limit == 0 or old.size <= wanted.limit):
-                return volume, self._behind(pool, volume)
-            if wanted.limit and wanted.limit < old.size:
-                raise CsiError(
-                    "OUT_OF_RANGE", f"volume {ident!r} has {old.size} bytes; it cannot shrink to {wanted.limit}"
-                )
-            size = _size(wanted, lambda size: backend.fit(size, old.access, old.fs), old.size)
-            with claim(pool, ident, size - old.size, f"growing volume {ident!r}"), pool.home(volume) as home:
-                pool.update(volume._replace(growing=size), home)
-                return self._grow(pool, volume._replace(growing=size), home)
+            return self.grow(pool, volume, wanted)
+
+    def grow(self, pool: Pool, volume: Volume, wanted: Range) -> tuple[Volume, bool]:
+        """A volume that the caller holds, at least as large as wanted; (as it is then, whether its node has to act)."""
+        ident, backend, old = volume.id, pool.backend(volume), volume.shape
+        if wanted.holds(old.size):
+            return volume, self._behind(pool, volume)
+        if wanted.limit and wanted.limit < old.size:
+            raise CsiError("OUT_OF_RANGE", f"volume {ident!r} has {old.size} bytes; it cannot shrink to {wanted.limit}")
+        size = _size(wanted, lambda size: backend.fit(size, old.access, old.fs), old.size)
+        with claim(pool, ident, size - old.size, f"growing volume {ident!r}"), pool.home(volume) as home:
+            growing = volume._replace(growing=size)
+            pool.update(growing, home)
+            return self._grow(pool, growing, home)
 
     @staticmethod
     def _grow(pool: Pool, volume: Volume, home: int) -> tuple[Volume, bool]:

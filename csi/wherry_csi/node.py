@@ -185,9 +185,13 @@ class Node:
             if capability and (why := unfit(pool, volume, capability)):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
             self._must_be_at(pool, volume, home, request.volume_path)
-            if not wanted.holds(size := volume.shape.size):
+            if self._life.config.expand_on_node and wanted.required > volume.shape.size:
+                shape = self._life.grow(pool, volume, wanted)[0].shape
+            else:
+                shape = volume.shape
+            if not wanted.holds(size := shape.size):
                 raise CsiError("OUT_OF_RANGE", f"volume {ident!r} has {size} bytes: let the controller expand it first")
-            pool.backend(volume).expand(home, volume.shape)
+            pool.backend(volume).expand(home, shape)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
 
     @contextmanager

@@ -423,7 +423,7 @@ def _identity(top: int) -> str:
         ident = uuid.uuid4().hex
         records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
         return ident
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolDown(f"its pool.json is damaged ({error}): if its volumes are in order, remove that file") from error
 
 

@@ -108,7 +108,7 @@ def read(kind: type[R], text: bytes) -> R:
         _expect(plain.pop("version", None) == _VERSION, f"it is not of version {_VERSION}")
         _expect(plain.pop("kind", None) == kind.__name__.lower(), f"it is no {kind.__name__.lower()}")
         return kind(**_fields(kind, plain))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{error}") from error
 
 

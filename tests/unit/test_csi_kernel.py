@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -274,14 +275,36 @@ def listing(top: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def test_an_image_that_is_a_symlink_is_not_followed(tmp_path: Path, top: int) -> None:
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "nothing"])
+def test_what_is_no_image_is_not_opened(tmp_path: Path, top: int, kind: str) -> None:
     (tmp_path / "elsewhere").write_bytes(b"kept")
-    (tmp_path / "image").symlink_to(tmp_path / "elsewhere")
+    makers = {
+        "symlink": lambda path: path.symlink_to(tmp_path / "elsewhere"),
+        "fifo": os.mkfifo,
+        "directory": Path.mkdir,
+        "nothing": str,
+    }
+    makers[kind](tmp_path / "image")
     backend, shape = BACKENDS["image"], Shape(1 << 20, "block")
-    with pytest.raises(OSError, match="symbolic"):
-        backend.make(top, shape)
-    assert backend.trouble(top, shape) == "its image is no regular file"
+    assert not backend.staged(top, shape)
+    assert "image" in backend.trouble(top, shape)
+    with pytest.raises(FileNotFoundError):
+        list(backend.extents(top, shape))
+    backend.make(top, shape)
+    assert not backend.trouble(top, shape)
     assert (tmp_path / "elsewhere").read_bytes() == b"kept"
+
+
+def test_a_tool_that_is_killed_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    for script, expected in (("kill -9 $$", errno.EIO), ("echo No space left >&2; exit 1", errno.ENOSPC)):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        file_system = mkfs.FILE_SYSTEMS["ext4"]._replace(command=(str(tool),))
+        monkeypatch.setitem(mkfs.FILE_SYSTEMS, "ext4", file_system)
+        with pytest.raises(OSError, match="tool failed") as caught:
+            mkfs.make("ext4", 0)
+        assert caught.value.errno == expected
 
 
 def test_a_directory_has_no_blocks_to_tell_of(top: int) -> None:

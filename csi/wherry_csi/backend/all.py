@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import Final
 
 from wherry_csi import kernel, mounts, quota
+from wherry_csi.loop import one_look
 
 from . import Backend, PoolFacts
 from .directory import Directory
 from .image import Image
 
-__all__ = ["BACKENDS", "probe"]
+__all__ = ["BACKENDS", "one_look", "probe"]
 
 BACKENDS: Final[dict[str, Backend]] = {backend.name: backend for backend in (Directory(), Image())}
 

@@ -13,9 +13,9 @@ import shutil
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-from wherry_csi import extents, kernel, loop, mkfs, mounts, thaw
+from wherry_csi import extents, kernel, loop, mkfs, mounts, thaw, tree
 from wherry_csi.errors import CsiError
 
 from . import Extent, PoolFacts, Shape, Usage
@@ -33,12 +33,25 @@ _EXT4_ERRORS = 2  # s_state: EXT4_ERROR_FS
 
 @contextmanager
 def _opened(home: int, flags: int = os.O_RDWR) -> Iterator[int]:
-    """The image file of a home."""
-    fd = os.open(_NAME, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=home)
+    """The image file of a home; what is no regular file is none (ENOENT), and a FIFO holds nobody up."""
     try:
+        fd = os.open(_NAME, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=home)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "the volume's image is no regular file", _NAME) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "the volume's image is no regular file", _NAME)
         yield fd
     finally:
         os.close(fd)
+
+
+def _created(home: int) -> AbstractContextManager[int]:
+    """A new image file, never one that had other bytes before."""
+    tree.remove(_NAME, home)
+    return _opened(home, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _sized(image: int, size: int, thick: bool) -> None:
@@ -230,8 +243,8 @@ class Image:
         return max(-(-size // mkfs.BLOCK) * mkfs.BLOCK, least)
 
     def make(self, home: int, shape: Shape) -> None:
-        """A new file, never one that had other bytes before."""
-        with _opened(home, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as image:
+        """All zeros, or an empty file system."""
+        with _created(home) as image:
             _sized(image, shape.size, shape.thick)
             if shape.access == "mount":
                 mkfs.make(shape.fs, image)
@@ -240,7 +253,7 @@ class Image:
 
     def copy(self, source: int, old: Shape, home: int, new: Shape) -> None:
         """Flushed and cloned, without a freeze: FICLONE has the file at one instant. Else read, while it is frozen."""
-        with _opened(source) as image, _opened(home, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as copy:
+        with _opened(source) as image, _created(home) as copy:
             _flush(image, old)
             if not extents.clone(image, copy):
                 _copied(image, copy, old)
