@@ -30,6 +30,22 @@ def context(uid: str = UID) -> dict[str, str]:
             "csi.storage.k8s.io/pod.namespace": "default", "csi.storage.k8s.io/ephemeral": "false"}  # fmt: skip
 
 
+def use(client: Client, volume: str) -> Path:
+    """Stage and publish it where kubelet does, for the pod."""
+    client.stage(volume)
+    return client.publish(volume, path=kubelets(client, volume), context=context())
+
+
+def kubelets(client: Client, volume: str) -> Path:
+    """The target that kubelet gives, pod and all: NodeUnpublishVolume has nothing but that."""
+    return client.place / "kubelet" / "pods" / UID / "volumes" / "kubernetes.io~csi" / volume / "mount"
+
+
+def leave(client: Client, volume: str) -> None:
+    client.unpublish(volume, path=kubelets(client, volume))
+    client.leave(volume)
+
+
 class Pod:
     """A pod's cgroup with one container in it."""
 
@@ -88,7 +104,7 @@ def device(target: Path) -> str:
 def test_a_writer_is_slowed_to_the_limit(client: Client, pod: Pod) -> None:
     """Limited, changed while it is published, and free again; what the pod has by others is left alone."""
     volume = client.create("slow", parameters={"backend": "image"}, mutable={"writeBps": str(RATE)}).volume_id
-    target = client.use(volume, context=context())
+    target = use(client, volume)
     assert pod.limits == {device(target): f"rbps=max wbps={RATE} riops=max wiops=max"}
     took = pod.write(target, 8, "oflag=direct")
     assert 8 * MIB / took < RATE * 1.3, f"{8 / took:.1f} MiB/s"  # throttling lets the first slice of 100 ms through
@@ -100,16 +116,16 @@ def test_a_writer_is_slowed_to_the_limit(client: Client, pod: Pod) -> None:
 
     client.modify(volume, writeBps="max", readIops="0")
     assert not pod.limits
-    client.leave(volume)
+    leave(client, volume)
 
 
 def test_it_holds_for_what_is_written_back_too(client: Client, pod: Pod) -> None:
     """Pages that a process of the pod made dirty are written on its account."""
     volume = client.create("buffered", parameters={"backend": "image"}, mutable={"writeBps": str(RATE)}).volume_id
-    target = client.use(volume, context=context())
+    target = use(client, volume)
     took = pod.write(target, 8)
     assert 8 * MIB / took < RATE * 1.5, f"{8 / took:.1f} MiB/s"
-    client.leave(volume)
+    leave(client, volume)
 
 
 def test_unpublish_takes_it_out(client: Client, pod: Pod) -> None:
@@ -118,11 +134,11 @@ def test_unpublish_takes_it_out(client: Client, pod: Pod) -> None:
         client.create(name, parameters={"backend": "image"}, mutable={"writeIops": number}).volume_id
         for name, number in (("first", "111"), ("second", "222"))
     )
-    gone, kept = (device(client.use(volume, context=context())) for volume in (first, second))
+    gone, kept = (device(use(client, volume)) for volume in (first, second))
     assert {gone, kept} == set(pod.limits)
-    client.leave(first)
+    leave(client, first)
     assert set(pod.limits) == {kept}
-    client.leave(second)
+    leave(client, second)
     assert not pod.limits
 
 
@@ -132,11 +148,11 @@ def test_a_driver_that_was_killed_takes_it_out_too(tmp_path: Path, pod: Pod) -> 
     driver = Driver(tmp_path, {"one": tmp_path / "pool"})
     client = driver.start()
     volume = client.create("slow", parameters={"backend": "image"}, mutable={"writeBps": str(RATE)}).volume_id
-    client.use(volume, context=context())
+    use(client, volume)
     driver.kill()
     client = driver.start()
     assert pod.limits
-    client.leave(volume)
+    leave(client, volume)
     assert not pod.limits
     client.sweep()
     driver.stop()
