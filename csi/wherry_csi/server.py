@@ -180,8 +180,9 @@ def _fields(request: Message) -> str:
 
 
 def _log(line: str) -> None:
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     with suppress(OSError, ValueError):  # nobody reads it any more
-        print(line, file=sys.stderr, flush=True)
+        print(plain, file=sys.stderr, flush=True)
 
 
 def _notify(state: str) -> None:
@@ -245,6 +246,8 @@ def serve(config: Config, life: Life) -> None:
     old = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix://{config.socket}")
+    except RuntimeError as error:
+        raise CsiError("INTERNAL", f"{config.socket} cannot be served: {error}") from error
     finally:
         os.umask(old)
     server.start()

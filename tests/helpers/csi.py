@@ -25,8 +25,23 @@ from csi_spec import csi_pb2 as pb
 from csi_spec.services import SERVICES, Stub
 
 __all__ = [
-    "HOME", "MIB", "Client", "Driver", "answer_of", "capability", "clone_of", "code_of", "eventually", "loops",
-    "mounts_below", "grows_online", "processes_of", "refused", "residue", "restore_of", "writable",
+    "HOME",
+    "MIB",
+    "Client",
+    "Driver",
+    "answer_of",
+    "capability",
+    "clone_of",
+    "code_of",
+    "eventually",
+    "grows_online",
+    "loops",
+    "mounts_below",
+    "processes_of",
+    "refused",
+    "residue",
+    "restore_of",
+    "writable",
 ]  # fmt: skip
 
 MIB = 1 << 20
@@ -364,21 +379,29 @@ def grows_online(fs: str) -> bool:
 
 
 def loops(pool: Path) -> list[str]:
-    """Loop devices whose file is on this pool's file system, also where it was deleted or its mount is out of sight."""
-    here, found = os.stat(pool).st_dev, []
+    """Loop devices whose file is on this pool's file system, also where it was deleted or its mount is out of sight; of
+    a file system that was shut down, which answers no stat(2), those whose file had a path below the pool."""
+    here, found = None, []
+    with suppress(OSError):
+        here = os.stat(pool).st_dev
     for name in sorted(name for name in os.listdir("/sys/block") if name.startswith("loop")):
         with suppress(OSError):
-            fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(232))
-            finally:
-                os.close(fd)
-            # the kernel's huge_encode_dev: minor's low byte, major, the rest of the minor
-            number = int.from_bytes(status[:8], "little")
-            device = os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
-            if device == here:
+            path = Path(f"/sys/block/{name}/loop/backing_file").read_text(encoding="utf-8", errors="replace")
+            if path.startswith(f"{pool}/") or (here is not None and _file_system_of(name) == here):
                 found.append(name)
     return found
+
+
+def _file_system_of(name: str) -> int:
+    """st_dev of what a loop device's file lies on."""
+    fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(232))
+    finally:
+        os.close(fd)
+    # the kernel's huge_encode_dev: minor's low byte, major, the rest of the minor
+    number = int.from_bytes(status[:8], "little")
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
 
 
 def processes_of(place: Path) -> list[str]:

@@ -65,6 +65,8 @@ def _strace(pid: int, output: Path, *words: str, follow: bool) -> Iterator[subpr
         process = subprocess.Popen([*command, "-p", ",".join(tasks)], stdout=said, stderr=said)
 
         def attached() -> bool:
+            if not _lives(pid):  # what its other threads do can meet the point already
+                return True
             assert process.poll() is None, Path(said.name).read_text()
             traced = (Path(f"/proc/{pid}/task/{task}/status").read_text() for task in _tasks(pid))
             with suppress(FileNotFoundError):
@@ -75,9 +77,24 @@ def _strace(pid: int, output: Path, *words: str, follow: bool) -> Iterator[subpr
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
-            process.wait(20)
+            _end(process, pid)
+
+
+def _end(process: subprocess.Popen[bytes], pid: int) -> None:
+    """It lets go of a process that lives, and sees one that was killed to its end; told to go at that very moment it
+    can wait for ever, and is killed itself, which lets go too."""
+    for word, seconds in ((None, 0.0 if _lives(pid) else 2.0), (signal.SIGINT, 2.0), (signal.SIGKILL, 20.0)):
+        if word is not None:
+            process.send_signal(word)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
+def _lives(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 def points_of(pid: int, output: Path, run: Callable[[], object]) -> tuple[list[Point], bool]:

@@ -28,6 +28,7 @@ from helpers.csi import (
     capability,
     clone_of,
     code_of,
+    grows_online,
     loops,
     mounts_below,
     refused,
