@@ -41,7 +41,7 @@ _Parse = Callable[[bytes], Message]
 
 _THREADS = 16
 _CALLS_MAX = 256  # waiting and running; more are told to come again
-_MESSAGE_MAX = 1 << 20  # bytes of a request; the spec's fields leave it far below
+_MESSAGE_MAX = 4 << 20  # bytes of a request; the fields of the spec leave it far below
 _GRACE = 60.0  # seconds that running calls have when it is told to end
 
 #: what is written to the log of a request: never secrets, mount flags or contexts (spec, csi_secret)
