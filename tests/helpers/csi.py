@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -366,8 +367,8 @@ def residue(pool: Path) -> list[str]:
 
 def mounts_below(place: Path) -> list[str]:
     """Targets of all mounts below a directory (mountinfo)."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        targets = [line.split()[4] for line in file]
+    with open("/proc/self/mountinfo", encoding="utf-8", newline="\n") as file:
+        targets = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in file]
     return [target for target in targets if target.startswith(f"{place}/")]
 
 
