@@ -12,6 +12,8 @@ import pytest
 from helpers.csi import loops, mounts_below, processes_of, residue
 from helpers.csisanity import CASES, sanity
 
+pytestmark = pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="run in the plain boot")
+
 
 @pytest.mark.parametrize(("access", "backend"), [("mount", "directory"), ("block", "auto")])
 def test_every_case_passes(access: str, backend: str, tmp_path: Path) -> None:
