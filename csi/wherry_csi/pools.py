@@ -22,7 +22,7 @@ from typing import Final
 
 from . import mounts, records, tree
 from .backend import Backend, PoolFacts
-from .backend.all import BACKENDS, probe
+from .backend.all import BACKENDS, one_look, probe
 from .config import PoolConfig
 from .errors import CsiError
 from .records import RECORD, Group, Snapshot, Unreadable, Volume
@@ -217,6 +217,15 @@ class Pool:
             return f"pool {self.name}: {self.config.path}: {error.strerror}"
         return f"pool {self.name}: {self.config.path} is read-only" if found.f_flag & os.ST_RDONLY else ""
 
+    def probe(self) -> str:
+        """`trouble`, and whether its disk still takes what is written: a dead one may go on answering from memory."""
+        if self._place is not None and not self.trouble:
+            try:
+                os.fsync(self._place.top)
+            except OSError as error:
+                return f"pool {self.name}: {self.config.path}: {error.strerror}"
+        return self.trouble
+
     @property
     def place(self) -> _Place:
         """Its descriptors; UNAVAILABLE if it is down."""
@@ -342,6 +351,7 @@ class Pool:
             self._complete_groups()
         self._read("volumes", Volume)
         self._read("snapshots", Snapshot)
+        self._settle()
         if not readonly:
             self._drop_orphans()
             self._finish_growths()
@@ -381,6 +391,13 @@ class Pool:
         for snapshot in list(self.snapshots.values()):
             if snapshot.group and snapshot.group not in self.groups and "groups/" not in "".join(self.damaged):
                 self.discard(snapshot.id, "snapshots")
+
+    def _settle(self) -> None:
+        """What a killed driver may have left of volumes in the kernel."""
+        with one_look():
+            for volume in self.volumes.values():
+                with suppress(OSError, CsiError), self.home(volume) as home:
+                    self.backend(volume).recover(home, volume.shape)
 
     def _finish_growths(self) -> None:
         for volume in list(self.volumes.values()):
