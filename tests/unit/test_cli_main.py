@@ -231,7 +231,8 @@ def test_completion_scripts_and_answers() -> None:
         return [item.partition(",")[2] for item in told(env=env, engine=engine)[1].splitlines()]
 
     assert complete("wherry sto", 1) == ["stop"]
-    assert complete("wherry volume ", 2) == ["create", "inspect", "ls", "prune", "rm"]
+    every = ["clone", "create", "export", "import", "inspect", "ls", "prune", "resize", "restore", "rm", "snapshot"]
+    assert complete("wherry volume ", 2) == every
     assert "--memory-swap" in complete("wherry run --mem", 2)
     engine = Recorder({"complete": ["web", "web2"]})
     assert complete("wherry stop w", 2, engine) == ["web", "web2"]
