@@ -1,0 +1,171 @@
+"""Loop devices of image files: found by the file itself (device and inode), attached in one call, detached.
+
+A device whose image is mounted has LO_FLAGS_AUTOCLEAR: the kernel detaches it with the last mount, also after a kill. A
+block volume's device has not: nobody may have it open, and it is there until it is detached. Where the file
+system takes it, io goes past its page cache (direct io), so that bytes are cached once. Source: loop(4), linux/loop.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from . import kernel
+
+__all__ = ["MAJOR", "Device", "attach", "detach", "find", "grow", "opened"]
+
+MAJOR = 7
+_CLR_FD, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C05, 0x4C07, 0x4C0A
+_CTL_GET_FREE = 0x4C82
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_TRIES = 256  # each lost race means that somebody else got a device
+
+
+class _Info(ctypes.Structure):
+    """struct loop_info64."""
+
+    _fields_ = [
+        ("device", ctypes.c_uint64),
+        ("inode", ctypes.c_uint64),
+        ("rdevice", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("sizelimit", ctypes.c_uint64),
+        ("number", ctypes.c_uint32),
+        ("encrypt_type", ctypes.c_uint32),
+        ("encrypt_key_size", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("names", ctypes.c_uint8 * 160),
+        ("init", ctypes.c_uint64 * 2),
+    ]
+
+
+class _Config(ctypes.Structure):
+    """struct loop_config."""
+
+    _fields_ = [
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _Info),
+        ("reserved", ctypes.c_uint64 * 8),
+    ]
+
+
+class Device(NamedTuple):
+    """An attached loop device."""
+
+    number: int
+    readonly: bool
+
+    @property
+    def path(self) -> str:
+        """Its node."""
+        return f"/dev/loop{self.number}"
+
+    @property
+    def id(self) -> str:
+        """ "major:minor", as mount tables and cgroups have it."""
+        return f"{MAJOR}:{self.number}"
+
+
+def _open(number: int, flags: int) -> int:
+    """The device node, made where no devtmpfs makes it."""
+    path = f"/dev/loop{number}"
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mknod(path, stat.S_IFBLK | 0o660, os.makedev(MAJOR, number))
+        return os.open(path, flags | os.O_CLOEXEC)
+
+
+def _status(fd: int) -> _Info:
+    info = _Info()
+    kernel.ioctl(fd, _GET_STATUS64, info)
+    return info
+
+
+def _is_of(info: _Info, file: os.stat_result) -> bool:
+    """Whether the device is of this file; lo_device is in the kernel's own coding (new_encode_dev)."""
+    major, minor = info.device >> 8 & 0xFFF, info.device & 0xFF | info.device >> 12 & 0xFFF00
+    return bool(info.inode == file.st_ino and (major, minor) == (os.major(file.st_dev), os.minor(file.st_dev)))
+
+
+def _numbers() -> list[int]:
+    """Of all loop devices that are attached."""
+    names = (name[4:] for name in os.listdir("/sys/block") if name.startswith("loop"))
+    return sorted(int(name) for name in names if os.path.exists(f"/sys/block/loop{name}/loop/backing_file"))
+
+
+def find(image: int) -> list[Device]:
+    """The devices that are attached to the image file, a descriptor or the like; writable ones first."""
+    file, found = os.fstat(image), []
+    for number in _numbers():
+        with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
+            info = _status(fd)
+            if _is_of(info, file):
+                found.append(Device(number, bool(info.flags & _READ_ONLY)))
+    return sorted(found, key=lambda device: device.readonly)
+
+
+@contextmanager
+def opened(number: int, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A device's descriptor while the context lasts; an attached one with AUTOCLEAR stays so long, too."""
+    fd = _open(number, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def attach(image: int, *, readonly: bool = False, autoclear: bool = False, block: int = 0) -> tuple[Device, int]:
+    """Attach the file `image` (open for writing unless `readonly`) to a free device; the device and a descriptor of it.
+
+    `block`: its logical block size, 0 for the kernel's choice. With `autoclear` it lasts as long as the descriptor is
+    open or its file system is mounted.
+    """
+    flags = (_READ_ONLY if readonly else 0) | (_AUTOCLEAR if autoclear else 0) | _DIRECT_IO
+    config = _Config(fd=image, block_size=block, info=_Info(flags=flags))
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_TRIES):
+            number = kernel.ioctl(control, _CTL_GET_FREE, None, "/dev/loop-control")
+            if (fd := _configured(number, config, readonly)) is not None:
+                return Device(number, readonly), fd
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, "no loop device could be had: others took every free one", "/dev/loop-control")
+
+
+def _configured(number: int, config: _Config, readonly: bool) -> int | None:
+    """The device's descriptor, or None if somebody was faster."""
+    fd = _open(number, os.O_RDONLY if readonly else os.O_RDWR)
+    try:
+        kernel.ioctl(fd, _CONFIGURE, config, f"/dev/loop{number}")
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.EBUSY, errno.ENXIO):  # taken, or being detached
+            return None
+        raise
+    return fd
+
+
+def detach(device: Device) -> None:
+    """Detach it, now or, if somebody has it open, with the last close. What was written to it is in the image."""
+    with suppress(FileNotFoundError), opened(device.number) as fd:
+        try:
+            os.fsync(fd)
+            kernel.ioctl(fd, _CLR_FD, None, device.path)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # detached already
+                raise
+
+
+def grow(device: Device) -> None:
+    """Let it see that its image has become larger."""
+    with opened(device.number) as fd:
+        kernel.ioctl(fd, _SET_CAPACITY, None, device.path)
