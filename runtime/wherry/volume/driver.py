@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -37,8 +38,13 @@ def argv(root: str, state: str, idle: int) -> tuple[str, ...]:
     runs as root."""
     return (
         sys.executable, "-P", "-m", "wherry_csi", "serve", "--endpoint", f"unix://{endpoint(state)}",
-        "--node-id", os.uname().nodename, "--pool", f"default={root}/csi", "--idle", str(idle),
+        "--node-id", _node(), "--pool", f"default={root}/csi", "--idle", str(idle),
     )  # fmt: skip
+
+
+def _node() -> str:
+    """The host's name, as far as it can be a topology value (CSI 1.12, Topology)."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:63].strip("._-") or "localhost"
 
 
 def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str) -> None:
