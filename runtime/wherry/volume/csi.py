@@ -27,6 +27,7 @@ _QUICK, _SLOW = 60.0, 3600.0  # seconds for a call: a copy of all bytes may take
 _PATIENCE = 30.0  # seconds for which a volume may be busy with another call
 _DETAILS = 1000  # characters of a driver's sentence that are shown
 _PARENT = 0o700
+_WHO = "volume driver"  # whom a call is about that names no volume
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
 _Code = grpc.StatusCode
 _KINDS = {
@@ -158,18 +159,18 @@ class Client:
     @cached_property
     def info(self) -> tuple[str, str]:
         """The driver's own name and version."""
-        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), self._name)
+        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO)
         return found.name, found.vendor_version
 
     def ready(self) -> bool:
         """Identity.Probe: whether it is ready to serve; one that does not say is."""
-        found = self._call("Identity.Probe", csi_pb2.ProbeRequest(), self._name)
+        found = self._call("Identity.Probe", csi_pb2.ProbeRequest(), _WHO)
         return not found.HasField("ready") or bool(found.ready.value)
 
     @cached_property
     def _plugin(self) -> frozenset[str]:
         request = csi_pb2.GetPluginCapabilitiesRequest()
-        found = self._call("Identity.GetPluginCapabilities", request, self._name)
+        found = self._call("Identity.GetPluginCapabilities", request, _WHO)
         kinds = csi_pb2.PluginCapability.Service.Type
         return frozenset(kinds.Name(one.service.type) for one in found.capabilities if one.HasField("service"))
 
@@ -178,17 +179,17 @@ class Client:
         if "CONTROLLER_SERVICE" not in self._plugin:
             return frozenset()
         request = csi_pb2.ControllerGetCapabilitiesRequest()
-        found = self._call("Controller.ControllerGetCapabilities", request, self._name)
+        found = self._call("Controller.ControllerGetCapabilities", request, _WHO)
         return frozenset(csi_pb2.ControllerServiceCapability.RPC.Type.Name(one.rpc.type) for one in found.capabilities)
 
     @cached_property
     def _node(self) -> frozenset[str]:
-        found = self._call("Node.NodeGetCapabilities", csi_pb2.NodeGetCapabilitiesRequest(), self._name)
+        found = self._call("Node.NodeGetCapabilities", csi_pb2.NodeGetCapabilitiesRequest(), _WHO)
         return frozenset(csi_pb2.NodeServiceCapability.RPC.Type.Name(one.rpc.type) for one in found.capabilities)
 
     @cached_property
     def _node_info(self) -> Any:
-        return self._call("Node.NodeGetInfo", csi_pb2.NodeGetInfoRequest(), self._name)
+        return self._call("Node.NodeGetInfo", csi_pb2.NodeGetInfoRequest(), _WHO)
 
     def _must(self, capability: str, what: str) -> None:
         if capability not in self._controller:
