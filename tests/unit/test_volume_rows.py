@@ -92,9 +92,14 @@ def test_who_was_slower_keeps_the_leftover(db: Database) -> None:
 def test_row_and_leftover_change_places_at_once(db: Database) -> None:
     db.add_volume(Volume("data", "d1", 1.0, driver="x", handle={"id": "v"}))
     db.add_container(Container("c" * 64, "web", 1.0, "i", {}), ["data"])
-    with pytest.raises(WherryError), db.write():
-        db.add_leftover(Leftover("d1", "x", "volume", {"id": "v"}))
-        db.remove_volume("data")  # in use
+
+    def remove() -> None:
+        with db.write():
+            db.add_leftover(Leftover("d1", "x", "volume", {"id": "v"}))
+            db.remove_volume("data")  # in use
+
+    with pytest.raises(WherryError):
+        remove()
     assert db.leftovers() == []
     assert db.volume("data") is not None
 
