@@ -12,6 +12,7 @@ import pytest
 from helpers.trees import FILL, HOSTILE, gnu, packed, tree
 from helpers.wherry import Wherry, until
 
+
 @pytest.fixture
 def run(wherry: Wherry, busybox: str) -> Callable[..., str]:
     """`run --rm` of a shell line with volumes; its output."""

@@ -24,6 +24,7 @@ __all__ = ["argv", "endpoint", "ensure", "holder", "stop"]
 
 _SECONDS = 20.0  # for a driver to come up, and to end
 _LOCK_SECONDS = 60.0
+_PAUSES = (0.1, 0.5, 0.0)  # seconds after a start that failed: one that is just leaving may hold the pool still
 _UCRED = "3i"  # struct ucred of unix(7)
 _LOG_TAIL = 4096
 
@@ -56,10 +57,14 @@ def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str
         if _answers(path):  # another was faster
             return
         os.makedirs(f"{root}/csi", 0o700, exist_ok=True)
-        log = f"{state}/csi.log"
-        child = _spawn(argv(root, state, idle), env, log)
-        _settle_in(cgroup, child.pid)
-        _await(path, child, log)
+        log, why = f"{state}/csi.log", ""
+        for pause in _PAUSES:
+            child = _spawn(argv(root, state, idle), env, log)
+            _settle_in(cgroup, child.pid)
+            if not (why := _await(path, child, log)):
+                return
+            time.sleep(pause)
+    raise WherryError(Kind.UNAVAILABLE, f"the volume driver could not be started: {why}", hint=f"see {log}")
 
 
 def _spawn(words: tuple[str, ...], env: Mapping[str, str], log: str) -> subprocess.Popen[bytes]:
@@ -82,18 +87,19 @@ def _settle_in(cgroup: str, pid: int) -> None:
                 file.write(str(pid))
 
 
-def _await(path: str, child: subprocess.Popen[bytes], log: str) -> None:
+def _await(path: str, child: subprocess.Popen[bytes], log: str) -> str:
+    """Wait until it answers; why it does not, "" if it does."""
     deadline, pause = time.monotonic() + _SECONDS, 0.005
     while not _answers(path):
-        if child.poll() is not None or time.monotonic() > deadline:
-            why = _last_line(log) or f"it ended with {child.returncode}"
-            if child.returncode is None:
-                child.kill()
-                child.wait()
-                why = f"it did not answer within {_SECONDS:.0f} s"
-            raise WherryError(Kind.UNAVAILABLE, f"the volume driver could not be started: {why}", hint=f"see {log}")
+        if child.poll() is not None:
+            return _last_line(log) or f"it ended with {child.returncode}"
+        if time.monotonic() > deadline:
+            child.kill()
+            child.wait()
+            return f"it did not answer within {_SECONDS:.0f} s"
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
+    return ""
 
 
 def _last_line(log: str) -> str:
