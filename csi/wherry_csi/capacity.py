@@ -36,7 +36,7 @@ class Ledger(NamedTuple):
     def available(self) -> int:
         """What may still be promised; negative if others took what volumes were promised."""
         whole = self.free - self.reserve + self.allocated - self.shared
-        return int(max(whole, 0) * self.overprovision) - self.promised if self.overprovision > 1 else whole - self.promised
+        return (int(max(whole, 0) * self.overprovision) if self.overprovision > 1 else whole) - self.promised
 
 
 def ledger(pool: Pool) -> Ledger:
@@ -96,7 +96,8 @@ def claim(pool: Pool, ident: str, size: int, what: str) -> Iterator[None]:
     """Reserve `size` bytes for what is being made as `ident`; two creates cannot have the same bytes."""
     with pool.changing:
         if size > (left := available(pool)):
-            raise CsiError("RESOURCE_EXHAUSTED", f"pool {pool.name} has {left} bytes left to promise; {what} needs {size}")
+            sentence = f"pool {pool.name} has {left} bytes left to promise; {what} needs {size}"
+            raise CsiError("RESOURCE_EXHAUSTED", sentence)
         pool.claims[ident] = size
     try:
         yield

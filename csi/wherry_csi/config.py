@@ -23,7 +23,8 @@ _SOCKET_MAX = 107  # sun_path of unix(7), with the NUL
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?")
 _TOP = {
-    "endpoint": str, "node_id": str, "idle": int, "controller_publish": bool, "max_volumes": int, "spec": str,
+    "endpoint": str, "node_id": str, "idle": (int, float), "controller_publish": bool, "max_volumes": int, "spec": str,
+    "expand_on_node": bool,
     "pool": list,
 }
 _POOL = {"name": str, "path": str, "mount": bool, "backend": str, "reserve": (int, str), "overprovision": (int, float)}
@@ -54,6 +55,7 @@ class Config(NamedTuple):
     controller_publish: bool = False
     max_volumes: int = 0  # ControllerPublish refuses more on this node; 0: no limit
     spec: str = SPECS[-1]
+    expand_on_node: bool = False  # the controller of another node cannot: NodeExpandVolume grows what is not grown yet
 
     @property
     def socket(self) -> str:
@@ -117,8 +119,8 @@ def _table(number: int, part: Mapping[str, Any]) -> PoolConfig:
     if "path" not in part:
         raise ConfigError(f"pool {number + 1} has no path: write path = \"/srv/volumes\"")
     name = part.get("name", os.path.basename(os.path.normpath(part["path"])))
-    reserve = size(part.get("reserve", 0))
-    return _pool(PoolConfig(**{**part, "name": name, "reserve": reserve, "overprovision": float(part.get("overprovision", 1))}))
+    numbers = {"reserve": size(part.get("reserve", 0)), "overprovision": float(part.get("overprovision", 1))}
+    return _pool(PoolConfig(**{**part, "name": name, **numbers}))
 
 
 def size(text: int | str) -> int:
@@ -156,7 +158,7 @@ def _checked(config: Config) -> Config:
             raise ConfigError(f"two pools have the {what} {twice!r}")
     _check_endpoint(config)
     if not _SEGMENT.fullmatch(config.node_id):
-        raise ConfigError(f"node id {config.node_id!r} cannot be a topology value: 1 to 63 letters, digits, '-', '_', '.'")
+        raise ConfigError(f"node id {config.node_id!r} is no topology value: 1 to 63 letters, digits, '-', '_' and '.'")
     if config.spec not in SPECS:
         raise ConfigError(f"spec {config.spec!r} is not one of {', '.join(SPECS)}")
     if config.idle < 0 or config.max_volumes < 0:
@@ -170,4 +172,4 @@ def _check_endpoint(config: Config) -> None:
     if not config.socket.startswith("/"):
         raise ConfigError(f"endpoint {config.endpoint!r} is not absolute: write unix:///run/wherry/csi.sock")
     if len(config.socket.encode()) > _SOCKET_MAX:
-        raise ConfigError(f"endpoint {config.endpoint!r} is longer than the {_SOCKET_MAX} bytes that a socket's path has")
+        raise ConfigError(f"endpoint {config.endpoint!r} is longer than a socket's path can be ({_SOCKET_MAX} bytes)")

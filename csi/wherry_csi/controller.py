@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from csi_spec import csi_pb2
 from google.protobuf.wrappers_pb2 import Int64Value
+
+from csi_spec import csi_pb2
 
 from . import answers, requests
 from .backend.all import BACKENDS
 from .capacity import available
+from .conditions import Conditions, trouble
 from .errors import CsiError
 from .life import Draft, Life, unfit
 from .pools import Pool
@@ -32,6 +34,7 @@ class Controller:
     def __init__(self, life: Life, limited: Callable[[Pool, Volume], None]) -> None:
         self._life = life
         self._limited = limited
+        self._conditions = Conditions()
 
     def ControllerGetCapabilities(
         self, _request: csi_pb2.ControllerGetCapabilitiesRequest, _context: Any
@@ -39,9 +42,11 @@ class Controller:
         """What is declared, by the configuration and the spec's version."""
         config = self._life.config
         names = [*_ALWAYS, *(_PUBLISHING if config.controller_publish else ()), *_SINCE.get(config.spec, ())]
+        if config.expand_on_node:
+            names.remove("EXPAND_VOLUME")
         rpc = csi_pb2.ControllerServiceCapability.RPC
         return csi_pb2.ControllerGetCapabilitiesResponse(
-            capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc(type=rpc.Type.Value(name))) for name in names]
+            capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc(type=name)) for name in names]
         )
 
     # --- volumes --------------------------------------------------------------------------------------------------
@@ -85,14 +90,15 @@ class Controller:
     def ListVolumes(self, request: csi_pb2.ListVolumesRequest, _context: Any) -> csi_pb2.ListVolumesResponse:
         """A page of volumes with their conditions."""
         self._life.watch()
-        where = {record.id: pool for pool in self._life.pools for record in list(pool.volumes.values())}
-        kept = [record for pool in self._life.pools for record in list(pool.volumes.values())]
+        where = {record.id: (pool, record) for pool in self._life.pools for record in list(pool.volumes.values())}
+        kept = [record for _, record in where.values()]
         listed, token = answers.page(kept, requests.entries(request.max_entries), request.starting_token)
+        conditions = self._conditions.of([where[record.id] for record in listed])
         entries = [
             csi_pb2.ListVolumesResponse.Entry(
-                volume=answers.volume(pool := where[record.id], record),
+                volume=answers.volume(*where[record.id]),
                 status=csi_pb2.ListVolumesResponse.VolumeStatus(
-                    published_node_ids=record.published, volume_condition=answers.condition(trouble(pool, record))
+                    published_node_ids=record.published, volume_condition=answers.condition(conditions[record.id])
                 ),
             )
             for record in listed
@@ -113,6 +119,8 @@ class Controller:
         self, request: csi_pb2.ControllerExpandVolumeRequest, _context: Any
     ) -> csi_pb2.ControllerExpandVolumeResponse:
         """Grow a volume, in use or not."""
+        if self._life.config.expand_on_node:
+            raise CsiError("UNIMPLEMENTED", "volumes are expanded by their node (--expand-on-node)")
         ident = requests.identity(request.volume_id, "volume_id")
         wanted = requests.size_range(request.capacity_range, request.HasField("capacity_range"), required=True)
         given = request.HasField("volume_capability")
@@ -211,19 +219,6 @@ class Controller:
 
 
 _ANY = requests.Capability("mount", "", "SINGLE_NODE_WRITER")
-
-
-def trouble(pool: Pool, record: Volume) -> str:
-    """What is wrong with a volume, in a sentence; "" if nothing."""
-    if pool.trouble:
-        return pool.trouble
-    try:
-        with pool.home(record) as home:
-            return pool.backend(record).trouble(home, record.shape)
-    except OSError as error:
-        return f"its files cannot be read: {error.strerror}"
-    except CsiError as error:
-        return str(error)
 
 
 def _unconfirmed(pool: Pool, volume: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> str:

@@ -18,11 +18,13 @@ from typing import NamedTuple
 from . import kernel
 from .backend import Extent
 
-__all__ = ["Piece", "allocated", "changed", "copy", "differing", "parse", "pieces"]
+__all__ = ["Piece", "allocated", "changed", "clone", "copy", "differing", "parse", "pieces", "share"]
 
 _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP
 _SYNC = 1
 _LAST, _UNKNOWN, _DELALLOC, _UNWRITTEN = 0x1, 0x2, 0x4, 0x800
+#: errno of FICLONE where it is not for these files
+_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _VAGUE = _UNKNOWN | _DELALLOC | 0x8 | 0x80 | 0x100 | 0x200 | 0x400  # ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, INLINE, TAIL
 _HEADER, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")
 _BATCH = 512
@@ -161,6 +163,23 @@ def changed(old: int, new: int, size: int) -> Iterator[Extent]:
     return _merged(ranges if shared else _unequal(old, new, ranges))
 
 
+def clone(source: int, target: int) -> bool:
+    """Whether `target` could be made to share all bytes of `source`, as they are at one instant."""
+    try:
+        kernel.clone_file(target, source)
+    except OSError as error:
+        if error.errno not in _NO_REFLINK:
+            raise
+        return False
+    return True
+
+
+def share(source: int, target: int) -> None:
+    """Clone, or else copy, a file."""
+    if not clone(source, target):
+        copy(source, target)
+
+
 def copy(source: int, target: int) -> None:
     """Copy the data of a whole file; its holes stay holes, and `target`, which must be empty, gets its length."""
     size = os.fstat(source).st_size
@@ -172,6 +191,6 @@ def copy(source: int, target: int) -> None:
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
     while start < end:
         done = os.copy_file_range(source, target, end - start, start, start)
-        if not done:
-            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        if not done:  # it became shorter meanwhile
+            return
         start += done

@@ -21,7 +21,7 @@ _SEARCH = 0o110
 
 
 def apply(path: str, group: int) -> bool:
-    """Give the volume mounted at `path` to the group, unless its root says that it has it. Whether anything was done."""
+    """Give the volume mounted at `path` to the group, unless its root says that it has it. Whether that was done."""
     root = os.open(path, tree.DIRECTORY)
     try:
         status = os.fstat(root)

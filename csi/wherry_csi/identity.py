@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-from csi_spec import csi_pb2
 from google.protobuf.wrappers_pb2 import BoolValue
+
+from csi_spec import csi_pb2
 
 from .errors import CsiError
 from .life import Life
@@ -36,7 +37,7 @@ class Identity:
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
         """All services, and growth in use."""
         kinds = csi_pb2.PluginCapability
-        found = [kinds(service=kinds.Service(type=kinds.Service.Type.Value(name))) for name in _SERVICES]
+        found = [kinds(service=kinds.Service(type=name)) for name in _SERVICES]
         online = kinds(volume_expansion=kinds.VolumeExpansion(type=kinds.VolumeExpansion.Type.ONLINE))
         return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[*found, online])
 

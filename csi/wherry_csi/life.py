@@ -244,7 +244,7 @@ class Life:
             raise CsiError("INVALID_ARGUMENT", f"parameters: there is no pool {draft.wish.pool!r}; there are: {names}")
         near = [pool for pool in pools if _accessible(pool, draft)]
         if not near:
-            raise CsiError("RESOURCE_EXHAUSTED", "no pool of this node is accessible from the topology that is required")
+            raise CsiError("RESOURCE_EXHAUSTED", "no pool of this node is within the topology that is required")
         if down := [pool.trouble for pool in near if not pool.up]:
             # a volume of this name may be in there: a second one must not be made
             raise CsiError("UNAVAILABLE", f"{down[0]}; or name another pool in the parameters")
@@ -271,7 +271,7 @@ class Life:
         if why := _unlike(pool, record, draft):
             raise CsiError("INVALID_ARGUMENT", f"{kind} {ident!r} cannot be the source: {why}")
         if not _accessible(pool, draft):
-            raise CsiError("RESOURCE_EXHAUSTED", f"{kind} {ident!r} is in pool {pool.name}, outside the required topology")
+            raise CsiError("RESOURCE_EXHAUSTED", f"{kind} {ident!r} is in pool {pool.name}, outside the topology")
         if why := pool.backend(record).problem(pool.facts, record.shape.access, record.shape.fs):
             raise CsiError("INVALID_ARGUMENT", f"pool {pool.name}: {why}")
         return pool, record
@@ -314,17 +314,20 @@ class Life:
             pool, volume = self.volume(ident)
             if capability and (why := unfit(pool, volume, capability)):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
-            backend, old = pool.backend(volume), volume.shape
-            if wanted.required <= old.size and (wanted.limit == 0 or old.size <= wanted.limit):
-                return volume, self._behind(pool, volume)
-            if wanted.limit and wanted.limit < old.size:
-                raise CsiError(
-                    "OUT_OF_RANGE", f"volume {ident!r} has {old.size} bytes; it cannot shrink to {wanted.limit}"
-                )
-            size = _size(wanted, lambda size: backend.fit(size, old.access, old.fs), old.size)
-            with claim(pool, ident, size - old.size, f"growing volume {ident!r}"), pool.home(volume) as home:
-                pool.update(volume._replace(growing=size), home)
-                return self._grow(pool, volume._replace(growing=size), home)
+            return self.grow(pool, volume, wanted)
+
+    def grow(self, pool: Pool, volume: Volume, wanted: Range) -> tuple[Volume, bool]:
+        """A volume that the caller holds, at least as large as wanted; (as it is then, whether its node has to act)."""
+        ident, backend, old = volume.id, pool.backend(volume), volume.shape
+        if wanted.holds(old.size):
+            return volume, self._behind(pool, volume)
+        if wanted.limit and wanted.limit < old.size:
+            raise CsiError("OUT_OF_RANGE", f"volume {ident!r} has {old.size} bytes; it cannot shrink to {wanted.limit}")
+        size = _size(wanted, lambda size: backend.fit(size, old.access, old.fs), old.size)
+        with claim(pool, ident, size - old.size, f"growing volume {ident!r}"), pool.home(volume) as home:
+            growing = volume._replace(growing=size)
+            pool.update(growing, home)
+            return self._grow(pool, growing, home)
 
     @staticmethod
     def _grow(pool: Pool, volume: Volume, home: int) -> tuple[Volume, bool]:
@@ -350,7 +353,7 @@ class Life:
         """ControllerModifyVolume: the keys that are given change, others stay (0: no limit)."""
         pool, volume = self.volume(ident)
         if volume.backend == "directory":
-            raise CsiError("INVALID_ARGUMENT", f"volume {ident!r} is a directory: it has no device whose io could be limited")
+            raise CsiError("INVALID_ARGUMENT", f"volume {ident!r} is a directory: it has no device to limit the io of")
         merged = {**volume.limits, **limits}
         changed = volume._replace(limits={key: value for key, value in merged.items() if value})
         if changed != volume:
@@ -413,7 +416,7 @@ class Life:
             return pool, snapshot
 
     def _cut(
-        self, stack: contextlib.ExitStack, pool: Pool, volume: Volume, ident: str, name: str, group: str = ""
+        self, stack: contextlib.ExitStack, pool: Pool, volume: Volume, ident: str, name: str, *, group: str = ""
     ) -> Snapshot:
         """A snapshot, whole and recorded, but still in making/ while the stack is open."""
         backend = pool.backend(volume)
@@ -462,7 +465,7 @@ class Life:
             volumes = [self.volume(source) for source in sources]
             if len({pool.name for pool, _ in volumes}) > 1:
                 names = ", ".join(sorted({pool.name for pool, _ in volumes}))
-                raise CsiError("FAILED_PRECONDITION", f"the volumes of a group must lie in one pool; these are in {names}")
+                raise CsiError("FAILED_PRECONDITION", f"a group must lie in one pool; these volumes are in {names}")
             return volumes[0][0], self._cut_group(volumes[0][0], [volume for _, volume in volumes], name)
 
     def _cut_group(self, pool: Pool, volumes: Sequence[Volume], name: str) -> Group:
@@ -472,7 +475,7 @@ class Life:
             with self._quiesced(pool, volumes):
                 created = time.time_ns()
                 cuts = [
-                    self._cut(stack, pool, volume, snap, f"{ident}/{volume.id}", ident)
+                    self._cut(stack, pool, volume, snap, f"{ident}/{volume.id}", group=ident)
                     for volume, snap in zip(volumes, idents, strict=True)
                 ]
             group = Group(ident, name, created, tuple(volume.id for volume in volumes), tuple(idents))
@@ -552,7 +555,7 @@ def _mismatch(name: str, draft: Draft, pool: Pool) -> str:
 
 def _size(wanted: Range, fit: Callable[[int], int], least: int) -> int:
     """The bytes of a volume in this range; at least those of its source."""
-    if wanted.required and wanted.required < least or wanted.limit and wanted.limit < least:
+    if (wanted.required and wanted.required < least) or (wanted.limit and wanted.limit < least):
         raise CsiError("OUT_OF_RANGE", f"the source has {least} bytes; a volume with its content cannot be smaller")
     ask = wanted.required or least or min(DEFAULT_SIZE, wanted.limit or DEFAULT_SIZE)
     size = fit(ask)
@@ -574,11 +577,11 @@ def _family(source: Record | None) -> str:
 
 def _accessible(pool: Pool, draft: Draft) -> bool:
     wanted = draft.requisite or draft.preferred
-    return not wanted or any(matches(pool, dict(one)) for one in wanted)
+    return not wanted or any(matches(pool, one) for one in wanted)
 
 
 def _rank(pool: Pool, draft: Draft) -> int:
-    return next((n for n, one in enumerate(draft.preferred) if matches(pool, dict(one))), len(draft.preferred))
+    return next((n for n, one in enumerate(draft.preferred) if matches(pool, one)), len(draft.preferred))
 
 
 def _unlike(pool: Pool, record: Record, draft: Draft) -> str:
@@ -591,24 +594,21 @@ def _unlike(pool: Pool, record: Record, draft: Draft) -> str:
         return f"it is in pool {pool.name}, not in {draft.wish.pool}"
     if draft.wish.backend not in ("", record.backend):
         return f"its backend is {record.backend}, not {draft.wish.backend}"
-    return _mismatch(record.backend, draft._replace(fs=""), pool) if record.backend == "directory" else ""
+    return _mismatch(record.backend, draft, pool) if record.backend == "directory" else ""
 
 
 def _incompatible(pool: Pool, volume: Volume, draft: Draft) -> str:
     """Why an existing volume is not what is asked for under its name."""
-    if why := _unlike(pool, volume, draft):
-        return why
-    if not draft.range.holds(volume.shape.size):
-        return f"it has {volume.shape.size} bytes"
-    if volume.source != draft.source:
-        return "its content comes from elsewhere"
-    if draft.wish.provisioning and (draft.wish.provisioning == "thick") != volume.shape.thick:
-        return f"it is {'thick' if volume.shape.thick else 'thin'}"
-    if draft.limits != volume.limits and draft.wish.limits:
-        return "its limits are others"
-    if exclusive(volume) != exclusive(volume._replace(modes=draft.modes)):
-        return f"its access modes are {', '.join(volume.modes)}"
-    return "" if _accessible(pool, draft) else "it is not accessible from the topology that is required"
+    thick = draft.wish.provisioning == "thick"
+    reasons = (
+        (not draft.range.holds(volume.shape.size), f"it has {volume.shape.size} bytes"),
+        (volume.source != draft.source, "its content comes from elsewhere"),
+        (draft.wish.provisioning and thick != volume.shape.thick, "its provisioning is the other one"),
+        (draft.wish.limits and draft.limits != volume.limits, "its io limits are others"),
+        (exclusive(volume) != exclusive(volume._replace(modes=draft.modes)), "it is for other access modes"),
+        (not _accessible(pool, draft), "it is not within the topology that is required"),
+    )
+    return _unlike(pool, volume, draft) or next((why for wrong, why in reasons if wrong), "")
 
 
 def exclusive(volume: Volume) -> bool:

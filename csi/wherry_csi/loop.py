@@ -13,11 +13,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from . import kernel
 
-__all__ = ["MAJOR", "Device", "attach", "detach", "find", "grow", "opened"]
+__all__ = ["MAJOR", "Device", "attach", "detach", "find", "grow", "one_look", "opened"]
 
 MAJOR = 7
 _CLR_FD, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C05, 0x4C07, 0x4C0A
@@ -89,27 +90,44 @@ def _status(fd: int) -> _Info:
     return info
 
 
-def _is_of(info: _Info, file: os.stat_result) -> bool:
-    """Whether the device is of this file; lo_device is in the kernel's own coding (new_encode_dev)."""
+def _file_of(info: _Info) -> tuple[int, int]:
+    """st_dev and st_ino of its image; lo_device is in the kernel's own coding (new_encode_dev)."""
     major, minor = info.device >> 8 & 0xFFF, info.device & 0xFF | info.device >> 12 & 0xFFF00
-    return bool(info.inode == file.st_ino and (major, minor) == (os.major(file.st_dev), os.minor(file.st_dev)))
+    return os.makedev(major, minor), int(info.inode)
 
 
-def _numbers() -> list[int]:
-    """Of all loop devices that are attached."""
-    names = (name[4:] for name in os.listdir("/sys/block") if name.startswith("loop"))
-    return sorted(int(name) for name in names if os.path.exists(f"/sys/block/loop{name}/loop/backing_file"))
+def _attached() -> _Table:
+    """Every attached device, by its image."""
+    found: _Table = {}
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop/backing_file"):
+            number = int(name[4:])
+            with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
+                info = _status(fd)
+                found.setdefault(_file_of(info), []).append(Device(number, bool(info.flags & _READ_ONLY)))
+    return found
+
+
+_Table = dict[tuple[int, int], list[Device]]
+_look: ContextVar[_Table | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """While the context lasts `find` answers from one look at the devices: for who asks about a thousand volumes at
+    once, and acts on none of them."""
+    token = _look.set(_attached())
+    try:
+        yield
+    finally:
+        _look.reset(token)
 
 
 def find(image: int) -> list[Device]:
-    """The devices that are attached to the image file, a descriptor or the like; writable ones first."""
-    file, found = os.fstat(image), []
-    for number in _numbers():
-        with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
-            info = _status(fd)
-            if _is_of(info, file):
-                found.append(Device(number, bool(info.flags & _READ_ONLY)))
-    return sorted(found, key=lambda device: device.readonly)
+    """The devices that are attached to the open file `image`; writable ones first."""
+    file, seen = os.fstat(image), _look.get()
+    found = (_attached() if seen is None else seen).get((file.st_dev, file.st_ino), [])
+    return sorted(found, key=lambda device: (device.readonly, device.number))
 
 
 @contextmanager

@@ -34,8 +34,11 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--controller-publish", action="store_true", default=None, help="declare and keep ControllerPublishVolume"
     )
-    serve.add_argument("--max-volumes", type=int, metavar="N", help="volumes that the controller publishes to this node")
-    serve.add_argument("--spec", choices=SPECS, help="declare no capability that is newer than this version of the spec")
+    serve.add_argument("--max-volumes", type=int, metavar="N", help="volumes that may be published to this node")
+    serve.add_argument(
+        "--expand-on-node", action="store_true", default=None, help="volumes are grown by their node"
+    )
+    serve.add_argument("--spec", choices=SPECS, help="declare no capability newer than this version of the spec")
     check = verbs.add_parser("check", parents=[common], help="compare records, files and kernel; works beside a driver")
     check.add_argument("--json", action="store_true", help="a JSON list of complaints")
     return top
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ)
 
 
 def _flags(given: argparse.Namespace) -> dict[str, object]:
-    names = ("endpoint", "node_id", "idle", "controller_publish", "max_volumes", "spec")
+    names = ("endpoint", "node_id", "idle", "controller_publish", "max_volumes", "spec", "expand_on_node")
     return {name: getattr(given, name, None) for name in names}
 
 

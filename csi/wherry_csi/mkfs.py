@@ -85,7 +85,7 @@ def _run(command: list[str], fd: int) -> None:
         raise CsiError("FAILED_PRECONDITION", sentence) from None
     except subprocess.TimeoutExpired:
         raise OSError(errno.EIO, f"{command[0]} took more than {_DEADLINE} s; is the pool's disk well?") from None
-    if done.returncode > (1 if command[0] == "e2fsck" else 0):  # 1: errors were corrected
+    if done.returncode not in ((0, 1) if command[0] == "e2fsck" else (0,)):  # 1: errors were corrected
         said = done.stderr.decode(errors="replace").strip()[-500:]
         full = "No space left" in said
         raise OSError(errno.ENOSPC if full else errno.EIO, f"{command[0]} failed: {said or done.returncode}")

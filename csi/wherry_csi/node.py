@@ -16,7 +16,7 @@ from typing import Any
 from csi_spec import csi_pb2
 
 from . import answers, fsgroup, iolimits, mounts, requests, targets
-from .controller import trouble
+from .conditions import trouble
 from .errors import CsiError
 from .life import Life, exclusive, unfit
 from .pools import NODE_KEY, POOL_KEY, Pool
@@ -44,7 +44,7 @@ class Node:
         """All that there are."""
         rpc = csi_pb2.NodeServiceCapability.RPC
         return csi_pb2.NodeGetCapabilitiesResponse(
-            capabilities=[csi_pb2.NodeServiceCapability(rpc=rpc(type=rpc.Type.Value(name))) for name in _CAPABILITIES]
+            capabilities=[csi_pb2.NodeServiceCapability(rpc=rpc(type=name)) for name in _CAPABILITIES]
         )
 
     def NodeGetInfo(self, _request: csi_pb2.NodeGetInfoRequest, _context: Any) -> csi_pb2.NodeGetInfoResponse:
@@ -100,15 +100,16 @@ class Node:
         staged = requests.path(request.staging_target_path, "staging_target_path")
         with self._on_node(ident) as (pool, volume, home):
             _must_fit(pool, volume, capability)
-            self._publish(pool, volume, home, (staged, target), capability, request.readonly or capability.reads)
+            self._publish((pool, volume, home), (staged, target), capability, request.readonly or capability.reads)
             if volume.limits and uid and (device := pool.backend(volume).device(home, volume.shape)):
                 iolimits.apply(uid, device, volume.limits)
         return csi_pb2.NodePublishVolumeResponse()
 
     @staticmethod
     def _publish(
-        pool: Pool, volume: Volume, home: int, paths: tuple[str, str], capability: Capability, readonly: bool
+        what: tuple[Pool, Volume, int], paths: tuple[str, str], capability: Capability, readonly: bool
     ) -> None:
+        pool, volume, home = what
         staged, target = targets.real(paths[0]), targets.real(paths[1])
         places = targets.find(pool, volume, home)
         there = _mounted(places, target, volume)
@@ -119,7 +120,7 @@ class Node:
         if others and (exclusive(volume) or capability.mode not in requests.SHARED_MODES):
             raise CsiError(
                 "FAILED_PRECONDITION",
-                f"volume {volume.id!r} is published at {others[0]} already, and {capability.mode} allows one target only",
+                f"volume {volume.id!r} is published at {others[0]}, and its access mode allows one target only",
             )
         source = pool.backend(volume).source(home, volume.shape, staged, readonly)
         if capability.group is not None and not readonly:
@@ -184,9 +185,13 @@ class Node:
             if capability and (why := unfit(pool, volume, capability)):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
             self._must_be_at(pool, volume, home, request.volume_path)
-            if not wanted.holds(size := volume.shape.size):
+            if self._life.config.expand_on_node and wanted.required > volume.shape.size:
+                shape = self._life.grow(pool, volume, wanted)[0].shape
+            else:
+                shape = volume.shape
+            if not wanted.holds(size := shape.size):
                 raise CsiError("OUT_OF_RANGE", f"volume {ident!r} has {size} bytes: let the controller expand it first")
-            pool.backend(volume).expand(home, volume.shape)
+            pool.backend(volume).expand(home, shape)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
 
     @contextmanager
@@ -200,7 +205,8 @@ class Node:
         if path.startswith("/") and "\0" not in path:
             if targets.find(pool, volume, home).at(targets.real(os.path.normpath(path))):
                 return
-            if volume.shape.access == "block" and os.path.isdir(path) and pool.backend(volume).staged(home, volume.shape):
+            block = volume.shape.access == "block"
+            if block and os.path.isdir(path) and pool.backend(volume).staged(home, volume.shape):
                 return
         raise CsiError("NOT_FOUND", f"volume {volume.id!r} is neither staged nor published at {path[:200]!r}")
 
@@ -250,7 +256,7 @@ def _made(target: str, access: str) -> Iterator[None]:
     try:
         new = _make_file(target) if access == "block" else _make_directory(target)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CsiError("INVALID_ARGUMENT", f"target_path {target}: its parent is no directory: make it first") from error
+        raise CsiError("INVALID_ARGUMENT", f"target_path {target}: make its parent directory first") from error
     try:
         yield
     except BaseException:
@@ -267,7 +273,7 @@ def _make_directory(target: str) -> bool:
         return True
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(target).st_mode) or os.listdir(target):
-            raise CsiError("FAILED_PRECONDITION", f"target_path {target} is there already and no empty directory") from None
+            raise CsiError("FAILED_PRECONDITION", f"target_path {target} is there, and no empty directory") from None
         return False
 
 
@@ -288,7 +294,8 @@ def _unmount(target: str) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        raise CsiError("FAILED_PRECONDITION", f"{target} is in use: end what has files open or mounts below it") from error
+        sentence = f"{target} is in use: end what has files open or mounts below it"
+        raise CsiError("FAILED_PRECONDITION", sentence) from error
 
 
 def _remove_target(target: str) -> None:

@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -28,14 +28,14 @@ from .errors import CsiError
 from .records import RECORD, Group, Snapshot, Unreadable, Volume
 from .trash import Reaper
 
-__all__ = ["NODE_KEY", "POOL_KEY", "TOP", "Pool", "PoolDown", "PoolHeld", "Record", "mint"]
+__all__ = ["NODE_KEY", "POOL_KEY", "ROOMS", "TOP", "Pool", "PoolDown", "PoolHeld", "Record", "matches", "mint"]
 
 NODE_KEY = "topology.csi.wherry.dev/node"
 POOL_KEY = "pool.csi.wherry.dev/"
 TOP: Final = ".wherry-csi"
 
 Record = Volume | Snapshot
-_ROOMS = ("making", "volumes", "snapshots", "groups", "trash")
+ROOMS = ("making", "volumes", "snapshots", "groups", "trash")
 _VERSION = 1
 _HOME = re.compile(r"[a-z0-9-]{1,64}")
 _GROUP_FILE = re.compile(r"([a-z0-9-]{1,64})\.json")
@@ -70,10 +70,10 @@ class _Place:
         self._fds.append(fd)
         return fd
 
-    def enter(self) -> None:
-        """Open the rooms, made where they are missing."""
-        self.top = self._keep(_made(self.root, TOP))
-        self.rooms = {name: self._keep(_made(self.top, name)) for name in _ROOMS}
+    def enter(self, get: Callable[[int, str], int]) -> None:
+        """Open the rooms: `_made` makes those that are missing, `_found` does not."""
+        self.top = self._keep(get(self.root, TOP))
+        self.rooms = {name: self._keep(get(self.top, name)) for name in ROOMS}
 
     def lock(self, path: str, patience: float) -> None:
         """The pool is ours until this process ends; a driver that is just leaving is waited for."""
@@ -84,13 +84,18 @@ class _Place:
                 return
             except BlockingIOError as error:
                 if time.monotonic() > end:
-                    raise PoolHeld(f"another driver is at work on {path}: stop it, or give this one a pool of its own") from error
+                    sentence = f"another driver is at work on {path}: stop it, or give this one a pool of its own"
+                    raise PoolHeld(sentence) from error
                 time.sleep(0.05)
 
     def __del__(self) -> None:
         for fd in self._fds:
             with suppress(OSError):
                 os.close(fd)
+
+
+def _found(directory: int, name: str) -> int:
+    return tree.subdirectory(name, directory)
 
 
 def _made(directory: int, name: str) -> int:
@@ -147,7 +152,7 @@ class Pool:
         """Open it, finish and sweep what a crash left, and read the index. PoolDown says why it cannot be used."""
         try:
             place = _Place(self.config)
-            place.enter()
+            place.enter(_made)
             place.lock(self.config.path, patience)
             self._forget()
             self.id, self.facts = _identity(place.top), probe(place.top)
@@ -159,6 +164,17 @@ class Pool:
         except OSError as error:
             self._down(f"{self.config.path} cannot be used: {error.strerror or error}")
             raise PoolDown(self._why) from error
+
+    def look(self) -> None:
+        """Read the index only: without the lock, and with nothing made, finished or swept. PoolDown or OSError."""
+        place = _Place(self.config)
+        place.enter(_found)
+        self._forget()
+        self.id, self.facts = "", probe(place.top)
+        self._place, self._why = place, ""
+        self._read_groups()
+        self._read("volumes", Volume)
+        self._read("snapshots", Snapshot)
 
     def _down(self, why: str) -> None:
         self._place, self._why = None, why
@@ -253,7 +269,7 @@ class Pool:
         self._index(record)
 
     def discard(self, ident: str, room: str) -> threading.Event:
-        """Move a home to trash/, durably: this is the moment of its end. Its bytes go soon after, then the event is set."""
+        """Move a home to trash/, durably: this is the moment of its end. Its bytes go soon after: see the event."""
         rooms = self.place.rooms
         with suppress(FileNotFoundError):
             os.rename(ident, ident, src_dir_fd=rooms[room], dst_dir_fd=rooms["trash"])
@@ -286,7 +302,8 @@ class Pool:
 
     def project(self) -> int:
         """A quota project that nothing in the pool has."""
-        taken = {record.shape.project for record in [*self.volumes.values(), *self.snapshots.values()]}
+        kept: list[Record] = [*self.volumes.values(), *self.snapshots.values()]
+        taken = {record.shape.project for record in kept}
         low, high = _PROJECTS
         while (found := low + uuid.uuid4().int % (high - low)) in taken:
             pass
@@ -321,8 +338,6 @@ class Pool:
         room = self.place.rooms["groups"]
         for name in os.listdir(room):
             if name.endswith(".new"):
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=room)
                 continue
             try:
                 group = load_group(room, name)
@@ -353,6 +368,10 @@ class Pool:
                     self.update(volume._replace(shape=grown, growing=0), home)
 
     def _sweep(self) -> None:
+        groups = self.place.rooms["groups"]
+        for name in os.listdir(groups):
+            if name.endswith(".new"):
+                os.unlink(name, dir_fd=groups)
         for name in os.listdir(self.place.rooms["making"]):
             self.discard(name, "making")
         for name in os.listdir(self.place.rooms["trash"]):
@@ -397,19 +416,19 @@ def _identity(top: int) -> str:
     try:
         found = json.loads(records.load(top, "pool.json"))
         if found["version"] != _VERSION:
-            raise PoolDown(f"its pool.json is of version {found['version']}; this driver knows {_VERSION}: use a newer one")
+            sentence = f"its pool.json is of version {found['version']}; this driver knows {_VERSION}: use a newer one"
+            raise PoolDown(sentence)
         return str(found["id"])
     except FileNotFoundError:
         ident = uuid.uuid4().hex
         records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
         return ident
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolDown(f"its pool.json is damaged ({error}): if its volumes are in order, remove that file") from error
 
 
-def matches(pool: Pool, segments: dict[str, str] | Iterable[tuple[str, str]]) -> bool:
-    """Whether what is in the pool is accessible from a topology: all it says is true, and of pools it names this one."""
-    asked = dict(segments)
+def matches(pool: Pool, asked: Mapping[str, str]) -> bool:
+    """Whether what is in the pool is accessible from a topology: all it says is true, of pools it names this one."""
     named = [key for key in asked if key.startswith(POOL_KEY)]
     others = {key: value for key, value in asked.items() if key not in named}
     here = not named or asked.get(POOL_KEY + pool.name) == "true"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from .backend import Shape
@@ -108,7 +108,7 @@ def read(kind: type[R], text: bytes) -> R:
         _expect(plain.pop("version", None) == _VERSION, f"it is not of version {_VERSION}")
         _expect(plain.pop("kind", None) == kind.__name__.lower(), f"it is no {kind.__name__.lower()}")
         return kind(**_fields(kind, plain))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{error}") from error
 
 
@@ -136,7 +136,8 @@ def _field(key: str, value: Any) -> Any:
 
 
 def _typed(key: str, value: Any, kind: type) -> Any:
-    _expect(type(value) is kind and (kind is not int or value >= 0), f"its {key} is {value!r}")
+    _expect(type(value) is kind, f"its {key} is {value!r}")
+    _expect(kind is not int or value >= 0, f"its {key} is negative")
     return value
 
 
@@ -157,7 +158,7 @@ def _source(value: Any) -> tuple[str, str] | None:
     return kind, of
 
 
-_COMPOUND = {
+_COMPOUND: Mapping[str, Callable[[Any], Any]] = {
     "shape": lambda value: Shape(**_table("shape", value, _SHAPE)),
     "modes": _words,
     "volumes": _words,
@@ -173,7 +174,8 @@ _COMPOUND = {
 def save(directory: int, name: str, text: bytes) -> None:
     """Write a file so that it is there whole or as it was before, whatever happens; durable on return."""
     temporary = name + ".new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
         with open(fd, "wb", buffering=0) as file:
             while text:  # a short write is how a full disk begins

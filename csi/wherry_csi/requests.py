@@ -137,7 +137,7 @@ def capability(message: csi_pb2.VolumeCapability, present: bool = True, field: s
         return Capability("block", "", mode)
     mount = message.mount
     if mount.fs_type not in _FILE_SYSTEMS:
-        raise _wrong(f"{field}: fs_type {mount.fs_type[:40]!r} is not supported: ext4, xfs, or none to let it be chosen")
+        raise _wrong(f"{field}: fs_type {mount.fs_type[:40]!r} is not supported: ext4, xfs, or none to have it chosen")
     return Capability("mount", mount.fs_type, mode, _flags(mount.mount_flags), _group(mount.volume_mount_group))
 
 
@@ -145,7 +145,7 @@ def _mode(number: int, field: str) -> str:
     known = csi_pb2.VolumeCapability.AccessMode.Mode
     if number == 0 or number not in known.values():
         raise _wrong(f"{field} has no access mode that is known (it says {number})")
-    return str(known.Name(number))  # type: ignore[arg-type]
+    return str(known.Name(number))
 
 
 def _flags(found: Iterable[str]) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from csi_spec import csi_pb2, services
 from google.protobuf.message import DecodeError, Message
+
+from csi_spec import services
 
 from .config import Config
 from .controller import Controller
@@ -34,6 +35,9 @@ from .metadata import Metadata
 from .node import Node
 
 __all__ = ["Busy", "serve"]
+
+_Method = Callable[..., Any]
+_Parse = Callable[[bytes], Message]
 
 _THREADS = 16
 _CALLS_MAX = 256  # waiting and running; more are told to come again
@@ -102,7 +106,7 @@ def told(error: BaseException) -> tuple[str, str]:
     return "INTERNAL", f"a defect of the driver: {type(error).__name__}: {error}"
 
 
-class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
+class _Gate(grpc.ServerInterceptor):
     """What every call goes through."""
 
     def __init__(self, busy: Busy) -> None:
@@ -120,14 +124,14 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         plain = self._plain(verb, handler.unary_unary, handler.request_deserializer)
         return grpc.unary_unary_rpc_method_handler(plain, None, handler.response_serializer)
 
-    def _plain(self, verb: str, method: Callable[..., Any], parse: Callable[[bytes], Message]) -> Callable[..., Any]:
+    def _plain(self, verb: str, method: _Method, parse: _Parse) -> _Method:
         def call(raw: bytes, context: grpc.ServicerContext) -> Any:
             with self._busy, _Told(verb, context) as told_:
                 return method(told_.parsed(raw, parse), context)
 
         return call
 
-    def _streaming(self, verb: str, method: Callable[..., Any], parse: Callable[[bytes], Message]) -> Callable[..., Any]:
+    def _streaming(self, verb: str, method: _Method, parse: _Parse) -> _Method:
         def call(raw: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
             with self._busy, _Told(verb, context) as told_:
                 yield from method(told_.parsed(raw, parse), context)
@@ -141,7 +145,7 @@ class _Told:
     def __init__(self, verb: str, context: grpc.ServicerContext) -> None:
         self._verb, self._context, self._about, self._began = verb, context, "", time.monotonic()
 
-    def parsed(self, raw: bytes, parse: Callable[[bytes], Message]) -> Message:
+    def parsed(self, raw: bytes, parse: _Parse) -> Message:
         """The request."""
         try:
             request = parse(raw)

@@ -1,4 +1,4 @@
-"""Directory trees by descriptor: remove, sync and count. No path is resolved twice, no mount is crossed, no depth is
+"""Directory trees by descriptor: remove and copy. No path is resolved twice, no mount is crossed, no depth is
 too much: what a tree holds was written by somebody who may be hostile and may still be at it.
 """
 
@@ -11,10 +11,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, islice
+from typing import NamedTuple
 
-from . import kernel
+from . import extents, kernel
 
-__all__ = ["DIRECTORY", "opened", "remove", "subdirectory", "sync"]
+__all__ = ["DIRECTORY", "copy", "opened", "remove", "subdirectory", "sync"]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
@@ -129,3 +130,114 @@ def _move_up(inner: str, fd: int, top: int, fresh: Iterator[str]) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # the name is taken
                 raise
+
+
+class _Level(NamedTuple):
+    """A directory on the way down."""
+
+    names: Iterator[str]  # that are still to be copied
+    stat: os.stat_result
+
+
+class _Copier:
+    """A walk through two trees at once. Two directories are open, however deep it is: the way up is `..`, checked."""
+
+    def __init__(self, source: int, target: int, links: int) -> None:
+        self._source, self._target, self._links = os.dup(source), os.dup(target), links
+        self._way: list[_Level] = []
+
+    def run(self) -> None:
+        try:
+            self._enter()
+            while self._way:
+                name = next(self._way[-1].names, None)
+                if name is None:
+                    self._leave()
+                else:
+                    with suppress(FileNotFoundError):  # removed meanwhile: a live tree
+                        self._entry(name)
+        finally:
+            os.close(self._source)
+            os.close(self._target)
+
+    def _enter(self) -> None:
+        self._way.append(_Level(iter(os.listdir(self._source)), os.fstat(self._source)))
+
+    def _leave(self) -> None:
+        _dress(self._source, self._target, self._way.pop().stat)
+        if self._way:
+            self._go("..", "..")
+            if not os.path.samestat(os.fstat(self._source), self._way[-1].stat):
+                raise OSError(errno.EBUSY, "a directory was moved while its volume was copied; try again")
+
+    def _go(self, source: str, target: str) -> None:
+        there = os.open(source, DIRECTORY, dir_fd=self._source)
+        os.close(self._source)
+        self._source = there
+        there = os.open(target, DIRECTORY, dir_fd=self._target)
+        os.close(self._target)
+        self._target = there
+
+    def _entry(self, name: str) -> None:
+        found = os.stat(name, dir_fd=self._source, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            if found.st_dev != self._way[-1].stat.st_dev:
+                raise OSError(errno.EXDEV, "a file system is mounted inside the tree that is copied", name)
+            os.mkdir(name, 0o700, dir_fd=self._target)
+            self._go(name, name)
+            self._enter()
+        elif not self._linked(name, found):
+            self._made(name, found)
+            if found.st_nlink > 1:
+                os.link(name, str(found.st_ino), src_dir_fd=self._target, dst_dir_fd=self._links, follow_symlinks=False)
+
+    def _linked(self, name: str, found: os.stat_result) -> bool:
+        """Whether it is another name of a file that was copied before."""
+        if found.st_nlink == 1:
+            return False
+        try:
+            os.link(str(found.st_ino), name, src_dir_fd=self._links, dst_dir_fd=self._target, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _made(self, name: str, found: os.stat_result) -> None:
+        if stat.S_ISREG(found.st_mode):
+            self._file(name)
+            return
+        if stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(name, dir_fd=self._source), name, dir_fd=self._target)
+        else:
+            os.mknod(name, found.st_mode, found.st_rdev, dir_fd=self._target)
+        os.chown(name, found.st_uid, found.st_gid, dir_fd=self._target, follow_symlinks=False)
+        if not stat.S_ISLNK(found.st_mode):
+            os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=self._target)
+        os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=self._target, follow_symlinks=False)
+
+    def _file(self, name: str) -> None:
+        with (
+            opened(name, self._source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as source,
+            opened(name, self._target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600) as target,
+        ):
+            found = os.fstat(source)
+            if stat.S_ISREG(found.st_mode):
+                extents.share(source, target)
+                _dress(source, target, found)
+
+
+def _dress(source: int, target: int, found: os.stat_result) -> None:
+    """Owner, extended attributes (ACLs, capabilities), mode and times; in an order that loses none of them."""
+    os.fchown(target, found.st_uid, found.st_gid)
+    for name in os.listxattr(source):
+        os.setxattr(target, name, os.getxattr(source, name))
+    os.fchmod(target, stat.S_IMODE(found.st_mode))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy(source: int, target: int, links: int) -> None:
+    """Copy the tree of directory `source` into the empty directory `target`, hard links, owners, ACLs and times too.
+
+    Each file is cloned, or its data copied. `links`: an empty directory on the same file system to note hard links
+    in. The source may change meanwhile: what is removed is left out. Nothing is synced.
+    """
+    _Copier(source, target, links).run()

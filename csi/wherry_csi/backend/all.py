@@ -6,20 +6,22 @@ import os
 from contextlib import suppress
 from typing import Final
 
-from wherry_csi import kernel, mounts
+from wherry_csi import kernel, mounts, quota
+from wherry_csi.loop import one_look
 
 from . import Backend, PoolFacts
+from .directory import Directory
 from .image import Image
 
-__all__ = ["BACKENDS", "probe"]
+__all__ = ["BACKENDS", "one_look", "probe"]
 
-BACKENDS: Final[dict[str, Backend]] = {backend.name: backend for backend in (Image(),)}
+BACKENDS: Final[dict[str, Backend]] = {backend.name: backend for backend in (Directory(), Image())}
 
 
 def probe(pool: int) -> PoolFacts:
     """The facts of the file system that the directory `pool` is on. A read-only or full one raises OSError."""
     mount = mounts.containing(pool)
-    return PoolFacts(mount.fs if mount else "", _reflink(pool), False, os.fstatvfs(pool).f_frsize)
+    return PoolFacts(mount.fs if mount else "", _reflink(pool), quota.enforced(pool), os.fstatvfs(pool).f_frsize)
 
 
 def _reflink(pool: int) -> bool:

@@ -13,9 +13,9 @@ import shutil
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-from wherry_csi import extents, kernel, loop, mkfs, mounts, thaw
+from wherry_csi import extents, kernel, loop, mkfs, mounts, thaw, tree
 from wherry_csi.errors import CsiError
 
 from . import Extent, PoolFacts, Shape, Usage
@@ -24,8 +24,6 @@ __all__ = ["Image"]
 
 _NAME = "image"
 _TRIES = 3  # copies of a block volume in use until one was not written to meanwhile
-#: errno of FICLONE where it is not for these files
-_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 #: what a mount says of a file system that is no longer one
 _DAMAGED = {errno.EUCLEAN, errno.EBADMSG, errno.EINVAL, errno.EIO, errno.ENODATA}
 #: options that would open what is not the volume's, or stop the node
@@ -35,12 +33,25 @@ _EXT4_ERRORS = 2  # s_state: EXT4_ERROR_FS
 
 @contextmanager
 def _opened(home: int, flags: int = os.O_RDWR) -> Iterator[int]:
-    """The image file of a home."""
-    fd = os.open(_NAME, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=home)
+    """The image file of a home; what is no regular file is none (ENOENT), and a FIFO holds nobody up."""
     try:
+        fd = os.open(_NAME, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=home)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "the volume's image is no regular file", _NAME) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "the volume's image is no regular file", _NAME)
         yield fd
     finally:
         os.close(fd)
+
+
+def _created(home: int) -> AbstractContextManager[int]:
+    """A new image file, never one that had other bytes before."""
+    tree.remove(_NAME, home)
+    return _opened(home, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _sized(image: int, size: int, thick: bool) -> None:
@@ -106,17 +117,6 @@ def _flush(image: int, shape: Shape) -> None:
             with loop.opened(device.number) as fd:
                 os.fsync(fd)
     os.fsync(image)
-
-
-def _cloned(image: int, copy: int) -> bool:
-    """Whether the whole file could be made to share its bytes, at one instant."""
-    try:
-        kernel.clone_file(copy, image)
-    except OSError as error:
-        if error.errno not in _NO_REFLINK:
-            raise
-        return False
-    return True
 
 
 def _writes(device: loop.Device) -> str:
@@ -243,8 +243,8 @@ class Image:
         return max(-(-size // mkfs.BLOCK) * mkfs.BLOCK, least)
 
     def make(self, home: int, shape: Shape) -> None:
-        """A new file, never one that had other bytes before."""
-        with _opened(home, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as image:
+        """All zeros, or an empty file system."""
+        with _created(home) as image:
             _sized(image, shape.size, shape.thick)
             if shape.access == "mount":
                 mkfs.make(shape.fs, image)
@@ -253,9 +253,9 @@ class Image:
 
     def copy(self, source: int, old: Shape, home: int, new: Shape) -> None:
         """Flushed and cloned, without a freeze: FICLONE has the file at one instant. Else read, while it is frozen."""
-        with _opened(source) as image, _opened(home, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as copy:
+        with _opened(source) as image, _created(home) as copy:
             _flush(image, old)
-            if not _cloned(image, copy):
+            if not extents.clone(image, copy):
                 _copied(image, copy, old)
             _sized(copy, new.size, new.thick)
             os.fsync(copy)
