@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +176,8 @@ def test_the_plain_way_loads_no_grpc(wherry: Wherry, busybox: str) -> None:
     words = (("volume", "create", "data"), ("run", "--rm", "--network", "none", "-v", "data:/v", busybox, "true"),
              ("volume", "ls"), ("volume", "inspect", "data"), ("gc",), ("volume", "rm", "data"))  # fmt: skip
     for line in words:
-        told = wherry(*line, env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
+        command = [sys.executable, "-X", "importtime", "-m", "wherry", *line]
+        told = subprocess.run(command, env=wherry.env, capture_output=True, text=True, check=True).stderr
         loaded = {text.rpartition("|")[2].strip() for text in told.splitlines() if text.startswith("import time:")}
         assert "wherry.engine.engine" in loaded
         assert not {"grpc", "google.protobuf", "wherry.volume.csi", "wherry.engine.bringing"} & loaded

@@ -341,16 +341,16 @@ class Target:
 
     def _symlink(self, member: tarread.Member, parent: int, name: str) -> None:
         os.symlink(member.link, name, dir_fd=parent)
-        self._chown(member, name, parent)
-        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
+        self._rights(member, name, parent)
 
     def _fifo(self, member: tarread.Member, parent: int, name: str) -> None:
         os.mkfifo(name, stats.S_IMODE(member.mode), dir_fd=parent)
-        self._chown(member, name, parent)
+        self._rights(member, name, parent)
 
-    def _chown(self, member: tarread.Member, name: str, parent: int) -> None:
+    def _rights(self, member: tarread.Member, name: str, parent: int) -> None:
         if self._owner:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def directory(self, member: tarread.Member, parent: int, parts: list[str]) -> None:
         """Make it; one that is there stays as it is."""

@@ -130,6 +130,7 @@ def _node(source: int, target: int, name: str, found: os.stat_result) -> None:
     os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=target)
     os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
     os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
+    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
 
 
 def _data(source: int, target: int, size: int) -> None:
