@@ -130,7 +130,7 @@ def test_it_grows_at_rest(wherry: Wherry) -> None:
     create(wherry, "data")
     before = status(wherry, "data")["Status"]["size"]
     assert before < 64 << 20
-    assert wherry.out("volume", "resize", "data", "200m") == str(200 << 20)
+    assert wherry.out("volume", "resize", "data", "+136m") == str(200 << 20)
     found = status(wherry, "data")["Status"]
     assert found["size"] > before + (120 << 20)
     assert found["capacity"] == 200 << 20

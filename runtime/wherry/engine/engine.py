@@ -467,11 +467,12 @@ class Engine:
 
         return volumes.prune(self._house, all=all, filters=filters or {})
 
-    def volume_resize(self, name: str, size: int) -> int:
-        """Make a driver's volume larger, in use or not; the size in bytes that it has then."""
+    def volume_resize(self, name: str, size: int, *, more: bool = False) -> int:
+        """Make a driver's volume larger, in use or not, to `size` bytes or by so many `more`; the size that it has
+        then."""
         from . import volumes
 
-        return volumes.resize(self._house, name, size)
+        return volumes.resize(self._house, name, size, more=more)
 
     def volume_snapshot(self, volume: str, name: str = "") -> Json:
         """Take a snapshot: Name, Volume, Driver, CreatedAt, Size, Options."""

@@ -250,12 +250,13 @@ def usage(house: House, row: Volume) -> int:
         return 0
 
 
-def resize(house: House, name: str, size: int) -> int:
-    """`volume resize`; the new size in bytes."""
+def resize(house: House, name: str, size: int, *, more: bool = False) -> int:
+    """`volume resize`, to `size` bytes, or by so many `more`; the new size in bytes."""
     row = get(house, name)
     if row.driver == voloptions.LOCAL:
         hint = f"make one that has: wherry volume create -o size=..., and copy: wherry volume export {name}"
         raise WherryError(Kind.PRECONDITION, f"volume {name} is a directory: it has no size of its own", hint=hint)
+    size += row.handle["size"] if more else 0
     if size < row.handle["size"]:
         hint = "volumes only grow; make a smaller one, and copy: wherry volume export, import"
         message = f"volume {name} cannot be made smaller than its {row.handle['size']} bytes"

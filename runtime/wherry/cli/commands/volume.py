@@ -93,14 +93,16 @@ def rm(app: App, values: Values) -> int:
     "resize",
     "VOLUME SIZE",
     aliases="wherry volume resize",
-    examples="wherry volume resize db 4G",
+    examples="wherry volume resize db 4G\nwherry volume resize db +1G",
 )
 def resize(app: App, values: Values) -> None:
     """Make a volume larger, while containers use it or not, and print the bytes that it has then.
 
+    SIZE is what it is to have, or with a + before it what is added.
     Volumes do not shrink, and those without a size are as large as the disk.
     """
-    app.out(str(app.engine.volume_resize(values["volume"], size("SIZE", values["size"]))))
+    wanted = size("SIZE", values["size"].removeprefix("+"))
+    app.out(str(app.engine.volume_resize(values["volume"], wanted, more=values["size"].startswith("+"))))
 
 
 @verb("clone", "VOLUME NEW", LABEL, OPT, aliases="wherry volume clone", examples="wherry volume clone db db-test")
