@@ -30,17 +30,25 @@ class Ledger(NamedTuple):
     allocated: int
     shared: int
     promised: int
+    elsewhere: int  # promised, but not yet taken, by other pools on the same file system
     overprovision: float
 
     @property
     def available(self) -> int:
         """What may still be promised; negative if others took what volumes were promised."""
-        whole = self.free - self.reserve + self.allocated - self.shared
+        whole = self.free - self.reserve + self.allocated - self.shared - self.elsewhere
         return (int(max(whole, 0) * self.overprovision) if self.overprovision > 1 else whole) - self.promised
 
 
 def ledger(pool: Pool) -> Ledger:
-    """The books as they stand, with what is being made."""
+    """The books as they stand, with what is being made, and with what pools beside it on the same disk still need."""
+    books = _own(pool)
+    near = [other for other in pool.siblings if other is not pool and other.up]
+    others = [_own(other) for other in near if other.place.key[0] == pool.place.key[0]]
+    return books._replace(elsewhere=sum(max(one.promised - one.allocated + one.shared, 0) for one in others))
+
+
+def _own(pool: Pool) -> Ledger:
     with pool.changing:
         kept: list[Record] = [*pool.volumes.values(), *pool.snapshots.values()]
         claims = dict(pool.claims)
@@ -53,6 +61,7 @@ def ledger(pool: Pool) -> Ledger:
         sum(sizes.values()) + making,
         _shared(kept, sizes),
         sum(record.promised for record in kept) + sum(claims.values()),
+        0,
         pool.config.overprovision,
     )
 

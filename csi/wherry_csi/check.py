@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def _alone(config: PoolConfig) -> bool:
 
 
 def _look(config: PoolConfig, alone: bool, count: Callable[[str], None]) -> Iterator[Complaint]:
-    pool = Pool(config, "", Reaper())
+    pool = Pool(config, "", Reaper(), threading.RLock())
     try:
         pool.look()
     except (PoolDown, OSError) as error:

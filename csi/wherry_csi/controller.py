@@ -136,7 +136,7 @@ class Controller:
         """Change io limits, also of what is published."""
         ident = requests.identity(request.volume_id, "volume_id")
         limits = requests.limits(request.mutable_parameters, required=True)
-        with self._life.locks.hold(ident):
+        with self._life.held(ident):
             self._limited(*self._life.modify(ident, limits))
         return csi_pb2.ControllerModifyVolumeResponse()
 

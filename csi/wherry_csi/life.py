@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, TypeVar
 
 from .backend import Shape
@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_SIZE", "Draft", "Life", "Topology"]
 DEFAULT_SIZE = 1 << 30  # bytes, of a volume whose size nobody asks for
 _SIZE_MAX = 2**63 - 1  # int64 of the spec
 _REAP_WAIT = 5.0  # seconds that a delete waits for its bytes to be gone, so that the next create finds them free
-_NODE_PATIENCE = 3.0  # seconds that a node's call waits for another on the same volume
+_PATIENCE = 2.0  # seconds that a call waits for another on the same volume or name, before it is ABORTED
 
 Topology = Mapping[str, str]
 R = TypeVar("R")
@@ -75,7 +75,10 @@ class Life:
         self.config = config
         self.locks = Locks()
         self.reaper = Reaper()
-        self.pools = [Pool(pool, config.node_id, self.reaper) for pool in config.pools]
+        changing = threading.RLock()
+        self.pools = [Pool(pool, config.node_id, self.reaper, changing) for pool in config.pools]
+        for pool in self.pools:
+            pool.siblings = self.pools
 
     # --- pools and what is in them --------------------------------------------------------------------------------
 
@@ -91,10 +94,8 @@ class Life:
         self.reaper.drain(1.0)
 
     def close(self) -> None:
-        """End of work: let deletions end, and give up the locks."""
+        """End of work: let deletions end. The locks go with the process: the socket must be gone before them."""
         self.reaper.drain(10.0)
-        for pool in self.pools:
-            pool.close()
 
     def watch(self) -> list[str]:
         """What is wrong with the pools, a sentence each; those that came back are open again."""
@@ -145,18 +146,16 @@ class Life:
                     return pool, record
         return None
 
-    @contextmanager
-    def on_node(self, ident: str) -> Iterator[tuple[Pool, Volume]]:
-        """A volume for a call of the node service: alone, after a short wait for others that mount it."""
-        with self.locks.hold(ident, patience=_NODE_PATIENCE):
-            yield self.volume(ident)
+    def held(self, *alone: str, shared: tuple[str, ...] = ()) -> AbstractContextManager[None]:
+        """Ids and names for one call, after a short wait for others."""
+        return self.locks.hold(*alone, shared=shared, patience=_PATIENCE)
 
     # --- volumes --------------------------------------------------------------------------------------------------
 
     def create(self, draft: Draft) -> tuple[Pool, Volume]:
         """CreateVolume: the volume of this name, made if it is not there."""
         shared = (draft.source[1],) if draft.source else ()
-        with self.locks.hold(f"volume name {draft.name}", shared=shared):
+        with self.held(f"volume name {draft.name}", shared=shared):
             if found := self.named("volumes", draft.name):
                 return self._same(found, draft)
             origin = self._origin(draft)
@@ -286,7 +285,7 @@ class Life:
 
     def delete(self, ident: str) -> None:
         """DeleteVolume: gone already is success; in use it is refused."""
-        with self.locks.hold(ident):
+        with self.held(ident):
             try:
                 pool, volume = self.volume(ident)
             except CsiError as error:
@@ -295,7 +294,8 @@ class Life:
                 raise
             if volume.published:
                 raise CsiError("FAILED_PRECONDITION", f"volume {ident!r} is published to {', '.join(volume.published)}")
-            self._refuse_in_use(pool, volume)
+            if pool.has_home(volume):
+                self._refuse_in_use(pool, volume)
             gone = pool.discard(ident, "volumes")
         gone.wait(_REAP_WAIT)
 
@@ -310,7 +310,7 @@ class Life:
 
     def expand(self, ident: str, wanted: Range, capability: Capability | None) -> tuple[Volume, bool]:
         """ControllerExpandVolume: (the volume as it is then, whether the node has to expand it)."""
-        with self.locks.hold(ident):
+        with self.held(ident):
             pool, volume = self.volume(ident)
             if capability and (why := unfit(pool, volume, capability)):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
@@ -365,7 +365,7 @@ class Life:
 
     def publish(self, ident: str, readonly: bool, capability: Capability) -> None:
         """ControllerPublishVolume to this node, kept in the record."""
-        with self.locks.hold(ident, "publishing"):
+        with self.held(ident, "publishing"):
             pool, volume = self.volume(ident)
             if why := unfit(pool, volume, capability):
                 raise CsiError("INVALID_ARGUMENT", f"volume {ident!r}: {why}")
@@ -386,7 +386,7 @@ class Life:
 
     def unpublish(self, ident: str, node: str) -> None:
         """ControllerUnpublishVolume; node "": from all."""
-        with self.locks.hold(ident):
+        with self.held(ident):
             try:
                 pool, volume = self.volume(ident)
             except CsiError as error:
@@ -402,7 +402,7 @@ class Life:
 
     def snap(self, name: str, source: str) -> tuple[Pool, Snapshot]:
         """CreateSnapshot: the snapshot of this name, made if it is not there."""
-        with self.locks.hold(f"snapshot name {name}", shared=(source,)):
+        with self.held(f"snapshot name {name}", shared=(source,)):
             if found := self.named("snapshots", name):
                 pool, snapshot = found
                 assert isinstance(snapshot, Snapshot)
@@ -436,7 +436,7 @@ class Life:
 
     def unsnap(self, ident: str) -> None:
         """DeleteSnapshot: gone already is success; a member of a group goes with the group."""
-        with self.locks.hold(ident):
+        with self.held(ident):
             try:
                 pool, snapshot = self.snapshot(ident)
             except CsiError as error:
@@ -455,7 +455,7 @@ class Life:
 
     def snap_group(self, name: str, sources: Sequence[str]) -> tuple[Pool, Group]:
         """CreateVolumeGroupSnapshot: all or nothing, of one instant."""
-        with self.locks.hold(f"group name {name}", shared=tuple(sorted(set(sources)))):
+        with self.held(f"group name {name}", shared=tuple(sorted(set(sources)))):
             if found := self.named("groups", name):
                 pool, group = found
                 assert isinstance(group, Group)
@@ -501,7 +501,7 @@ class Life:
 
     def unsnap_group(self, ident: str, snapshots: Sequence[str]) -> None:
         """DeleteVolumeGroupSnapshot with its snapshots; gone already is success."""
-        with self.locks.hold(ident):
+        with self.held(ident):
             try:
                 pool, group = self.group(ident)
             except CsiError as error:
@@ -509,7 +509,7 @@ class Life:
                     return
                 raise
             check_members(group, snapshots)
-            with self.locks.hold(*group.snapshots):
+            with self.held(*group.snapshots):
                 gone = self._drop(pool, group)
         for one in gone:
             one.wait(_REAP_WAIT / len(gone))

@@ -100,7 +100,7 @@ class Node:
         staged = requests.path(request.staging_target_path, "staging_target_path")
         with self._on_node(ident) as (pool, volume, home):
             _must_fit(pool, volume, capability)
-            self._publish((pool, volume, home), (staged, target), capability, request.readonly or capability.reads)
+            self._publish((pool, volume, home), (staged, target), capability, request.readonly or _reads(capability))
             if volume.limits and uid and (device := pool.backend(volume).device(home, volume.shape)):
                 iolimits.apply(uid, device, volume.limits)
         return csi_pb2.NodePublishVolumeResponse()
@@ -196,8 +196,10 @@ class Node:
 
     @contextmanager
     def _on_node(self, ident: str) -> Iterator[tuple[Pool, Volume, int]]:
-        with self._life.on_node(ident) as (pool, volume), pool.home(volume) as home:
-            yield pool, volume, home
+        with self._life.held(ident):
+            pool, volume = self._life.volume(ident)
+            with pool.home(volume) as home:
+                yield pool, volume, home
 
     @staticmethod
     def _must_be_at(pool: Pool, volume: Volume, home: int, path: str) -> None:
@@ -239,10 +241,15 @@ def _mounted(places: Places, target: str, volume: Volume) -> mounts.Mount | None
 
 def _must_be_same(there: mounts.Mount, target: str, readonly: bool, capability: Capability) -> None:
     bits, _ = mounts.attributes(_bind_options(capability))
-    names = [word for word, (on, _) in mounts.ATTRIBUTES.items() if on & bits]
+    names = [word for word, (on, _) in mounts.ATTRIBUTES.items() if on and on & bits == on]
     lacking = [word for word in names if word not in there.options and word != "ro"]
     if targets.is_readonly(there) != readonly or lacking:
         raise CsiError("ALREADY_EXISTS", f"the volume is published at {target} already, as {','.join(there.options)}")
+
+
+def _reads(capability: Capability) -> bool:
+    """Whether the access mode or the mount flags are read-only already."""
+    return capability.reads or bool(mounts.attributes(_bind_options(capability))[0] & mounts.ATTRIBUTES["ro"][0])
 
 
 def _bind_options(capability: Capability) -> list[str]:

@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -129,13 +129,15 @@ class Pool:
     """One pool of the configuration, open or down. The tables are the index: filled from the records at its opening,
     and changed with them."""
 
-    def __init__(self, config: PoolConfig, node: str, reaper: Reaper) -> None:
+    def __init__(self, config: PoolConfig, node: str, reaper: Reaper, changing: threading.RLock) -> None:
         self.config, self.name = config, config.name
+        #: held to change a table or to reserve capacity; one for all pools: two may be on one file system
+        self.changing = changing
+        self.siblings: Sequence[Pool] = (self,)
         self.topology = {NODE_KEY: node, POOL_KEY + config.name: "true"}
         self._reaper = reaper
         self._place: _Place | None = None
         self._why = "it was not opened yet"
-        self.changing = threading.RLock()  # of the tables, and of whoever reserves capacity
         self._forget()
 
     def _forget(self) -> None:
@@ -149,13 +151,18 @@ class Pool:
     # --- open, watch, close ---------------------------------------------------------------------------------------
 
     def open(self, patience: float = 0.0) -> None:
-        """Open it, finish and sweep what a crash left, and read the index. PoolDown says why it cannot be used."""
+        """Open it, finish and sweep what a crash left, and read the index. PoolDown says why it cannot be used.
+
+        A pool that was seen once must come back as what it was: an empty directory below its unmounted disk is none.
+        """
         try:
             place = _Place(self.config)
-            place.enter(_made)
+            place.enter(_found if self.id else _made)
             place.lock(self.config.path, patience)
+            if (ident := _identity(place.top)) != (self.id or ident):
+                raise PoolDown(f"{self.config.path} is another pool than it was: was another disk mounted there?")
             self._forget()
-            self.id, self.facts = _identity(place.top), probe(place.top)
+            self.id, self.facts = ident, probe(place.top)
             self._place, self._why = place, ""
             self._recover()
         except PoolDown as error:
@@ -177,12 +184,8 @@ class Pool:
         self._read("snapshots", Snapshot)
 
     def _down(self, why: str) -> None:
+        """Out of use; what was in it is remembered, so that it is not taken for deleted."""
         self._place, self._why = None, why
-        self._forget()
-
-    def close(self) -> None:
-        """Give it up, and its lock."""
-        self._down("it was closed")
 
     def watch(self) -> str:
         """Whether it is still there, in one stat(2); one that was down is tried again. "" or why it is down."""
@@ -231,8 +234,23 @@ class Pool:
     @contextmanager
     def home(self, record: Record) -> Iterator[int]:
         """The directory of a volume or snapshot as a descriptor, while the context lasts."""
-        with tree.opened(record.id, self.place.rooms[_room(record)]) as fd:
+        try:
+            fd = tree.subdirectory(record.id, self.place.rooms[_room(record)])
+        except FileNotFoundError as error:
+            sentence = f"{_room(record)}/{record.id} is gone from pool {self.name}: somebody removed it"
+            raise CsiError("INTERNAL", sentence) from error
+        try:
             yield fd
+        finally:
+            os.close(fd)
+
+    def has_home(self, record: Record) -> bool:
+        """Whether its directory is there: somebody may have removed it."""
+        try:
+            os.stat(record.id, dir_fd=self.place.rooms[_room(record)], follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def backend(self, record: Record) -> Backend:
         """The backend of a record."""
@@ -373,7 +391,8 @@ class Pool:
             if name.endswith(".new"):
                 os.unlink(name, dir_fd=groups)
         for name in os.listdir(self.place.rooms["making"]):
-            self.discard(name, "making")
+            with suppress(OSError):  # somebody's mount, say: `check` tells of it
+                self.discard(name, "making")
         for name in os.listdir(self.place.rooms["trash"]):
             self._reaper.add(self, name)
 

@@ -41,7 +41,7 @@ _Parse = Callable[[bytes], Message]
 
 _THREADS = 16
 _CALLS_MAX = 256  # waiting and running; more are told to come again
-_MESSAGE_MAX = 1 << 20  # bytes of a request; the spec's fields leave it far below
+_MESSAGE_MAX = 4 << 20  # bytes of a request; the fields of the spec leave it far below
 _GRACE = 60.0  # seconds that running calls have when it is told to end
 
 #: what is written to the log of a request: never secrets, mount flags or contexts (spec, csi_secret)
@@ -180,8 +180,9 @@ def _fields(request: Message) -> str:
 
 
 def _log(line: str) -> None:
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     with suppress(OSError, ValueError):  # nobody reads it any more
-        print(line, file=sys.stderr, flush=True)
+        print(plain, file=sys.stderr, flush=True)
 
 
 def _notify(state: str) -> None:
@@ -245,6 +246,8 @@ def serve(config: Config, life: Life) -> None:
     old = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix://{config.socket}")
+    except RuntimeError as error:
+        raise CsiError("INTERNAL", f"{config.socket} cannot be served: {error}") from error
     finally:
         os.umask(old)
     server.start()

@@ -1,0 +1,427 @@
+"""What befalls a pool of the CSI driver: damaged and foreign things in it, no room, no device, no mount; its bytes.
+
+Each is told by the spec's code, the volume's condition or `wherry-csi check`; what is well is served, and what is
+somebody's data stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from helpers.csi import (
+    HOME,
+    MIB,
+    Driver,
+    answer_of,
+    clone_of,
+    eventually,
+    loops,
+    mounts_below,
+    processes_of,
+    refused,
+    residue,
+    restore_of,
+)
+from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, tree
+from helpers.loopfs import LoopFs
+from helpers.tools import run
+
+
+@pytest.mark.parametrize("cap", [{}, {"block": True}, {"fs": "xfs", "size": 320 * MIB}], ids=["ext4", "block", "xfs"])
+@pytest.mark.parametrize("damage", ["zeros", "short", "gone", "link", "fifo", "directory"])
+def test_a_damaged_image(own: Fort, damage: str, cap: dict[str, Any]) -> None:
+    """It is told, by the call, the volume's condition and `check`; the other volumes are well."""
+    well = own.client.create("well").volume_id
+    volume = own.client.create("ill", **cap).volume_id
+    image = max((path for path in own.home(volume).iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == "zeros":
+        with open(image, "r+b") as file:
+            file.write(bytes(8 * MIB))
+    elif damage == "short":
+        os.truncate(image, 32 * MIB)
+    else:
+        image.unlink()
+        make: dict[str, Callable[[], Any]] = {
+            "gone": lambda: None, "link": lambda: image.symlink_to(own.canary / "file"),
+            "fifo": lambda: os.mkfifo(image), "directory": image.mkdir,
+        }  # fmt: skip
+        make[damage]()
+    own.restart()
+    stage = {key: value for key, value in cap.items() if key != "size"}
+    if not (damage == "zeros" and cap.get("block")):
+        with refused("INTERNAL", "FAILED_PRECONDITION", "DATA_LOSS", "UNAVAILABLE"):
+            own.client.stage(volume, **stage)
+    if damage != "zeros":
+        assert own.client.get(volume).status.volume_condition.abnormal
+        assert any(volume in line for line in own.driver.check())
+    assert not [path for path in mounts_below(own.place) if path != str(own.pool)]
+    assert not loops(own.pool)
+    (own.client.use(well) / "file").write_text("x")
+    own.client.sweep()
+    own.untouched()
+    assert own.driver.check() == []
+    assert not residue(own.pool)
+
+
+# -- what is found in a pool --
+
+
+def plant(own: Fort, kind: str, volume: str) -> bool:
+    """Put something into the pool; whether `check` has to complain of it."""
+    home = own.pool / HOME
+    record = own.home(volume) / "record.json"
+    text = record.read_text()
+    strange: dict[str, Callable[[], Any]] = {
+        "garbage": lambda: record.write_bytes(os.urandom(500)),
+        "empty": lambda: record.write_text(""),
+        "half": lambda: record.write_text(text[: len(text) // 2]),
+        "a list": lambda: record.write_text("[]"),
+        "null": lambda: record.write_text("null"),
+        "no fields": lambda: record.write_text("{}"),
+        "other kinds": lambda: record.write_text(json.dumps({key: ["../../x", 7] for key in json.loads(text)})),
+        "negative": lambda: record.write_text(text.replace(str(64 * MIB), "-5")),
+        "another's id": lambda: record.write_text(text.replace(volume, "vol-" + "f" * 32)),
+        "a path as id": lambda: record.write_text(text.replace(volume, "../../../canary")),
+        "deep": lambda: record.write_text("[" * 100_000 + "]" * 100_000),
+        "large": lambda: record.write_text('{"a": "' + "x" * (32 << 20) + '"}'),
+        "gone": lambda: os.unlink(record),
+        "directory": lambda: (record.unlink(), record.mkdir()),
+        "link": lambda: (record.unlink(), record.symlink_to(own.canary / "file")),
+        "fifo": lambda: (record.unlink(), os.mkfifo(record)),
+        "foreign home": lambda: os.mkdir(home / "volumes" / "lost+found"),
+        "foreign file": lambda: (home / "volumes" / "notes.txt").write_text("x"),
+        "linked home": lambda: (home / "volumes" / UNKNOWN_ID).symlink_to(own.canary),
+        "linked making": lambda: (home / "making" / UNKNOWN_ID).symlink_to(own.canary),
+        "linked trash": lambda: (home / "trash" / UNKNOWN_ID).symlink_to(own.canary),
+        "link in trash": lambda: ((home / "trash" / UNKNOWN_ID).mkdir(),
+                                  (home / "trash" / UNKNOWN_ID / "disk.img").symlink_to(own.canary)),
+        "mount in trash": lambda: ((home / "trash" / UNKNOWN_ID / "m").mkdir(parents=True),
+                                   run("mount", "--bind", own.canary, home / "trash" / UNKNOWN_ID / "m")),
+        "group of nothing": lambda: (home / "groups" / f"group-{'0' * 32}.json").write_text("{"),
+    }  # fmt: skip
+    strange[kind]()
+    return kind not in ("linked making", "linked trash", "link in trash")
+
+
+KINDS = [
+    "garbage", "empty", "half", "a list", "null", "no fields", "other kinds", "negative", "another's id",
+    "a path as id", "deep", "large", "gone", "directory", "link", "fifo", "foreign home", "foreign file", "linked home",
+    "linked making", "linked trash", "link in trash", "mount in trash", "group of nothing",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strange_things_in_a_pool(own: Fort, kind: str) -> None:
+    """The driver starts, the other volumes are served, `check` tells, and nothing beside the pool goes."""
+    well = own.client.create("well").volume_id
+    ill = own.client.create("ill").volume_id
+    own.driver.stop()
+    before = own.home(ill).exists()
+    told = plant(own, kind, ill)
+    try:
+        own.client = own.driver.start(seconds=15)
+        assert well in own.client.volumes()
+        (own.client.use(well) / "file").write_text("x")
+        own.client.snapshot(well, "s")
+        assert own.client.create("new").volume_id
+        own.untouched()
+        if told:
+            assert own.driver.check(), f"check has nothing to say of {kind}"
+        assert own.home(ill).exists() == before, "a volume whose record is lost is somebody's data"
+        for volume in [ill, *IDS[:5]]:
+            with suppress(grpc.RpcError):
+                own.client.get(volume)
+        own.restart()
+        assert well in own.client.volumes()
+        own.client.leave(well)
+        own.client.delete(well)
+        own.untouched()
+    finally:
+        mount = own.pool / HOME / "trash" / UNKNOWN_ID / "m"
+        if kind == "mount in trash" and os.path.ismount(mount):
+            run("umount", mount)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 999, "id": "x"}', '{"version": "1"}'])
+def test_a_pool_of_somebody_else(own: Fort, text: str) -> None:
+    """A pool that a newer driver wrote, or that is damaged, is not served and not changed; the exit says so."""
+    own.client.create("one")
+    own.driver.stop()
+    (own.pool / HOME / "pool.json").write_text(text)
+    before = set(residue(own.pool))
+    with pytest.raises(AssertionError, match="ended"):
+        own.driver.start(5)
+    said = own.driver.tail()
+    assert "Traceback" not in said
+    assert "pool.json" in said
+    assert set(residue(own.pool)) == before
+    assert (own.pool / HOME / "pool.json").read_text() == text
+    assert tree(own.canary) == own.before
+
+
+def test_one_driver_a_pool(own: Fort) -> None:
+    other = own.place / "other"
+    other.mkdir()
+    second = Driver(other, {"pool": own.pool})
+    with pytest.raises(AssertionError, match="ended"):
+        second.start(5)
+    assert "Traceback" not in second.tail()
+    assert str(own.pool) in second.tail()
+    own.untouched()
+    assert stat.S_IMODE(own.driver.socket.stat().st_mode) == 0o600
+
+
+# -- the pool fails --
+
+
+@pytest.mark.parametrize("own", ["xfs", "ext4"], indirect=True)
+def test_a_full_pool(own: Fort) -> None:
+    """No room is RESOURCE_EXHAUSTED, leaves nothing behind, and passes when there is room again."""
+    volume = own.client.create("one", 256 * MIB).volume_id
+    target = own.client.use(volume)
+    (target / "file").write_bytes(os.urandom(40 * MIB))
+    os.sync()
+    filler = own.fs.fill(leave=8 * MIB)
+    before = sorted(residue(own.pool))
+    for call in (
+        lambda: own.client.create("new", 64 * MIB), lambda: own.client.create("new", 64 * MIB, block=True),
+        lambda: own.client.create("new", 64 * MIB, parameters={"provisioning": "thick"}),
+        lambda: own.client.create("new", source=clone_of(volume), size=256 * MIB),
+        lambda: own.client.expand(volume, 1024 * MIB),
+    ):  # fmt: skip
+        with refused("RESOURCE_EXHAUSTED"):
+            call()
+    if own.fs.fs == "ext4":  # a copy by data
+        with refused("RESOURCE_EXHAUSTED"):
+            own.client.snapshot(volume, "s")
+    assert own.client.capacity().available_capacity == 0
+    assert sorted(residue(own.pool)) == before
+    assert set(own.client.volumes()) == {volume}
+    assert (target / "file").stat().st_size == 40 * MIB
+    own.client.unpublish(volume)  # leaving and deleting need no room
+    own.client.leave(volume)
+    filler.unlink()
+    (own.client.use(volume) / "more").write_text("x")
+    assert own.client.snapshot(volume, "s").ready_to_use
+    assert own.client.create("new").volume_id
+    own.client.sweep()
+    assert own.driver.check() == []
+    assert not residue(own.pool)
+
+
+def test_a_full_pool_can_be_emptied(own: Fort) -> None:
+    ids = [own.client.create(f"v{number}", 64 * MIB).volume_id for number in range(4)]
+    own.fs.fill(leave=0)
+    own.restart()
+    for volume in ids:
+        own.client.delete(volume)
+    assert not own.client.volumes()
+    eventually(lambda: not residue(own.pool), 5)
+
+
+def calls_that_write(own: Fort, volume: str, snapshot: str) -> list[Callable[[], Any]]:
+    return [
+        lambda: own.client.create("new"), lambda: own.client.create("new", source=clone_of(volume)),
+        lambda: own.client.create("new", source=restore_of(snapshot)), lambda: own.client.snapshot(volume, "t"),
+        lambda: own.client.expand(volume, 128 * MIB), lambda: own.client.modify(volume, readBps="9999999"),
+        lambda: own.client.group("g", [volume]),
+    ]  # fmt: skip
+
+
+def test_a_read_only_pool(own: Fort) -> None:
+    volume = own.client.create("one").volume_id
+    snapshot = own.client.snapshot(volume, "s").snapshot_id
+    run("mount", "-o", "remount,ro", own.pool)
+    for call in calls_that_write(own, volume, snapshot):
+        with refused(*PROBLEM):
+            call()
+    for call in (lambda: own.client.delete(volume), lambda: own.client.unsnapshot(snapshot)):
+        with refused(*PROBLEM):
+            call()
+    assert set(own.client.volumes()) == {volume}
+    assert set(own.client.snapshots()) == {snapshot}
+    run("mount", "-o", "remount,rw", own.pool)
+    assert own.client.create("new").volume_id
+    assert own.driver.check() == []
+    own.client.sweep()
+    assert not residue(own.pool)
+
+
+def test_a_pool_whose_device_dies(own: Fort) -> None:
+    """EIO from everywhere: each call says so, and nothing that was acknowledged is gone when the disk is back."""
+    volume = own.client.create("one").volume_id
+    snapshot = own.client.snapshot(volume, "s").snapshot_id
+    own.fs.shutdown()
+    for call in calls_that_write(own, volume, snapshot):
+        with refused(*PROBLEM):
+            call()
+    with suppress(grpc.RpcError):
+        own.client.volumes()
+    with suppress(grpc.RpcError):
+        assert not own.raw("Probe").ready.value
+    own.driver.kill()
+    own.fs.unmount()
+    own.fs.mount()
+    own.client = own.driver.start()
+    assert set(own.client.volumes()) == {volume}
+    assert set(own.client.snapshots()) == {snapshot}
+    assert own.driver.check() == []
+    (own.client.use(volume) / "file").write_text("x")
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Iterator[tuple[Fort, LoopFs]]:
+    """Two pools by csi.toml, each of which must be a mount point; the second one is there to go."""
+    second = tmp_path / "second"
+    second.mkdir()
+    with LoopFs(tmp_path, 1024, "xfs") as first, LoopFs(second, 1024, "xfs", "weak") as weak:
+        config = tmp_path / "csi.toml"
+        config.write_text(f'[[pool]]\nname = "pool"\npath = "{first.path}"\nmount = true\n'
+                          f'[[pool]]\nname = "weak"\npath = "{weak.path}"\nmount = true\n')  # fmt: skip
+        made = Fort(tmp_path, first, "--config", str(config), pools={})
+        try:
+            yield made, weak
+        finally:
+            made.raze()
+            if not weak.path.is_mount():
+                weak.mount()
+
+
+def test_an_unmounted_pool_is_not_written_below(configured: tuple[Fort, LoopFs]) -> None:
+    """The directory that a mount point covers is the root disk's: a volume there would fill it."""
+    fort, weak = configured
+    volume = fort.client.create("one", parameters={"pool": "weak"}).volume_id
+    assert fort.client.create("well", parameters={"pool": "pool"}).volume_id
+    run("umount", "-l", weak.path)
+    for call in (
+        lambda: fort.client.create("new", parameters={"pool": "weak"}), lambda: fort.client.snapshot(volume, "s"),
+        lambda: fort.client.expand(volume, 128 * MIB), lambda: fort.client.stage(volume),
+    ):  # fmt: skip
+        with refused(*PROBLEM, "NOT_FOUND"):
+            call()
+    assert os.listdir(weak.path) == [], "written to the directory below the mount point"
+    assert fort.client.create("other", parameters={"pool": "pool"}).volume_id
+    assert fort.client.capacity(parameters={"pool": "weak"}).available_capacity == 0
+    # a driver that starts now serves what it can
+    fort.restart()
+    assert fort.client.create("third", parameters={"pool": "pool"}).volume_id
+    with refused(*PROBLEM):
+        fort.client.create("new", parameters={"pool": "weak"})
+    assert os.listdir(weak.path) == []
+    fort.driver.kill()  # lets go of the lazily unmounted one
+    weak.mount()
+    fort.restart()
+    assert volume in fort.client.volumes()
+    fort.client.sweep()
+    fort.driver.stop()
+
+
+def test_a_pool_that_vanishes(own: Fort) -> None:
+    """Somebody deletes the driver's directory below it."""
+    volume = own.client.create("one").volume_id
+    snapshot = own.client.snapshot(volume, "s").snapshot_id
+    shutil.rmtree(own.pool / HOME)
+    for call in calls_that_write(own, volume, snapshot):
+        assert answer_of(call)[0] in ("OK", *PROBLEM, "NOT_FOUND"), answer_of(call)
+    own.untouched()
+    own.restart()
+    assert own.client.create("new").volume_id
+    assert volume not in own.client.volumes()
+
+
+# -- bytes and room --
+
+PATTERN = b"the secret of the tenant before!" * 128
+
+
+def fill(path: Path) -> int:
+    """Write until it is full; how many bytes went in, and that it was ENOSPC that ended it."""
+    written = 0
+    with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
+        try:
+            while count := file.write(PATTERN * 16):
+                written += count
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error  # noqa: PT017
+        with suppress(OSError):
+            os.fsync(file.fileno())
+    return written
+
+
+@pytest.mark.parametrize("own", ["xfs", "ext4", "btrfs"], indirect=True)
+@pytest.mark.parametrize("parameters", [{}, {"provisioning": "thick"}], ids=["thin", "thick"])
+def test_bytes_of_a_deleted_volume_cannot_be_read_from_a_new_one(own: Fort, parameters: dict[str, str]) -> None:
+    """Pools are small, so that new volumes get the same blocks of the disk."""
+    size = 1024 * MIB if own.fs.fs == "btrfs" else 1536 * MIB
+    for name, cap in (("raw", {"block": True}), ("mounted", {})):
+        volume = own.client.create(name, size, parameters=parameters, **cap).volume_id
+        target = own.client.use(volume, **cap)
+        written = fill(target if cap else target / "file")
+        assert written > size * 0.8
+        own.client.leave(volume)
+        own.client.delete(volume)
+        eventually(lambda: not residue(own.pool), 20)
+        again = own.client.create(f"{name} again", size, parameters=parameters, block=True).volume_id
+        target = own.client.use(again, block=True)
+        with open(target, "rb") as device:
+            while piece := device.read(8 * MIB):
+                assert PATTERN[:32] not in piece, "another tenant's bytes"
+        own.client.leave(again)
+        own.client.delete(again)
+        again = own.client.create(f"{name} mounted again", size, parameters=parameters).volume_id
+        target = own.client.use(again)
+        with open(target / "hole", "wb") as file:  # what fallocate(2) gives is not written
+            os.posix_fallocate(file.fileno(), 0, size // 2)
+        with open(target / "hole", "rb") as file:
+            while piece := file.read(8 * MIB):
+                assert not piece.strip(b"\0"), "another tenant's bytes"
+        own.client.leave(again)
+        own.client.delete(again)
+        eventually(lambda: not residue(own.pool), 20)
+
+
+@pytest.mark.parametrize("own", ["xfs", "ext4", "btrfs"], indirect=True)
+@pytest.mark.parametrize("cap", [{}, {"block": True}, {"fs": "xfs"}], ids=["ext4", "block", "xfs"])
+def test_a_full_volume_harms_no_neighbour(own: Fort, cap: dict[str, Any]) -> None:
+    """64 MiB are 64 MiB: ENOSPC inside, and room for everybody else."""
+    size = 320 * MIB if cap.get("fs") == "xfs" else 64 * MIB
+    volume, neighbour = own.client.create("one", size, **cap), own.client.create("neighbour", 64 * MIB)
+    room = own.client.capacity().available_capacity
+    target, beside = own.client.use(volume.volume_id, **cap), own.client.use(neighbour.volume_id)
+    written = fill(target if cap.get("block") else target / "file")
+    assert size * (1 if cap.get("block") else 0.7) <= written <= size
+    (beside / "file").write_bytes(os.urandom(30 * MIB))
+    with open(beside / "file", "rb") as file:
+        os.fsync(file.fileno())
+    usage = own.client.stats(volume.volume_id, target).usage[0]
+    assert usage.total <= size
+    assert abs(own.client.capacity().available_capacity - room) <= room // 20 + 16 * MIB, "promised room is promised"
+    assert own.client.create("third", 64 * MIB).volume_id
+    assert own.driver.check() == []
+    if not cap.get("block"):
+        assert fill(target / "more") < MIB
+        (target / "file").unlink()
+        (target / "more").write_bytes(PATTERN)
+    own.client.sweep()
+
+
+def test_nothing_runs_when_the_driver_has_ended(own: Fort) -> None:
+    own.client.use(own.client.create("one").volume_id)
+    own.client.sweep()
+    own.driver.stop()
+    assert not own.driver.socket.exists()
+    assert subprocess.run(["umount", own.pool], check=False).returncode == 0
+    own.fs.mount()
+    assert not processes_of(own.place)
