@@ -14,7 +14,7 @@ __all__ = ["FILL", "HOSTILE", "gnu", "packed", "tree"]
 #: a tree with all that a tar can say of it, made by busybox in /v
 FILL = """
 mkdir -p /v/sub/deep && echo one > /v/one && ln /v/one /v/sub/hard && ln -s ../one /v/sub/soft && mkfifo /v/pipe
-chmod 4750 /v/one && chown 12:34 /v/one /v/sub && chmod 1777 /v/sub && echo two > "/v/sub/deep/a b" && chmod 711 /v
+chown 12:34 /v/one /v/sub && chmod 4750 /v/one && chmod 1777 /v/sub && echo two > "/v/sub/deep/a b" && chmod 711 /v
 touch -d '2001-02-03 04:05:06' /v/one /v/sub/deep
 """
 

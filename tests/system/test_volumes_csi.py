@@ -152,7 +152,7 @@ def test_a_full_volume_harms_no_neighbour(wherry: Wherry, run: Run) -> None:
     free = os.statvfs(wherry.root)
     assert free.f_bavail * free.f_frsize > 64 << 20
     found = status(wherry, "full")["Status"]
-    assert found["available"] == 0
+    assert found["available"] < 2 << 20
     assert found["used"] <= 64 << 20
     rows = {line.split()[0]: line.split()[2] for line in wherry.out("system", "df", "-v").splitlines() if "MB" in line}
     assert rows["full"] == f"{found['used'] / 1e6:.1f}MB"

@@ -6,19 +6,24 @@ Decides what of a tar comes into a volume: what comes is as untrusted as a layer
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from wherry.errors import Kind, WherryError
 
 from . import archive, events, tarread, volumes
 from .house import House
 
 if TYPE_CHECKING:
     from wherry.image.inflate import Readable
+    from wherry.image.streams import Stream
 
 __all__ = ["export", "import_"]
 
 _CHUNK = 1 << 20
+_BLOCK = 512
 
 
 def export(house: House, name: str, out: Callable[[bytes], object]) -> None:
@@ -37,12 +42,24 @@ def import_(house: House, name: str, stream: Readable, origin: str) -> None:
 
     row = volumes.get(house, name)
     with Stream(stream, origin) as source, volumes.opened(house, row, readonly=False) as top:
-        chunks = tarread.Chunks(iter(lambda: bytes(source.some(_CHUNK)), b""))
+        chunks = tarread.Chunks(itertools.chain([_head(source, origin)], iter(lambda: bytes(source.some(_CHUNK)), b"")))
         target = _Volume(archive.Place(top, "."), top, f"volume {name}")
         archive.unpack(target, chunks)
     if target.skipped:
         house.warn(f"{target.skipped} device nodes of {origin} are not in volume {name}: it is mounted nodev")
     events.emit(house, "volume", "import", name, {"driver": row.driver})
+
+
+def _head(source: Stream, origin: str) -> bytes:
+    """The first block, if it is one of a tar: of an empty one it is zeros."""
+    from wherry.image.members import is_header
+
+    head = source.read(_BLOCK)
+    if not is_header(head) and head != bytes(_BLOCK):
+        what = f"{origin} is not a tar archive" if head else f"{origin} is empty"
+        hint = "a tar was expected, plain or packed by gzip, zstd, bzip2 or xz"
+        raise WherryError(Kind.INVALID, what, hint=hint)
+    return head
 
 
 class _Volume(archive.Target):
