@@ -478,6 +478,7 @@ def test_a_driver_that_is_away(wherry: Wherry, foreign: Foreign, busybox: str) -
         assert done.returncode != 0
         assert "does not answer" in done.stderr
         assert "hint: " in done.stderr
+    assert "left over" not in wherry.out("system", "check")  # nothing was asked of it
     assert "does not answer" in status(wherry, "data")["Status"]["condition"]
     assert "does not answer" in wherry("doctor", check=False).stdout
     assert "gc" in wherry("rm", "-f", name).stderr  # the container goes; what it had mounted is left

@@ -176,6 +176,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
             with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
                 cleanup.remove_cgroup(house, cid)
                 _release(house, joining.netns_path(house, cid))
+                cleanup.leave_volumes(house, cid)
                 remove.files_of(house, cid)
                 found["orphans"].append(cid)
 

@@ -92,7 +92,6 @@ def files_of(house: House, cid: str) -> None:
 
     steps: tuple[Callable[[], object], ...] = (
         lambda: cleanup.unmount_shm(house, cid),
-        lambda: cleanup.leave_volumes(house, cid),
         lambda: folder(house, cid).remove(),
         lambda: house.snapshots.remove(cid),
         lambda: files.remove_tree(house.container_dir(cid)),

@@ -86,11 +86,13 @@ def make(house: House, row: Volume, request: Request, source: tuple[str, str] | 
     from wherry.volume.csi import Wish
 
     about = _about(row)
+    client = _client(house, request.driver)
+    client.must_answer(about)
     parameters, mutable = dict(request.parameters), dict(request.mutable)
     wish = Wish(f"wherry-{row.dir}", request.size, request.access, request.fs, parameters, mutable, source)
     house.db.add_leftover(Leftover(row.dir, request.driver, "volume", {"wish": wish._asdict()}))
     try:
-        made = _client(house, request.driver).create(wish, about)
+        made = client.create(wish, about)
     except WherryError as error:
         if error.kind not in _LATER:
             house.db.remove_leftover(row.dir)
@@ -104,9 +106,11 @@ def take(house: House, row: Volume, name: str) -> VolumeSnapshot:
     """Let the driver take a snapshot; its row, not stored yet."""
     minted = os.urandom(16).hex()
     wish = {"volume": row.handle["id"], "name": f"wherry-{minted}"}
+    client = _client(house, row.driver)
+    client.must_answer(_about(row))
     house.db.add_leftover(Leftover(minted, row.driver, "snapshot", {"wish": wish}))
     try:
-        made = _client(house, row.driver).snapshot(row.handle["id"], wish["name"], _about(row))
+        made = client.snapshot(row.handle["id"], wish["name"], _about(row))
     except WherryError as error:
         if error.kind not in _LATER:
             house.db.remove_leftover(minted)

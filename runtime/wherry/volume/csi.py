@@ -27,7 +27,7 @@ _QUICK, _SLOW = 60.0, 3600.0  # seconds for a call: a copy of all bytes may take
 _PATIENCE = 30.0  # seconds for which a volume may be busy with another call
 _DETAILS = 1000  # characters of a driver's sentence that are shown
 _PARENT = 0o700
-_WHO = "volume driver"  # whom a call is about that names no volume
+_WHO = ""  # what a call is about that names no volume
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
 _Code = grpc.StatusCode
 _KINDS = {
@@ -137,15 +137,15 @@ class Client:
 
     def _failed(self, method: str, about: str, error: Any) -> WherryError:
         code, said = error.code(), " ".join(str(error.details() or "").split())[:_DETAILS]
-        kind = _KINDS.get(code, Kind.INTERNAL)
+        kind, who = _KINDS.get(code, Kind.INTERNAL), f"the volume driver {self._name}"
+        prefix = f"{about}: " if about else ""
         if code is _Code.UNAVAILABLE and not self._answers():
-            return WherryError(kind, f"{about}: the volume driver {self._name} does not answer", hint=_AWAY)
+            return WherryError(kind, f"{prefix}{who} does not answer", hint=_AWAY)
         if code is _Code.DEADLINE_EXCEEDED:
-            message = f"{about}: the volume driver {self._name} gave {method} no answer in time"
-            return WherryError(kind, message, hint=_AWAY)
+            return WherryError(kind, f"{prefix}{who} gave {method} no answer in time", hint=_AWAY)
         if code is _Code.UNIMPLEMENTED:
-            return WherryError(kind, f"{about}: the volume driver {self._name} has no {method}")
-        return WherryError(kind, f"{about}: {self._name} says: {said or code.name}")
+            return WherryError(kind, f"{prefix}{who} has no {method}")
+        return WherryError(kind, f"{prefix}{self._name} says: {said or code.name}")
 
     def _answers(self) -> bool:
         try:
@@ -161,6 +161,10 @@ class Client:
         """The driver's own name and version."""
         found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO)
         return found.name, found.vendor_version
+
+    def must_answer(self, about: str) -> None:
+        """UNAVAILABLE if nobody is there: then what is asked next has had no effect."""
+        self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), about)
 
     def ready(self) -> bool:
         """Identity.Probe: whether it is ready to serve; one that does not say is."""
