@@ -44,7 +44,7 @@ def ledger(pool: Pool) -> Ledger:
     """The books as they stand, with what is being made, and with what pools beside it on the same disk still need."""
     books = _own(pool)
     near = [other for other in pool.siblings if other is not pool and other.up]
-    others = [_own(other) for other in near if other.place.key[0] == pool.place.key[0]]
+    others = [_own(other) for other in near if other.disk == pool.disk]
     return books._replace(elsewhere=sum(max(one.promised - one.allocated + one.shared, 0) for one in others))
 
 

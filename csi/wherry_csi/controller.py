@@ -146,9 +146,12 @@ class Controller:
         near = [dict(request.accessible_topology.segments)] if request.HasField("accessible_topology") else []
         draft = Draft("", requests.Range(), found, requests.wish(request.parameters, {}), None, near)
         able = self._life.pools_for(draft)
-        left = [available(pool) for pool, _ in able]
+        disks: dict[int, int] = {}
+        for pool, _ in able:  # pools on one disk have what is left together
+            disks[pool.disk] = max(disks.get(pool.disk, 0), available(pool))
         answer = csi_pb2.GetCapacityResponse(
-            available_capacity=sum(left), maximum_volume_size=Int64Value(value=max(left, default=0))
+            available_capacity=sum(disks.values()),
+            maximum_volume_size=Int64Value(value=max(disks.values(), default=0)),
         )
         if able:
             fs = (draft.fs or "ext4") if draft.access == "mount" else ""

@@ -11,19 +11,21 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from . import kernel
+from . import kernel, mounts
 
-__all__ = ["MAJOR", "Device", "attach", "detach", "find", "grow", "one_look", "opened"]
+__all__ = ["MAJOR", "Device", "attach", "detach", "find", "grow", "one_look", "opened", "settle"]
 
 MAJOR = 7
 _CLR_FD, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C05, 0x4C07, 0x4C0A
 _CTL_GET_FREE = 0x4C82
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_PATIENCE = 2.0  # seconds
 _TRIES = 256  # each lost race means that somebody else got a device
 
 
@@ -96,27 +98,35 @@ def _file_of(info: _Info) -> tuple[int, int]:
     return os.makedev(major, minor), int(info.inode)
 
 
-def _attached() -> _Table:
-    """Every attached device, by its image."""
-    found: _Table = {}
+def _named(image: str) -> Iterator[int]:
+    """Numbers of the devices whose image has this name, wherever: others are not even opened, for who has a device open
+    delays its end."""
     for name in os.listdir("/sys/block"):
-        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop/backing_file"):
-            number = int(name[4:])
-            with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
-                info = _status(fd)
-                found.setdefault(_file_of(info), []).append(Device(number, bool(info.flags & _READ_ONLY)))
+        if name.startswith("loop"):
+            with suppress(OSError), open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+                if os.path.basename(os.fsdecode(file.read().rstrip(b"\n"))) == image:
+                    yield int(name[4:])
+
+
+def _attached(image: str) -> _Table:
+    """Every attached device with such an image, by the file."""
+    found: _Table = {}
+    for number in _named(image):
+        with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
+            info = _status(fd)
+            found.setdefault(_file_of(info), []).append(Device(number, bool(info.flags & _READ_ONLY)))
     return found
 
 
 _Table = dict[tuple[int, int], list[Device]]
-_look: ContextVar[_Table | None] = ContextVar("look", default=None)
+_look: ContextVar[dict[str, _Table] | None] = ContextVar("look", default=None)
 
 
 @contextmanager
 def one_look() -> Iterator[None]:
     """While the context lasts `find` answers from one look at the devices: for who asks about a thousand volumes at
     once, and acts on none of them."""
-    token = _look.set(_attached())
+    token = _look.set({})
     try:
         yield
     finally:
@@ -125,9 +135,37 @@ def one_look() -> Iterator[None]:
 
 def find(image: int) -> list[Device]:
     """The devices that are attached to the open file `image`; writable ones first."""
-    file, seen = os.fstat(image), _look.get()
-    found = (_attached() if seen is None else seen).get((file.st_dev, file.st_ino), [])
+    file, name = os.fstat(image), os.path.basename(mounts.real_path(image))
+    found = _table(name).get((file.st_dev, file.st_ino), [])
     return sorted(found, key=lambda device: (device.readonly, device.number))
+
+
+def _table(image: str) -> _Table:
+    seen = _look.get()
+    if seen is None:
+        return _attached(image)
+    if image not in seen:
+        seen[image] = _attached(image)
+    return seen[image]
+
+
+def settle(image: int) -> None:
+    """Wait until the image has no device any more, if all that keeps it is somebody who looked at it (udev, losetup):
+    it ends with their close. A mounted one stays, and after some seconds any other."""
+    end = time.monotonic() + _PATIENCE
+    while found := find(image):
+        if time.monotonic() > end or any(map(_claimed, found)):
+            return
+        time.sleep(0.005)
+
+
+def _claimed(device: Device) -> bool:
+    """Whether a file system, or who opened it exclusively, has it."""
+    try:
+        with opened(device.number, os.O_RDONLY | os.O_EXCL):
+            return False
+    except OSError as error:
+        return error.errno == errno.EBUSY
 
 
 @contextmanager

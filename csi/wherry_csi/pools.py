@@ -225,6 +225,11 @@ class Pool:
         return place
 
     @property
+    def disk(self) -> int:
+        """st_dev of its file system."""
+        return self.place.key[0]
+
+    @property
     def up(self) -> bool:
         """Whether it is open."""
         return self._place is not None

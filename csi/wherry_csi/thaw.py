@@ -71,9 +71,8 @@ def frozen(roots: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         for root in mine:
-            with suppress(OSError):  # shut down meanwhile: not frozen either
+            with suppress(OSError):  # the guard will try, too
                 kernel.thaw(root)
-            with suppress(OSError):
                 guard.toggle(root)
         guard.dismiss()
 

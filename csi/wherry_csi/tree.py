@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from . import extents, kernel
 
-__all__ = ["DIRECTORY", "copy", "opened", "remove", "subdirectory", "sync"]
+__all__ = ["DIRECTORY", "copy", "names", "opened", "remove", "subdirectory", "sync"]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_AT_ONCE = 4096  # so that millions of names take no memory
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # ioctl_iflags(2)
 _LOCKS = 0x10 | 0x20 | 0x20000000  # FS_IMMUTABLE_FL | FS_APPEND_FL | FS_PROJINHERIT_FL
 
@@ -90,18 +91,20 @@ def _plain(fd: int) -> None:
             kernel.ioctl(fd, _SETFLAGS, ctypes.c_int(flags.value & ~_LOCKS))
 
 
-def _some(fd: int) -> list[str]:
-    """Names in a directory, so many at a time that millions take no memory."""
+def names(fd: int, limit: int | None = None) -> list[str]:
+    """Names in a directory as it is now; at most `limit`. Rewound first: btrfs shows a descriptor only what was there
+    when it was opened or rewound."""
+    os.lseek(fd, 0, os.SEEK_SET)
     with os.scandir(fd) as entries:
-        return [entry.name for entry in islice(entries, 4096)]
+        return [entry.name for entry in islice(entries, limit)]
 
 
 def _empty(top: int) -> None:
     """Remove everything in `top`; each directory's subdirectories come up into `top` under new names."""
     _plain(top)
     fresh = map(".wherry-removing-{}".format, count())
-    while names := _some(top):
-        for name in names:
+    while found := names(top, _AT_ONCE):
+        for name in found:
             if not _unlinked(name, top):
                 _hoist(name, top, fresh)
                 with suppress(FileNotFoundError):
@@ -112,8 +115,8 @@ def _hoist(name: str, top: int, fresh: Iterator[str]) -> None:
     """Remove the files of top/name and move its subdirectories up."""
     with opened(name, top) as fd:
         _plain(fd)
-        while names := _some(fd):
-            for inner in names:
+        while found := names(fd, _AT_ONCE):
+            for inner in found:
                 if not _unlinked(inner, fd):
                     _move_up(inner, fd, top, fresh)
 
@@ -161,7 +164,7 @@ class _Copier:
             os.close(self._target)
 
     def _enter(self) -> None:
-        self._way.append(_Level(iter(os.listdir(self._source)), os.fstat(self._source)))
+        self._way.append(_Level(iter(names(self._source)), os.fstat(self._source)))
 
     def _leave(self) -> None:
         _dress(self._source, self._target, self._way.pop().stat)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from .tools import run
 __all__ = ["Contract", "Pool", "Volume"]
 
 MIB = 1 << 20
+_numbers = itertools.count()
 
 
 class Pool:
@@ -136,7 +138,7 @@ class Place:
 
     def empty(self, size: int = 64 * MIB, *, thick: bool = False) -> Volume:
         """A home with nothing in it."""
-        volume = Volume(self, f"volume{len(self.volumes)}", self.shape(size, thick=thick))
+        volume = Volume(self, f"volume{next(_numbers)}", self.shape(size, thick=thick))
         self.volumes.append(volume)
         return volume
 
@@ -151,15 +153,19 @@ class Place:
         return volume
 
     def close(self) -> None:
-        for volume in self.volumes:
-            with contextlib.suppress(FileNotFoundError):
-                while mounts.at(str(volume.path)):
-                    mounts.unmount(str(volume.path))
-            volume.unstage()
-            assert not volume.staged
-            os.close(volume.home)
-            tree.remove(volume.name, self.pool)
-        os.close(self.pool)
+        with contextlib.ExitStack() as stack:  # all of it, whatever fails
+            stack.callback(os.close, self.pool)
+            for volume in self.volumes:
+                stack.callback(self._take_away, volume)
+
+    def _take_away(self, volume: Volume) -> None:
+        while mounts.at(str(volume.path)):
+            mounts.unmount(str(volume.path))
+        volume.unstage()
+        left = volume.staged
+        os.close(volume.home)
+        tree.remove(volume.name, self.pool)
+        assert not left, "its device is still attached"
 
 
 @contextlib.contextmanager
@@ -188,7 +194,8 @@ class Contract:
         assert not volume.staged
         volume.stage()
         assert volume.staged
-        assert 0.85 * volume.shape.size <= volume.usage.total <= volume.shape.size
+        assert volume.shape.size - 72 * MIB <= volume.usage.total <= volume.shape.size  # XFS has a log of 64 MiB
+        assert volume.usage.available >= volume.shape.size * 0.7
         if place.access == "mount":
             assert os.listdir(volume.path) == []
             assert "nodev" in mounts.at(str(volume.path))[-1].options
@@ -283,11 +290,11 @@ class Contract:
         source = place.make(64 * MIB).stage()
         source.write(b"data")
         source.unstage()
-        copy = place.copy(source, source.shape.size + 64 * MIB)
+        copy = place.copy(source, source.shape.size + 128 * MIB)
         copy.stage()
         assert copy.read(4) == b"data"
-        assert copy.usage.total >= 0.9 * copy.shape.size
-        assert place.access == "mount" or copy.read(64 * MIB, source.shape.size).strip(b"\0") == b""
+        assert copy.usage.total >= copy.shape.size - 72 * MIB
+        assert place.access == "mount" or copy.read(128 * MIB, source.shape.size).strip(b"\0") == b""
 
     def test_a_copy_of_a_volume_in_use_is_of_one_instant(self, place: Place) -> None:
         """Two places are written in turn, each time synced: the second is never ahead of the first."""
@@ -325,10 +332,10 @@ class Contract:
         volume = place.make().stage()
         volume.write(b"data")
         volume.unstage()
-        volume.grow(volume.shape.size + 64 * MIB)
+        volume.grow(volume.shape.size + 128 * MIB)
         assert volume.trouble == ""
         volume.stage()
-        assert volume.usage.total >= 0.9 * volume.shape.size
+        assert volume.usage.total >= volume.shape.size - 72 * MIB
         assert volume.read(4) == b"data"
 
     def test_it_grows_while_it_is_used(self, place: Place) -> None:
@@ -463,7 +470,7 @@ class Contract:
         volume = place.make()
         smaller = volume.shape._replace(size=volume.shape.size - 4096)
         assert str(volume.shape.size) in place.backend.trouble(volume.home, smaller)
-        for name in os.listdir(volume.home):
+        for name in tree.names(volume.home):
             tree.remove(name, volume.home)
         assert len(volume.trouble) > 20
 
@@ -473,7 +480,7 @@ def _failed_everywhere(
 ) -> None:
     """Call `verb` with the first, the second, … call of module.name failing, until it makes no more of them."""
     real = getattr(module, name)
-    for failing in range(1, 16):
+    for failing in range(1, 40):
         count = iter(range(1, 1000))
 
         def broken(*args: Any, failing: int = failing, count: Iterator[int] = count, **words: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -366,8 +367,8 @@ def residue(pool: Path) -> list[str]:
 
 def mounts_below(place: Path) -> list[str]:
     """Targets of all mounts below a directory (mountinfo)."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        targets = [line.split()[4] for line in file]
+    with open("/proc/self/mountinfo", encoding="utf-8", newline="\n") as file:
+        targets = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in file]
     return [target for target in targets if target.startswith(f"{place}/")]
 
 
@@ -379,21 +380,29 @@ def grows_online(fs: str) -> bool:
 
 
 def loops(pool: Path) -> list[str]:
-    """Loop devices whose file is on this pool's file system, also where it was deleted or its mount is out of sight."""
-    here, found = os.stat(pool).st_dev, []
+    """Loop devices whose file is on this pool's file system, also where it was deleted or its mount is out of sight; of
+    a file system that was shut down, which answers no stat(2), those whose file had a path below the pool."""
+    here, found = None, []
+    with suppress(OSError):
+        here = os.stat(pool).st_dev
     for name in sorted(name for name in os.listdir("/sys/block") if name.startswith("loop")):
         with suppress(OSError):
-            fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(232))
-            finally:
-                os.close(fd)
-            # the kernel's huge_encode_dev: minor's low byte, major, the rest of the minor
-            number = int.from_bytes(status[:8], "little")
-            device = os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
-            if device == here:
+            path = Path(f"/sys/block/{name}/loop/backing_file").read_text(encoding="utf-8", errors="replace")
+            if path.startswith(f"{pool}/") or (here is not None and _file_system_of(name) == here):
                 found.append(name)
     return found
+
+
+def _file_system_of(name: str) -> int:
+    """st_dev of what a loop device's file lies on."""
+    fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(232))
+    finally:
+        os.close(fd)
+    # the kernel's huge_encode_dev: minor's low byte, major, the rest of the minor
+    number = int.from_bytes(status[:8], "little")
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
 
 
 def processes_of(place: Path) -> list[str]:

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from helpers.csi import (
-    eventually,
-    residue,
-)
+from helpers.csi import eventually, residue
 from helpers.csifort import Fort, built
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fort]:
-    """One for all tests that leave it as it was."""
-    with built(tmp_path_factory.mktemp("csi"), "xfs", "--controller-publish") as made:
-        yield made
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fort]]:
+    """One driver for all tests that leave it as it was, and a new one after a test that did not."""
+    with ExitStack() as stack:
+        now: list[Fort] = []
+
+        def give(*, anew: bool = False) -> Fort:
+            if anew:
+                now.pop().raze()
+            if not now:
+                now.append(stack.enter_context(built(tmp_path_factory.mktemp("csi"), "xfs", "--controller-publish")))
+            return now[0]
+
+        yield give
 
 
 @pytest.fixture
-def fort(standing: Fort) -> Iterator[Fort]:
-    yield standing
-    standing.untouched()
-    standing.client.sweep()
-    assert standing.driver.check() == []
-    eventually(lambda: not residue(standing.pool), 5, "the pool is empty")
+def fort(standing: Callable[..., Fort]) -> Iterator[Fort]:
+    """It is left empty, with nothing to complain of, and the canary beside it as it was."""
+    made = standing()
+    yield made
+    try:
+        made.untouched()
+        made.client.sweep()
+        assert made.driver.check() == []
+        eventually(lambda: not residue(made.pool), 5, "the pool is empty")
+    except BaseException:
+        standing(anew=True)
+        raise
 
 
 @pytest.fixture
@@ -39,4 +52,5 @@ def own(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fort]:
 
 @pytest.fixture
 def volume(fort: Fort) -> str:
+    """A mounted volume's id."""
     return fort.client.create("one").volume_id

@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("helpers.backends")
 
 from helpers.backends import MIB, Contract, Place, Pool, Volume, code, placed  # noqa: E402
 from helpers.tools import need, run  # noqa: E402
-from wherry_csi import loop, mounts  # noqa: E402
+from wherry_csi import extents, kernel, loop, mounts  # noqa: E402
 
 POOLS = {
     "ext4": ("mkfs.ext4 -q -F", 1600),
@@ -104,27 +104,25 @@ class TestImage(Contract):
         assert path == place.backend.source(volume.home, volume.shape, str(volume.path), True)
         with open(path, "rb") as device:
             assert device.read(4) == b"data"
-        with pytest.raises(OSError, match=r"Read-only|not permitted"):
-            os.write(os.open(path, os.O_RDWR), b"x")
+        with pytest.raises(OSError, match=r"Read-only|not permitted"), open(path, "r+b", buffering=0) as device:
+            device.write(b"x")
         volume.unstage()
         assert not volume.staged
 
-    def test_a_busy_block_volume_is_not_copied_without_reflink(self, place: Place) -> None:
+    def test_a_busy_block_volume_is_not_copied_without_reflink(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         if place.access == "mount" or place.facts.reflink:
             pytest.skip("copied at one instant")
-        volume, stop = place.make().stage(), threading.Event()
+        volume, copy = place.make().stage(), extents.copy
 
-        def writes() -> None:
-            while not stop.is_set():
-                volume.write(os.urandom(4096), 4096)
+        def while_written(source: int, target: int) -> None:
+            copy(source, target)
+            volume.write(os.urandom(4096), 4096)
 
-        writer = threading.Thread(target=writes)
-        writer.start()
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(extents, "copy", while_written)
             assert code(lambda: place.copy(volume)) == "ABORTED"
-        finally:
-            stop.set()
-            writer.join()
         assert place.copy(volume).trouble == ""
 
     def test_a_damaged_or_hostile_superblock_is_a_sentence(self, place: Place) -> None:
@@ -156,6 +154,25 @@ class TestImage(Contract):
         volume = place.make()
         run("debugfs", "-w", "-R", "set_super_value state 2", place.path / volume.name / "image")
         assert "errors" in volume.trouble
+
+    def test_who_looks_at_a_device_delays_its_end_and_no_more(self, place: Place) -> None:
+        volume = place.make().stage()
+        device = place.backend.device(volume.home, volume.shape)
+        assert device
+        fd = os.open(f"/dev/loop{device[1]}", os.O_RDONLY)
+        threading.Timer(0.3, os.close, (fd,)).start()
+        volume.unstage()
+        assert not volume.staged
+
+    def test_what_a_killed_driver_and_its_guard_left_frozen_is_thawed(self, place: Place) -> None:
+        volume = place.make().stage()
+        if place.access == "mount":
+            fd = os.open(volume.path, os.O_RDONLY)
+            kernel.freeze(fd)
+            os.close(fd)
+        for _ in range(2):
+            place.backend.recover(volume.home, volume.shape)
+        volume.write(b"goes on")
 
     def test_many_attach_at_once_and_each_gets_its_own(self, place: Place) -> None:
         volumes = [place.make(16 * MIB) for _ in range(8)]

@@ -1,5 +1,5 @@
 """The CSI driver over its socket: what it declares, places and counts, who may publish where, groups, metadata,
-fsGroup, its start and its end. What is hostile, crashes or is many is tested elsewhere (test_csi_hostile, and so on)."""
+fsGroup, its start and its end. What is hostile, crashes or is many is tested elsewhere (test_csi_hostile, …)."""
 
 from __future__ import annotations
 

@@ -144,9 +144,7 @@ def test_any_name_is_a_name(fort: Fort, name: str) -> None:
     assert fort.client.create(name).volume_id == volume.volume_id
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a\0b", "\x01", "a\x0bb", "\x7f", "a\x85", "x" * 129, "é" * 65, LONG, "x" * (1 << 20)]
-)
+@pytest.mark.parametrize("name", ["", "a\0b", "\x01", "a\x0bb", "\x7f", "a\x85", "x" * 129, "é" * 65, LONG])
 def test_names_that_the_spec_bans(fort: Fort, volume: str, name: str) -> None:
     for call in (lambda: fort.client.create(name), lambda: fort.client.snapshot(volume, name),
                  lambda: fort.client.group(name, [volume])):  # fmt: skip
@@ -260,7 +258,7 @@ def test_limits_that_are_none_change_nothing(fort: Fort, volume: str, limits: di
 
 
 @pytest.mark.parametrize("flag", [
-    "nonsense", "loop", "bind", "remount", "ro,loop", "", "a\0b", "offset=512", "x" * 5000, "journal_path=/etc/passwd",
+    "nonsense", "loop", "bind", "remount", "ro,loop", "a\0b", "offset=512", "x" * 5000, "journal_path=/etc/passwd",
     "subvol=/", "usrjquota=../../x", "-o", "errors=panic",
 ])  # fmt: skip
 def test_mount_flags(fort: Fort, volume: str, flag: str) -> None:
@@ -509,12 +507,13 @@ def test_what_stands_at_a_path(fort: Fort, volume: str, node: Path) -> None:
 def foreign(path: Path) -> Iterator[Path]:
     """Somebody else's mount with a file in it."""
     path.mkdir(parents=True, exist_ok=True)
+    before = mounts_below(path.parent).count(str(path))
     run("mount", "-t", "tmpfs", "none", path)
     (path / "file").write_text("not yours")
     try:
         yield path
         assert (path / "file").read_text() == "not yours", "a foreign mount was taken off or covered"
-        assert mounts_below(path.parent).count(str(path)) == 1
+        assert mounts_below(path.parent).count(str(path)) == before + 1
     finally:
         run("umount", path)
 

@@ -103,6 +103,9 @@ class Backend(Protocol):
     def usage(self, home: int, shape: Shape) -> Usage:
         """df, exact: of the quota, of the mounted file system, or of a block volume's blocks."""
 
+    def recover(self, home: int, shape: Shape) -> None:
+        """After a start: undo what a killed driver may have left of this volume in the kernel."""
+
     def trouble(self, home: int, shape: Shape) -> str:
         """Volume condition and `check`: what is wrong with its bytes, in a sentence; "" if nothing."""
 

@@ -168,6 +168,9 @@ class Directory:
         inodes_free = max(min(found.inode_limit - found.inodes, pool.f_favail), 0)
         return Usage(shape.size, found.used, free, found.inode_limit, found.inodes, inodes_free)
 
+    def recover(self, home: int, shape: Shape) -> None:
+        """Nothing is left."""
+
     def trouble(self, home: int, shape: Shape) -> str:
         """The directory, its project, its limits."""
         try:

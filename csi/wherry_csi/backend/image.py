@@ -216,6 +216,12 @@ def _prepared(fs: str, device: loop.Device, fd: int, words: list[str], size: int
     raise AssertionError
 
 
+def _impatient(device: loop.Device) -> None:
+    """XFS gives up, and shuts down, when the pool's disk is dead, instead of trying for ever. Room it waits for."""
+    with suppress(OSError), open(f"/sys/fs/xfs/loop{device.number}/error/metadata/EIO/max_retries", "w") as file:
+        file.write("5")
+
+
 def _only_if_empty(root: int) -> None:
     """mke2fs's lost+found goes while it is empty, so that a new volume is: programs refuse a directory that is not.
     e2fsck makes another when it needs one."""
@@ -298,6 +304,7 @@ class Image:
                     mounts.attach(mount, path)
                 finally:
                     os.close(mount)
+                _impatient(device)
 
     def _attach(self, home: int, *, readonly: bool) -> loop.Device:
         """The block volume's device, writable or not: the one that is there, or a new one."""
@@ -328,14 +335,17 @@ class Image:
         raise CsiError("FAILED_PRECONDITION", f"the volume is not staged at {staged}; call NodeStageVolume first")
 
     def unstage(self, home: int, shape: Shape, path: str) -> None:
-        """All mounts of it at `path`, or all devices of a block volume."""
-        if shape.access == "block":
-            for device in _devices(home):
-                loop.detach(device)
-            return
+        """All mounts of it at `path`, or all devices of a block volume. Ends when its devices have gone, if they go."""
         devices = _devices(home)
-        while _is_at(path, devices):
-            mounts.unmount(path)
+        if shape.access == "block":
+            for device in devices:
+                loop.detach(device)
+        else:
+            while _is_at(path, devices):
+                mounts.unmount(path)
+        if devices:
+            with _opened(home, os.O_RDONLY) as image:
+                loop.settle(image)
 
     def staged(self, home: int, shape: Shape) -> bool:
         """Attached is in use: also what only a container that outlived its mount here still has."""
@@ -351,6 +361,12 @@ class Image:
             return Usage(total, used, free, it.f_files, it.f_files - it.f_ffree, it.f_ffree)
         used = min(self.allocated(home, shape), shape.size)
         return Usage(shape.size, used, shape.size - used)
+
+    def recover(self, home: int, shape: Shape) -> None:
+        """Thaw it, if even the process that would have done so was killed."""
+        if shape.access == "mount" and (device := _writable(_devices(home))):
+            with suppress(OSError), _root(device, shape.fs) as root:
+                kernel.thaw(root)
 
     def trouble(self, home: int, shape: Shape) -> str:
         """The file, then what its file system says of itself."""
