@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from helpers.wherry import Wherry
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def scratch(test_id: str, private_network: object) -> Iterator[Wherry]:
-    """A wherry on the disk that has project quotas."""
-    if not os.path.ismount("/scratch"):
-        pytest.skip("there is no disk with project quotas")
-    own = Wherry(test_id, Path("/scratch"))
-    yield own
-    own.remove_everything()
 
 
 def status(wherry: Wherry, name: str) -> dict[str, Any]:
@@ -38,7 +24,7 @@ def device(wherry: Wherry, ref: str, path: str) -> str:
 
 
 def test_a_volume_s_io_limits_are_the_container_s(wherry: Wherry, busybox: str, group) -> None:  # type: ignore[no-untyped-def]
-    words = ("-o", "size=64m", "-o", "write-bps=8m", "-o", "read-iops=100")
+    words = ("-o", "size=64m", "-o", "backend=image", "-o", "write-bps=8m", "-o", "read-iops=100")
     wherry("volume", "create", *words, "data")
     name = wherry.name()
     wherry("run", "-d", "--name", name, "--network", "none", "-v", "data:/v", busybox, "sleep", "1000")
@@ -50,7 +36,7 @@ def test_a_volume_s_io_limits_are_the_container_s(wherry: Wherry, busybox: str, 
 
 
 def test_a_mounted_ext4_grows(wherry: Wherry, busybox: str) -> None:
-    wherry("volume", "create", "-o", "size=32m", "data")
+    wherry("volume", "create", "-o", "size=32m", "-o", "fs=ext4", "data")
     name = wherry.name()
     wherry("run", "-d", "--name", name, "--network", "none", "-v", "data:/v", busybox, "sleep", "1000")
     assert wherry.out("volume", "resize", "data", "+64m") == str(96 * MIB)
@@ -58,23 +44,23 @@ def test_a_mounted_ext4_grows(wherry: Wherry, busybox: str) -> None:
     assert status(wherry, "data")["used"] > 60 * MIB
 
 
-def test_a_directory_with_a_quota_is_true_to_its_size(scratch: Wherry, busybox: str) -> None:
-    for name in ("full", "well"):
-        scratch("volume", "create", "-o", "size=64m", "-o", "backend=directory", name)
+def test_a_directory_with_a_quota_is_true_to_its_size(wherry: Wherry, busybox: str) -> None:
+    for name in ("full", "well"):  # the pool lies on a disk with project quotas: /scratch
+        wherry("volume", "create", "-o", "size=64m", "-o", "backend=directory", name)
     line = "dd if=/dev/zero of=/f/big bs=1M 2>&1; echo mine > /w/x; df -k /f | tail -1; du -k /f/big"
     run = ("run", "--rm", "--network", "none", "-v", "full:/f", "-v", "well:/w", busybox, "sh", "-c")
-    said = scratch(*run, line).stdout
+    said = wherry(*run, line).stdout
     assert "No space left on device" in said
     df, du = (text.split() for text in said.splitlines()[-2:])
     assert int(df[1]) == 64 << 10
     assert 63 << 10 < int(du[0]) <= 64 << 10
-    found = status(scratch, "full")
+    found = status(wherry, "full")
     assert (found["size"], found["condition"]) == (64 * MIB, "ok")
     assert found["available"] < MIB
-    assert scratch.out("volume", "resize", "full", "96m") == str(96 * MIB)
-    assert scratch(*run, "cat /w/x; dd if=/dev/zero of=/f/more bs=1M count=20 && echo done").stdout == "mine\ndone\n"
-    scratch("volume", "snapshot", "full", "monday")
-    scratch("volume", "restore", "monday", "again")
-    assert status(scratch, "again")["used"] >= 83 * MIB
-    scratch("volume", "rm", "full", "well", "again")
-    scratch("volume", "snapshot", "rm", "monday")
+    assert wherry.out("volume", "resize", "full", "96m") == str(96 * MIB)
+    assert wherry(*run, "cat /w/x; dd if=/dev/zero of=/f/more bs=1M count=20 && echo done").stdout == "mine\ndone\n"
+    wherry("volume", "snapshot", "full", "monday")
+    wherry("volume", "restore", "monday", "again")
+    assert status(wherry, "again")["used"] >= 83 * MIB
+    wherry("volume", "rm", "full", "well", "again")
+    wherry("volume", "snapshot", "rm", "monday")
