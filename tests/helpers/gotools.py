@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["module_directory", "runtime_tools", "snapshot_schemas", "tool"]
+__all__ = ["module_directory", "newest_sanity", "runtime_tools", "snapshot_schemas", "tool"]
 
 _DECLARED = Path(__file__).resolve().parents[1] / "gotools"
 #: their test programs need a module file of their own: what they require is older than the others can bear
@@ -28,6 +28,9 @@ RUNTIME_TOOLS, _VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.2
 
 #: the custom resources of volume snapshots, of the release whose sidecar csi/deploy names
 SNAPSHOTS, _SNAPSHOTS_VERSION = "github.com/kubernetes-csi/external-snapshotter/client/v8", "v8.7.0"
+
+#: csi-sanity for the spec that came after ours: it knows what 5.4 takes for errors; its needs are newer than the others'
+CSI_TEST, _CSI_TEST_VERSION = "github.com/kubernetes-csi/csi-test/v5", "v5.6.0"
 
 
 class Unbuilt(Exception):
@@ -42,6 +45,11 @@ def tool(name: str) -> Path:
 def runtime_tools() -> Path:
     """The directory with the OCI runtime-tools' validation programs; skips where they cannot be built."""
     return _or_skip(RUNTIME_TOOLS, _runtime_tools)
+
+
+def newest_sanity() -> Path:
+    """csi-sanity 5.6, where `tool` gives 5.4; skips where it cannot be built."""
+    return _or_skip(CSI_TEST, _newest_sanity) / "csi-sanity"
 
 
 def snapshot_schemas() -> Path:
@@ -74,6 +82,14 @@ def _runtime_tools() -> Path:
             for package in ("validation/...", "cmd/runtimetest"):
                 words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
                 _go(cache, "build", *words, f"{RUNTIME_TOOLS}/{package}")
+    return cache / "bin"
+
+
+def _newest_sanity() -> Path:
+    cache = _cache(f"{CSI_TEST.replace('/', '_')}@{_CSI_TEST_VERSION}")
+    with _once(cache) as missing:
+        if missing:
+            _go(cache, "install", "-trimpath", "-ldflags=-s -w", f"{CSI_TEST}/cmd/csi-sanity@{_CSI_TEST_VERSION}")
     return cache / "bin"
 
 
@@ -121,7 +137,7 @@ def _go(directory: Path, *words: str) -> str:
 
 def main() -> None:
     """Build all that can be built, and name what cannot."""
-    for build in (_declared, _runtime_tools, _snapshot_schemas):
+    for build in (_declared, _runtime_tools, _newest_sanity, _snapshot_schemas):
         try:
             build()
         except Unbuilt as why:
