@@ -1,6 +1,7 @@
 """The driver by csi-sanity: every case runs and passes, mounted and as a block device, with reflink and without.
 
-Two releases of it: 5.4, which the other tools' needs allow, and the newest. The directory backend, which needs a kernel with project quotas, is judged in the testbed.
+Two releases of it: 5.4, which the other tools' needs allow, and the newest. The directory backend, which needs a kernel
+with project quotas, is judged in the testbed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def test_every_case_passes(pool: Path, access: str, tmp_path: Path) -> None:
     place = tmp_path / "csi"
     place.mkdir()
-    report = sanity(place, pool, access, {"backend": "image", "provisioning": "thin"}, LIMITS)
+    report = sanity(place, pool, access, backend="image", mutable=LIMITS)
     assert not report.failed, "\n".join(report.failed)
     assert not report.skipped, "\n".join(report.skipped)
     assert (report.ran, report.passed, report.off) == (CASES, CASES, 1)
@@ -44,7 +45,7 @@ def test_the_newest_finds_nothing_either(pool: Path, access: str, tmp_path: Path
     """csi-test 5.6, which knows the spec's 1.12 whole, and asks for 1.13: what it skips is that and nothing else."""
     place = tmp_path / "csi"
     place.mkdir()
-    report = sanity(place, pool, access, {"backend": "image", "provisioning": "thin"}, LIMITS, newest=True)
+    report = sanity(place, pool, access, backend="image", mutable=LIMITS, newest=True)
     assert not report.failed, "\n".join(report.failed)
     later = ("VolumeHealth not supported", "StorageHealth not supported", "ACCESSIBILITY_CONSTRAINTS not supported")
     assert [line for line in report.skipped if not line.endswith(later)] == []

@@ -33,7 +33,7 @@ class Report(NamedTuple):
 
 
 def sanity(
-    place: Path, pool: Path, access: str, parameters: Mapping[str, str], mutable: Mapping[str, str], newest: bool = False
+    place: Path, pool: Path, access: str, *, backend: str, mutable: Mapping[str, str], newest: bool = False
 ) -> Report:
     """Run all of it against a driver of its own on `pool`, with every capability on: all of the spec's 1.12 for the
     newest, less one for csi-test 5.4, which takes that for an error. `place` is an empty directory."""
@@ -43,7 +43,7 @@ def sanity(
     client = driver.start()
     report = place / "junit.xml"
     snapshot = {"csi.storage.k8s.io/volumesnapshot/name": "sanity"}
-    files = {"volumeparameters": parameters, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
+    files = {"volumeparameters": {"backend": backend, "provisioning": "thin"}, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
     command = [str(program), f"--csi.endpoint=unix://{driver.socket}", f"--csi.testvolumeaccesstype={access}",
              f"--csi.testvolumesize={SIZE}", f"--csi.testvolumeexpandsize={LARGER}", "--csi.testnodevolumeattachlimit",
              f"--csi.mountdir={place}/mount", f"--csi.stagingdir={place}/staging",

@@ -29,7 +29,7 @@ RUNTIME_TOOLS, _VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.2
 #: the custom resources of volume snapshots, of the release whose sidecar csi/deploy names
 SNAPSHOTS, _SNAPSHOTS_VERSION = "github.com/kubernetes-csi/external-snapshotter/client/v8", "v8.7.0"
 
-#: csi-sanity for the spec that came after ours: it knows what 5.4 takes for errors; its needs are newer than the others'
+#: csi-sanity for the spec after ours: it knows what 5.4 takes for an error, and needs newer modules than the others can
 CSI_TEST, _CSI_TEST_VERSION = "github.com/kubernetes-csi/csi-test/v5", "v5.6.0"
 
 

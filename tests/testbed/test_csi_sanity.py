@@ -22,7 +22,7 @@ def test_every_case_passes(access: str, backend: str, tmp_path: Path) -> None:
     place.mkdir()
     pool.mkdir()
     mutable = {"writeBps": "max"} if backend == "directory" else {"writeBps": "104857600"}
-    report = sanity(place, pool, access, {"backend": backend}, mutable)
+    report = sanity(place, pool, access, backend=backend, mutable=mutable)
     assert not report.failed, "\n".join(report.failed)
     assert not report.skipped, "\n".join(report.skipped)
     assert (report.ran, report.passed, report.off) == (CASES, CASES, 1)
