@@ -43,7 +43,8 @@ def sanity(
     client = driver.start()
     report = place / "junit.xml"
     snapshot = {"csi.storage.k8s.io/volumesnapshot/name": "sanity"}
-    files = {"volumeparameters": {"backend": backend, "provisioning": "thin"}, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
+    parameters = {"backend": backend, "provisioning": "thin"}
+    files = {"volumeparameters": parameters, "volumemutableparameters": mutable, "snapshotparameters": snapshot}
     command = [str(program), f"--csi.endpoint=unix://{driver.socket}", f"--csi.testvolumeaccesstype={access}",
              f"--csi.testvolumesize={SIZE}", f"--csi.testvolumeexpandsize={LARGER}", "--csi.testnodevolumeattachlimit",
              f"--csi.mountdir={place}/mount", f"--csi.stagingdir={place}/staging",
