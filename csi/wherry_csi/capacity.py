@@ -12,16 +12,21 @@ counts as shared until one of the two is deleted: as they are written apart, les
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from . import kernel
 from .errors import CsiError
 from .pools import Pool, Record
 from .records import Snapshot
 
 __all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes"]
+
+#: XFS and btrfs give back in the background what was deleted: so soon after it, so long a claim asks again (seconds)
+_RECENT, _SETTLE = 30.0, 1.0
 
 
 class Ledger(NamedTuple):
@@ -115,6 +120,15 @@ def _parent(record: Record) -> str:
     return record.source[1] if record.source else ""
 
 
+def _claimed(pool: Pool, ident: str, size: int) -> int | None:
+    """None if the bytes are reserved now, else how many there are."""
+    with pool.changing:
+        if size > (left := available(pool)):
+            return left
+        pool.claims[ident] = size
+        return None
+
+
 def available(pool: Pool) -> int:
     """Bytes that can still be promised, not negative."""
     return max(ledger(pool).available, 0)
@@ -123,11 +137,13 @@ def available(pool: Pool) -> int:
 @contextmanager
 def claim(pool: Pool, ident: str, size: int, what: str) -> Iterator[None]:
     """Reserve `size` bytes for what is being made as `ident`; two creates cannot have the same bytes."""
-    with pool.changing:
-        if size > (left := available(pool)):
+    end = time.monotonic() + _SETTLE
+    while (left := _claimed(pool, ident, size)) is not None:
+        if time.monotonic() > end or not pool.freed_since(time.monotonic() - _RECENT):
             sentence = f"pool {pool.name} has {left} bytes left to promise; {what} needs {size}"
             raise CsiError("RESOURCE_EXHAUSTED", sentence)
-        pool.claims[ident] = size
+        kernel.syncfs(pool.place.top)
+        time.sleep(_SETTLE / 20)
     try:
         yield
     finally:
