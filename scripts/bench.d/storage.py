@@ -29,6 +29,7 @@ import report
 
 from csi_spec import csi_pb2 as pb
 from csi_spec.services import SERVICES, Stub
+from wherry_csi.backend.all import probe
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
@@ -405,8 +406,8 @@ Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} 
 
 A call is timed by a client on the driver's socket. Pools are file systems of the bench's own on loop devices over
 {under}, so an image volume's bytes pass two loop devices there; fio's pool is a directory of {under} itself, its volume
-an image with ext4 on one loop device, direct io, {file} MiB of file, both sides in turn. The directory backend needs a
-kernel with project quotas, which {quota}; a volume of it is a directory of the pool's own file system.
+an image with ext4 on one loop device, direct io, {file} MiB of file, both sides in turn. The directory backend needs
+project quotas, which that file system {quota}; a volume of it is a directory of the pool's own file system.
 
 {versions}
 
@@ -429,13 +430,17 @@ def document(samples: Samples, versions: dict[str, str], before: float, options:
     return PAGE.format(
         **measure.machine(), before=before, after=measure.busy_percent(), versions=listed, file=options.file,
         under=run("stat", "-f", "-c", "%T", scratch).strip().replace("ext2/ext3", "ext4"), bars=bars(samples),
-        tables=tables(samples), quota=quotas(),
+        tables=tables(samples), quota=quotas(scratch),
     )  # fmt: skip
 
 
-def quotas() -> str:
-    """Whether this kernel has them."""
-    return "this one has" if Path("/proc/sys/fs/quota").exists() else "this one has not"
+def quotas(scratch: str) -> str:
+    """Whether a directory's size can be kept there."""
+    fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return "has" if probe(fd).project_quota else "has not"
+    finally:
+        os.close(fd)
 
 
 PARTS = {"life": lives, "copies": copies, "fio": disks, "crowd": crowd}
