@@ -198,6 +198,8 @@ class MountRequest(NamedTuple):
     source: str = ""
     options: tuple[str, ...] = ()
     create_source: bool = False  # -v makes a missing host directory, --mount does not
+    driver: str = ""  # of a volume that is to be made, and its options
+    driver_options: tuple[tuple[str, str], ...] = ()
 
 
 class Limits(NamedTuple):

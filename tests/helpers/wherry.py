@@ -48,7 +48,7 @@ class Wherry:
         self.env = {**os.environ, **{key: str(value) for key, value in places.items()}}
         self.warm = Warm(self.env) if Warm.wanted() else None
         if not SCRIPT.exists():
-            self.env["PYTHONPATH"] = f"{TOP}/runtime:{TOP}/cni"
+            self.env["PYTHONPATH"] = f"{TOP}/runtime:{TOP}/cni:{TOP}/csi"
 
     def name(self, suffix: str = "c") -> str:
         """A name that carries the test's id."""
@@ -120,7 +120,8 @@ class Wherry:
         # no verb does this: the default network's bridge is meant to stay, and so are layers with their mounts
         program = "import sys; from wherry.model import Place; from wherry.net.networks import Networks;"
         program += " from wherry.image.store import ImageStore; ImageStore(sys.argv[1]).unmount_layers();"
-        program += " Networks(Place(root=sys.argv[1], state=sys.argv[2])).teardown()"
+        program += " Networks(Place(root=sys.argv[1], state=sys.argv[2])).teardown();"
+        program += " from wherry.volume import driver; driver.stop(sys.argv[2])"  # idle it may stay, but not outlive us
         run(sys.executable, "-c", program, self.root, self.state, env=self.env)
         for mount, kind in cgroup_mounts():
             if kind == "cgroup2":
@@ -130,6 +131,7 @@ class Wherry:
         """Run state that no container owns any more; then the state directory itself goes."""
         left = [str(path) for pattern in ("c/*", "netns/*") for path in self.state.glob(pattern)]
         left += [str(path) for path in self.root.glob("containers/*")]
+        left += [str(path) for path in self.state.glob("csi/*") if path.is_dir()]
         if not left:
             _remove_tree(self.state)
         return [f"left files: {path}" for path in sorted(left)]

@@ -231,11 +231,26 @@ def test_completion_scripts_and_answers() -> None:
         return [item.partition(",")[2] for item in told(env=env, engine=engine)[1].splitlines()]
 
     assert complete("wherry sto", 1) == ["stop"]
-    assert complete("wherry volume ", 2) == ["create", "inspect", "ls", "prune", "rm"]
+    every = ["clone", "create", "export", "import", "inspect", "ls", "prune", "resize", "restore", "rm", "snapshot"]
+    assert complete("wherry volume ", 2) == every
     assert "--memory-swap" in complete("wherry run --mem", 2)
     engine = Recorder({"complete": ["web", "web2"]})
     assert complete("wherry stop w", 2, engine) == ["web", "web2"]
     assert engine.calls[0][1] == ("container", "w")
+    complete("wherry volume restore m", 3, engine)
+    assert engine.calls[1][1] == ("snapshot", "m")
+
+
+def test_the_first_command_s_name_may_be_left_out() -> None:
+    engine = Recorder({"volume_snapshot": {"Name": "monday"}, "volume_snapshots": [], "volume_resize": 7})
+    for words in (("data",), ("create", "data"), ("data", "monday"), ("create", "ls", "x-1")):
+        assert told("volume", "snapshot", *words, engine=engine)[:2] == (0, "monday\n")
+    asked = [args for name, args, _ in engine.calls if name == "volume_snapshot"]
+    assert asked == [("data", ""), ("data", ""), ("data", "monday"), ("ls", "x-1")]
+    assert told("volume", "snapshot", "ls", "-q", engine=engine)[0] == 0
+    assert told("volume", "snapshot", engine=engine)[0] == 0  # the help
+    told("volume", "resize", "data", "+1g", engine=engine)
+    assert engine.calls[-1] == ("volume_resize", ("data", 1 << 30), {"more": True})
 
 
 def test_internal_needs_no_click() -> None:

@@ -14,7 +14,8 @@ from wherry.kernel import files
 from wherry.model import HealthCheck, ImageConfig, RunOptions
 from wherry.oci import defaults
 from wherry.oci.facts import HostFacts
-from wherry.volume.volumes import Volumes, copy_directory
+from wherry.volume.copying import copy_directory
+from wherry.volume.volumes import Volumes
 
 ALL = frozenset({"mount", "network", "uts", "pid", "ipc", "cgroup"})
 PASSWD = b"root:x:0:0::/root:/bin/sh\n0x0:x:0:0::/:/\nbig:x:4294967295:0::/:/\nneg:x:-1:0::/:/\n"

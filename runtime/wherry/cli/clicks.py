@@ -55,7 +55,7 @@ def option(flag: Flag) -> click.Option:
 
 
 COMPLETED = {"CONTAINER": "container", "IMAGE": "image", "NAME[:TAG": "image", "NETWORK": "network",
-             "SERVER": "registry", "VOLUME": "volume"}  # fmt: skip
+             "SERVER": "registry", "SNAPSHOT": "snapshot", "VOLUME": "volume"}  # fmt: skip
 
 
 def argument(word: str) -> click.Argument:
@@ -226,3 +226,15 @@ class Lazy(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Where to read on."""
         formatter.write(f"\nRun '{ctx.command_path} COMMAND --help' for more on a command.\n")
+
+
+class WithDefault(Lazy):
+    """A group whose first command's name may be left out, where the next word is no name of another."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Lazy's, with the first command where none is named."""
+        first = next(iter(self.entries))
+        named = not args or args[0] in self.entries or args[0].startswith("-")
+        return super().resolve_command(ctx, args if named else [first, *args])

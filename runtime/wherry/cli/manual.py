@@ -50,7 +50,8 @@ second line, `  hint: ...`. Commands on several objects do what can be done and 
 | `-p` | `[IP:][HOST[-HOST]:]CONTAINER[-CONTAINER][/tcp, /udp or /sctp]`; no HOST: a free port; IPv6 in brackets |
 | `-v` | `[HOST-PATH or VOLUME:]PATH[:OPTIONS]`; a missing host directory is made |
 | `--mount` | `type=bind`, `volume` or `tmpfs`, then `source=`, `target=`, `readonly`, `bind-propagation=`, \
-`relabel=`, `volume-nocopy`, `tmpfs-size=`, `tmpfs-mode=`; a missing source is an error |
+`relabel=`, `volume-nocopy`, `volume-driver=`, `volume-opt=KEY=VALUE` (repeatable), \
+`tmpfs-size=`, `tmpfs-mode=`; a missing source is an error |
 | `--network` | a name, `none`, `host`, `container:NAME`; or `NETWORK:KEY=VALUE,...`, or docker's \
 `name=NETWORK,KEY=VALUE,...`, with `alias`, `ip`, `ip6`, `mac-address`, `driver-opt`, \
 `gw-priority`; repeatable ([rules](networks.md)) |

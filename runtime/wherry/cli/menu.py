@@ -72,11 +72,24 @@ BUILDER = {
 }
 
 VOLUME = {
+    "clone": Entry("commands.volume:clone", "Create a volume with the content of another"),
     "create": Entry("commands.volume:create", "Create a volume"),
+    "export": Entry("commands.volume:export", "Write a volume's content as a tar"),
+    "import": Entry("commands.volume:import_", "Unpack a tar into a volume"),
     "inspect": Entry("commands.inspect:volume", "Show volumes in full"),
     "ls": Entry("commands.volume:ls", "List volumes"),
     "prune": Entry("commands.prune:volume", "Remove unused volumes"),
+    "resize": Entry("commands.volume:resize", "Make a volume larger"),
+    "restore": Entry("commands.volume:restore", "Create a volume of a snapshot"),
     "rm": Entry("commands.volume:rm", "Remove volumes"),
+    "snapshot": Entry("tree:SNAPSHOT_GROUP", "Take and manage snapshots of volumes"),
+}
+
+SNAPSHOT = {
+    "create": Entry("commands.volume:snapshot", "Take a snapshot of a volume (the word may be left out)"),
+    "inspect": Entry("commands.volume:snapshot_inspect", "Show snapshots in full"),
+    "ls": Entry("commands.volume:snapshot_ls", "List snapshots"),
+    "rm": Entry("commands.volume:snapshot_rm", "Remove snapshots"),
 }
 
 NETWORK = {

@@ -541,22 +541,24 @@ MOUNT_KEYS = {
     "ro": "ro",
     "bind-propagation": "propagation",
     "volume-nocopy": "nocopy",
+    "volume-driver": "driver",
+    "volume-opt": "opt",
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
     "relabel": "relabel",
     "consistency": "",
 }
-MOUNT_BY_KIND = {"bind": {"propagation", "relabel"}, "volume": {"nocopy"}, "tmpfs": {"size", "mode"}}
+MOUNT_BY_KIND = {"bind": {"propagation", "relabel"}, "volume": {"nocopy", "driver"}, "tmpfs": {"size", "mode"}}
 MOUNT_HELP = (
     "type=bind|volume|tmpfs,source=..,target=..[,readonly][,bind-propagation=..][,relabel=shared|private]"
-    "[,volume-nocopy][,tmpfs-size=..][,tmpfs-mode=..]"
+    "[,volume-nocopy][,volume-driver=..][,volume-opt=KEY=VALUE]...[,tmpfs-size=..][,tmpfs-mode=..]"
 )
 RELABEL = {"shared": "z", "private": "Z"}
 
 
 def mount(flag: str, text: str) -> MountRequest:
     """--mount: docker's KEY=VALUE line; the type is volume where none is given."""
-    given = _mount_fields(flag, text)
+    given, options = _mount_fields(flag, text)
     kind = given.pop("type", "volume")
     if kind not in MOUNT_BY_KIND:
         raise bad(flag, text, f'unknown type "{kind}"', MOUNT_HELP)
@@ -564,14 +566,18 @@ def mount(flag: str, text: str) -> MountRequest:
     if not target:
         raise bad(flag, text, "target is missing", MOUNT_HELP)
     _mount_source(flag, text, kind, source)
-    stray = sorted(set(given) - MOUNT_BY_KIND[kind] - {"ro"})
+    stray = sorted(set(given) - MOUNT_BY_KIND[kind] - {"ro"}) + (["volume-opt"] if options and kind != "volume" else [])
     if stray:
         raise bad(flag, text, f'"{stray[0]}" does not go with type={kind}', MOUNT_HELP)
-    return MountRequest(kind, _target(flag, text, target), source, tuple(_mount_words(flag, given)))
+    driver = given.pop("driver", "")
+    words = tuple(_mount_words(flag, given))
+    return MountRequest(kind, _target(flag, text, target), source, words, driver=driver, driver_options=options)
 
 
-def _mount_fields(flag: str, text: str) -> dict[str, str]:
+def _mount_fields(flag: str, text: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+    """The keys but for volume-opt, and those."""
     given: dict[str, str] = {}
+    options: list[tuple[str, str]] = []
     for part in _csv(flag, text):
         key, eq, value = part.partition("=")
         if key.strip() not in MOUNT_KEYS:
@@ -579,9 +585,11 @@ def _mount_fields(flag: str, text: str) -> dict[str, str]:
         meaning = MOUNT_KEYS[key.strip()]
         if not eq and meaning not in ("ro", "nocopy"):
             raise bad(flag, text, f'"{key}" has no value', MOUNT_HELP)
-        if meaning:
+        if meaning == "opt":
+            options.append(required_value(f"{flag} volume-opt", value))
+        elif meaning:
             given[meaning] = value if eq else "true"
-    return given
+    return given, tuple(options)
 
 
 def _mount_source(flag: str, text: str, kind: str, source: str) -> None:

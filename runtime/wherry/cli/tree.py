@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from .app import App
-from .clicks import Lazy, Switch, Typed
-from .menu import BUILDER, CNI, CONTAINER, IMAGE, INTERNAL, NETWORK, SYSTEM, TOP, VOLUME, WARM
+from .clicks import Lazy, Switch, Typed, WithDefault
+from .menu import BUILDER, CNI, CONTAINER, IMAGE, INTERNAL, NETWORK, SNAPSHOT, SYSTEM, TOP, VOLUME, WARM
 from .parse import boolean
 
 
@@ -54,6 +54,7 @@ CNI_GROUP = Lazy("cni", CNI, help="Lend our CNI plugins to other runtimes")
 CONTAINER_GROUP = Lazy("container", CONTAINER, help="Manage containers")
 IMAGE_GROUP = Lazy("image", IMAGE, help="Manage images")
 VOLUME_GROUP = Lazy("volume", VOLUME, help="Manage volumes")
+SNAPSHOT_GROUP = WithDefault("snapshot", SNAPSHOT, help="Take and manage snapshots of volumes")
 NETWORK_GROUP = Lazy("network", NETWORK, help="Manage networks")
 SYSTEM_GROUP = Lazy("system", SYSTEM, help="Manage this wherry")
 WARM_GROUP = Lazy("warm", WARM, help="Manage the process that makes short commands quick")

@@ -26,7 +26,7 @@ from .status import look
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["get", "put", "stat"]
+__all__ = ["Place", "Target", "get", "put", "stat", "unpack"]
 
 _CHUNK = 1 << 20
 _DEPTH = 250  # levels: each holds a descriptor open
@@ -37,7 +37,7 @@ _GO_MODE = {stats.S_IFDIR: 1 << 31, stats.S_IFLNK: 1 << 27, stats.S_IFBLK: 1 << 
             stats.S_IFIFO: 1 << 25, stats.S_IFSOCK: 1 << 24}  # fmt: skip
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A root to resolve in, and the path in it."""
 
     root: int
@@ -46,25 +46,37 @@ class _Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def _place(house: House, row: Container, path: str, *, writable: bool) -> Iterator[_Place]:
+def _place(house: House, row: Container, path: str, *, writable: bool) -> Iterator[Place]:
     seen = look(house, row.id)
     if seen.running and seen.state is not None:
         with rootfs.live(seen.state) as root:
-            yield _Place(root, path, seen.pid)
+            yield Place(root, path, seen.pid)
         return
     mount = _mount_of(row, path)
     if mount is not None:
         if writable and not mount["RW"]:
             raise WherryError(Kind.CONFLICT, f"mount {mount['Destination']} is marked read-only")
         inner = posixpath.relpath(posixpath.join("/", path), mount["Destination"])
-        fd = os.open(mount["Source"], os.O_PATH | os.O_CLOEXEC)
-        try:
-            yield _Place(fd, inner + ("/" if path.endswith("/") else ""))
-        finally:
-            os.close(fd)
+        with _source(house, mount) as fd:
+            yield Place(fd, inner + ("/" if path.endswith("/") else ""))
         return
     with rootfs.at_rest(house, row.id, writable=writable) as root:
-        yield _Place(root, path)
+        yield Place(root, path)
+
+
+@contextlib.contextmanager
+def _source(house: House, mount: Json) -> Iterator[int]:
+    if _is_served(mount):  # not mounted while the container is at rest
+        from . import volumes
+
+        with volumes.opened(house, volumes.get(house, mount["Name"]), readonly=not mount["RW"]) as fd:
+            yield fd
+        return
+    fd = os.open(mount["Source"], os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _mount_of(row: Container, path: str) -> Json | None:
@@ -76,10 +88,14 @@ def _mount_of(row: Container, path: str) -> Json | None:
         if mount["Type"] != "tmpfs" and (clean + "/").startswith(mount["Destination"] + "/")
     ]
     found = max(inside, key=lambda mount: len(mount["Destination"]), default=None)
-    return found if found and os.path.isdir(found["Source"]) else None
+    return found if found and (_is_served(found) or os.path.isdir(found["Source"])) else None
 
 
-def _in_root(place: _Place, path: str, flags: int) -> int:
+def _is_served(mount: Json) -> bool:
+    return str(mount.get("Driver", "local")) != "local"
+
+
+def _in_root(place: Place, path: str, flags: int) -> int:
     from wherry.kernel import files
 
     try:
@@ -91,7 +107,7 @@ def _in_root(place: _Place, path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _entry(place: _Place, path: str) -> Iterator[tuple[int, str, os.stat_result]]:
+def _entry(place: Place, path: str) -> Iterator[tuple[int, str, os.stat_result]]:
     """The parent's descriptor, the last name, and what lies there; a link as the last name is not followed."""
     clean = path.rstrip("/") or "/"
     folder, name = posixpath.split(clean)
@@ -116,7 +132,7 @@ def _shape(name: str, found: os.stat_result, target: str) -> Json:
     return {"name": name, "size": found.st_size, "mode": mode, "mtime": when, "linkTarget": target}
 
 
-def _stat(place: _Place, path: str) -> Json:
+def _stat(place: Place, path: str) -> Json:
     with _entry(place, path) as (parent, name, found):
         target = os.readlink(name, dir_fd=parent) if stats.S_ISLNK(found.st_mode) else ""
         shown = posixpath.basename(posixpath.normpath(path)) or "/"
@@ -216,27 +232,29 @@ def put(house: House, ref: str, path: str, stream: BinaryIO | Iterable[bytes], *
     with _place(house, row, path, writable=True) as place:
         top = _in_root(place, place.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _unpack(_Target(place, top, archive_owner), tarread.Chunks(stream))
+            unpack(Target(place, top, archive_owner), tarread.Chunks(stream))
         finally:
             os.close(top)
 
 
-def _unpack(target: _Target, source: tarread.Chunks) -> None:
+def unpack(target: Target, source: tarread.Chunks) -> None:
+    """Every member of a tar."""
     try:
         for member in tarread.members(source):
             target.add(source, member)
+        target.settle()
     except (ValueError, OverflowError) as error:  # a NUL in a name, a time or owner that no file can have
         raise WherryError(Kind.INVALID, f"the archive cannot be unpacked: {error}") from error
     except OSError as error:
         kind = {28: Kind.EXHAUSTED, 30: Kind.CONFLICT}.get(error.errno or 0, Kind.INVALID)
-        raise WherryError(kind, f"cannot write into the container: {error.strerror or error}") from error
+        raise WherryError(kind, f"cannot write into {target.what}: {error.strerror or error}") from error
 
 
-class _Target:
+class Target:
     """A directory of the container that an untrusted archive is unpacked into."""
 
-    def __init__(self, place: _Place, top: int, archive_owner: bool) -> None:
-        self._place, self._top, self._owner = place, top, archive_owner
+    def __init__(self, place: Place, top: int, archive_owner: bool, what: str = "the container") -> None:
+        self._place, self._top, self._owner, self.what = place, top, archive_owner, what
         self._types = self._mount_types()
         self._refuse_pseudo(top)
 
@@ -262,15 +280,19 @@ class _Target:
         if ".." in parts or member.name.startswith("/"):
             raise WherryError(Kind.INVALID, f'"{member.name[:200]}" in the archive leads out of its place')
         if not parts:
+            self.root(member)
             return
-        parent = self._parent(parts[:-1])
+        parent = self.parent(parts[:-1])
         try:
             self._refuse_pseudo(parent)
-            self._make(source, member, parent, parts[-1])
+            self._make(source, member, parent, parts)
         finally:
             os.close(parent)
 
-    def _parent(self, parts: list[str]) -> int:
+    def root(self, member: tarread.Member) -> None:
+        """A member that is the directory itself: it stays as it is."""
+
+    def parent(self, parts: list[str]) -> int:
         """Walk down, making what is missing; a link on the way is followed inside the container's root only."""
         from wherry.kernel import files
 
@@ -287,11 +309,14 @@ class _Target:
             here = below
         return here
 
-    def _make(self, source: tarread.Chunks, member: tarread.Member, parent: int, name: str) -> None:
+    def _make(self, source: tarread.Chunks, member: tarread.Member, parent: int, parts: list[str]) -> None:
+        name = parts[-1]
         if member.type == "5":
-            self._directory(member, parent, name)
+            self.directory(member, parent, parts)
             return
         makers = {"1": self._link, "2": self._symlink, "6": self._fifo}
+        if self.other(member):
+            return
         if member.type not in ("0", *makers):
             raise WherryError(Kind.INVALID, f'"{member.name[:200]}" in the archive is neither a file nor a link')
         self._clear(member, parent, name)
@@ -299,6 +324,14 @@ class _Target:
             self._file(source, member, parent, name)
         else:
             makers[member.type](member, parent, name)
+
+    def settle(self) -> None:
+        """All members are made."""
+
+    def other(self, member: tarread.Member) -> bool:
+        """Whether a member is let pass unmade."""
+        del member
+        return False
 
     def _clear(self, member: tarread.Member, parent: int, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -308,17 +341,20 @@ class _Target:
 
     def _symlink(self, member: tarread.Member, parent: int, name: str) -> None:
         os.symlink(member.link, name, dir_fd=parent)
-        self._chown(member, name, parent)
+        self._rights(member, name, parent)
 
     def _fifo(self, member: tarread.Member, parent: int, name: str) -> None:
         os.mkfifo(name, stats.S_IMODE(member.mode), dir_fd=parent)
-        self._chown(member, name, parent)
+        self._rights(member, name, parent)
 
-    def _chown(self, member: tarread.Member, name: str, parent: int) -> None:
+    def _rights(self, member: tarread.Member, name: str, parent: int) -> None:
         if self._owner:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
-    def _directory(self, member: tarread.Member, parent: int, name: str) -> None:
+    def directory(self, member: tarread.Member, parent: int, parts: list[str]) -> None:
+        """Make it; one that is there stays as it is."""
+        name = parts[-1]
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
@@ -327,15 +363,18 @@ class _Target:
             return
         fd = os.open(name, _DIR, dir_fd=parent)
         try:
-            self._finish(member, fd)
+            self.finish(member, fd)
         finally:
             os.close(fd)
 
-    def _finish(self, member: tarread.Member, fd: int) -> None:
+    def finish(self, member: tarread.Member, fd: int) -> None:
+        """Owner, mode, attributes, time: in this order, for each undoes something of the next."""
         if self._owner:
             os.fchown(fd, member.uid, member.gid)
         os.fchmod(fd, stats.S_IMODE(member.mode))
-        os.utime(fd, (member.mtime, member.mtime))
+        for name, value in member.xattrs.items() if self._owner else ():
+            _set_xattr(fd, name, value)
+        os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
     def _file(self, source: tarread.Chunks, member: tarread.Member, parent: int, name: str) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -343,14 +382,21 @@ class _Target:
             for data in tarread.body(source, member):
                 file.write(data)
             file.flush()
-            self._finish(member, fd)
+            self.finish(member, fd)
 
     def _link(self, member: tarread.Member, parent: int, name: str) -> None:
         parts = [part for part in member.link.split("/") if part not in ("", ".")]
         if ".." in parts or not parts:
             raise WherryError(Kind.INVALID, f'a link to "{member.link[:200]}" leads out of its place')
-        folder = self._parent(parts[:-1])
+        folder = self.parent(parts[:-1])
         try:
             os.link(parts[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(folder)
+
+
+def _set_xattr(fd: int, name: str, value: bytes) -> None:
+    """The file's own ones; what the file system cannot hold is left out, as tar does."""
+    if name.startswith(("user.", "trusted.")) or name == "security.capability":
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, name, value)

@@ -48,7 +48,8 @@ def _rows(house: House) -> tuple[list[Finding], list[str]]:
     """Rows that lack their files; files that lack a row."""
     with sweeping(house, True):  # nobody has files without their row at this moment
         rows = house.db.containers()
-        volumes = {volume.dir: volume.name for volume in house.db.volumes()}
+        volumes = {volume.dir: volume.name for volume in house.db.volumes() if volume.driver == "local"}
+        copies = {copy.dir: copy.name for copy in house.db.snapshots() if copy.driver == "local"}
         folders = _names(f"{house.place.root}/containers")
         snapshots, dirs = set(house.snapshots.keys()), set(house.volumes.ids())
     ids = {row.id for row in rows}
@@ -60,9 +61,18 @@ def _rows(house: House) -> tuple[list[Finding], list[str]]:
                   for problem in _lacks(row.id, folders, snapshots)]  # fmt: skip
     found += [Finding("volume", name, "its directory is missing", f"wherry volume rm {name}")
               for folder, name in volumes.items() if folder not in dirs]  # fmt: skip
+    found += [Finding("volume snapshot", name, "its directory is missing", f"wherry volume snapshot rm {name}")
+              for folder, name in copies.items() if folder not in dirs]  # fmt: skip
     left = [f"{house.place.root}/containers/{name}" for name in folders - ids]
     left += [f"{house.place.root}/snapshots/{name}" for name in snapshots - ids]
-    return found, left + [f"{house.place.root}/volumes/{name}" for name in dirs - set(volumes)]
+    left += [f"{house.place.root}/volumes/{name}" for name in dirs - set(volumes) - set(copies)]
+    return found, left + _of_drivers(house)
+
+
+def _of_drivers(house: House) -> list[str]:
+    from . import served
+
+    return served.orphans(house)
 
 
 def _lacks(cid: str, folders: set[str], snapshots: set[str]) -> Iterator[str]:

@@ -205,6 +205,7 @@ def teardown(house: House, row: Container) -> None:
         lambda: joining.leave(house, row, options),
         lambda: joining.be_gone(house, row.id, options),
         lambda: unmount_shm(house, row.id),
+        lambda: leave_volumes(house, row.id),
         lambda: folder(house, row.id).remove(),  # last: as long as it is there, a sweep knows that we were killed
     ):
         first = _tried(step) or first
@@ -248,6 +249,14 @@ def unmount_shm(house: House, cid: str) -> None:
         from wherry.kernel import mount
 
         mount.unmount(path)
+
+
+def leave_volumes(house: House, cid: str) -> None:
+    """Take down what drivers mounted for it; where there is nothing, nothing of them is loaded."""
+    if os.path.isdir(f"{house.place.state}/csi"):
+        from . import served
+
+        served.release(house, cid)
 
 
 # ---- restart ----

@@ -12,15 +12,13 @@ __all__ = ["argv", "environment", "python_path"]
 
 
 def python_path() -> str:
-    """The directories our two packages were imported from, where the interpreter would not find them by itself."""
+    """The directories our packages were imported from, where the interpreter would not find them by itself."""
     import wherry
 
     here = os.path.dirname(os.path.dirname(os.path.abspath(wherry.__file__)))
     found = [here] if not here.endswith("site-packages") else []
-    cni = os.path.join(os.path.dirname(here), "cni")
-    if found and os.path.isdir(os.path.join(cni, "wherry_cni")):
-        found.append(cni)
-    return ":".join(found)
+    beside = [os.path.join(os.path.dirname(here), name) for name in ("cni", "csi")] if found else []
+    return ":".join([*found, *(path for path in beside if os.path.isdir(path))])
 
 
 def argv(verb: str, cid: str) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     userns_size: int = 65536
     snapshot_format: str = "auto"  # of layers from now on: erofs where a probe says that it can be
     cni_conf: str = ""  # a directory of CNI lists in the stead of /etc/cni/net.d
+    volume_driver_idle: int = 30  # seconds after which wherry's own CSI driver, started on demand, leaves
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 
 

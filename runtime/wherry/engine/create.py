@@ -53,7 +53,7 @@ class Draft(NamedTuple):
 
 
 def create(house: House, options: RunOptions, progress: Progress | None) -> str:
-    """The verb. Returns the id."""
+    """The verb. Returns the id. A driver's volume is filled at the first start, which mounts it."""
     from . import gc
 
     gc.sweep(house, thorough=False)
@@ -368,8 +368,8 @@ def _volumes(house: House, made: Draft, undo: Undo) -> list[mounts.Resolved]:
     found, fresh = [], []
     for mount in made.mounts:
         if mount.kind == "volume":
-            mount, new = _volume(house, mount, undo)  # noqa: PLW2901  # the same mount, now with its place
-            fresh += [mount] if new and "nocopy" not in mount.options else []
+            mount, new = _volume(house, made.id, mount, undo)  # noqa: PLW2901  # the same mount, now with its place
+            fresh += [mount] if new and mount.fills else []
         elif mount.kind == "bind":
             _bind_source(mount, undo)
         found.append(mount)
@@ -378,14 +378,16 @@ def _volumes(house: House, made: Draft, undo: Undo) -> list[mounts.Resolved]:
     return found
 
 
-def _volume(house: House, mount: mounts.Resolved, undo: Undo) -> tuple[mounts.Resolved, bool]:
+def _volume(house: House, cid: str, mount: mounts.Resolved, undo: Undo) -> tuple[mounts.Resolved, bool]:
     from . import volumes
 
-    row, new = volumes.claim(house, mount.name, {}, {}, anonymous=not mount.name)
+    wanted, how = dict(mount.driver_options), mount.driver
+    row, new = volumes.claim(house, mount.name, {}, wanted, anonymous=not mount.name, driver=how)
     if new:
         undo.add(volumes.discard, house, row)
     options = volumes.options(row, mount)
-    made = mount._replace(name=row.name, source=volumes.source(house, row), options=options)
+    where = volumes.source(house, row, cid)
+    made = mount._replace(name=row.name, source=where, options=options, driver=row.driver)
     return made, new or volumes.empty(house, row)
 
 

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["Container", "Database", "Volume"]
+__all__ = ["Container", "Database", "Leftover", "Volume", "VolumeSnapshot"]
 
-_VERSION = 1
 _LOG_PAGES = 256  # who opens the database while nobody else has it open reads the whole log
 _BUSY_SECONDS = 30
-_SCHEMA = """
+#: what makes a schema of the one before; how many of them a database has seen is its version
+_SCRIPTS = (
+    """
 CREATE TABLE containers (
   id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL, image TEXT NOT NULL, config TEXT NOT NULL
 ) STRICT;
@@ -45,7 +46,20 @@ CREATE TABLE ranges (
   container TEXT PRIMARY KEY REFERENCES containers (id) ON DELETE CASCADE,
   start INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL
 ) STRICT;
-"""
+""",
+    """
+ALTER TABLE volumes ADD COLUMN driver TEXT NOT NULL DEFAULT 'local';
+ALTER TABLE volumes ADD COLUMN handle TEXT NOT NULL DEFAULT '{}';
+CREATE TABLE volume_snapshots (
+  name TEXT PRIMARY KEY, dir TEXT NOT NULL UNIQUE, created REAL NOT NULL, volume TEXT NOT NULL, driver TEXT NOT NULL,
+  handle TEXT NOT NULL
+) STRICT;
+CREATE TABLE leftovers (
+  dir TEXT PRIMARY KEY, driver TEXT NOT NULL, kind TEXT NOT NULL, handle TEXT NOT NULL
+) STRICT;
+""",
+)
+_VERSION = len(_SCRIPTS)
 
 
 class Container(NamedTuple):
@@ -59,7 +73,8 @@ class Container(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """One row: `dir` is the minted id of its directory."""
+    """One row: `dir` is the minted id of its directory. `driver`: "local", or who serves it (engine/served.py), and
+    then `handle` is what that driver calls it and needs to hear."""
 
     name: str
     dir: str
@@ -67,6 +82,31 @@ class Volume(NamedTuple):
     anonymous: bool = False
     labels: Mapping[str, Any] = {}
     options: Mapping[str, Any] = {}
+    driver: str = "local"
+    handle: Mapping[str, Any] = {}
+
+
+class VolumeSnapshot(NamedTuple):
+    """One row: what `volume`, which may be gone, held at `created`. `dir`, `driver` and `handle` as of a volume."""
+
+    name: str
+    dir: str
+    created: float
+    volume: str
+    driver: str = "local"
+    handle: Mapping[str, Any] = {}
+
+
+class Leftover(NamedTuple):
+    """What a driver holds, or may hold, and no row names: it is being made, or could not be deleted yet.
+
+    `kind`: volume or snapshot. A `handle` without an id is the request that was to make it.
+    """
+
+    dir: str
+    driver: str
+    kind: str
+    handle: Mapping[str, Any]
 
 
 def _container(row: Sequence[Any]) -> Container:
@@ -74,11 +114,17 @@ def _container(row: Sequence[Any]) -> Container:
 
 
 def _volume(row: Sequence[Any]) -> Volume:
-    return Volume(row[0], row[1], row[2], bool(row[3]), json.loads(row[4]), json.loads(row[5]))
+    anonymous, labels, options = bool(row[3]), json.loads(row[4]), json.loads(row[5])
+    return Volume(row[0], row[1], row[2], anonymous, labels, options, row[6], json.loads(row[7]))
+
+
+def _snapshot(row: Sequence[Any]) -> VolumeSnapshot:
+    return VolumeSnapshot(row[0], row[1], row[2], row[3], row[4], json.loads(row[5]))
 
 
 _C = "SELECT id, name, created, image, config FROM containers"
-_V = "SELECT name, dir, created, anonymous, labels, options FROM volumes"
+_V = "SELECT name, dir, created, anonymous, labels, options, driver, handle FROM volumes"
+_S = "SELECT name, dir, created, volume, driver, handle FROM volume_snapshots"
 
 
 class Database:
@@ -107,9 +153,9 @@ class Database:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             raise self._failed(error) from error
-        if version == 0:
-            self._create()
-        elif version != _VERSION:
+        if version < _VERSION:
+            self._migrate()
+        elif version > _VERSION:
             self._db.close()
             raise WherryError(
                 Kind.PRECONDITION,
@@ -117,12 +163,14 @@ class Database:
                 hint="use the wherry that wrote it, or another --root",
             )
 
-    def _create(self) -> None:
+    def _migrate(self) -> None:
+        """To the schema of today, from none or from an older one: whole, or not at all."""
         with self.write():
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in _SCHEMA.split(";"):
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]  # another may have been faster
+            for script in _SCRIPTS[version:]:
+                for statement in script.split(";"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self._db.execute(f"PRAGMA user_version = {max(version, _VERSION)}")
 
     def _failed(self, error: sqlite3.Error) -> WherryError:
         kind = Kind.EXHAUSTED if "full" in str(error) else Kind.INTERNAL
@@ -288,14 +336,26 @@ class Database:
     # ---- volumes ----
 
     def add_volume(self, row: Volume) -> Volume:
-        """Insert a volume; if the name exists, the existing one is returned and nothing changes."""
+        """Insert a volume; if the name exists, the existing one is returned and nothing changes. What the row names is
+        no leftover any more."""
         with self.write():
             found = self.volume(row.name)
             if found is not None:
                 return found
             values = (row.name, row.dir, row.created or time.time(), int(row.anonymous), json.dumps(row.labels))
-            self._db.execute("INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?)", (*values, json.dumps(row.options)))
+            more = (json.dumps(row.options), row.driver, json.dumps(row.handle))
+            self._db.execute("INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, *more))
+            self.remove_leftover(row.dir)
             return row
+
+    def sync(self) -> None:
+        """What was committed is on disk: a lost row would let a sweep take what it names."""
+        self._rows("PRAGMA wal_checkpoint(FULL)")
+
+    def set_volume_handle(self, name: str, handle: Mapping[str, Any]) -> None:
+        """Replace what a volume's driver needs to hear (resize)."""
+        with self.write():
+            self._db.execute("UPDATE volumes SET handle = ? WHERE name = ?", (json.dumps(handle), name))
 
     def volume(self, name: str) -> Volume | None:
         """The volume of this name."""
@@ -319,3 +379,46 @@ class Database:
             users = ", ".join(u[:12] for u in self.volume_users(name))
             hint = "remove the containers that use it first"
             raise WherryError(Kind.CONFLICT, f"volume {name} is in use by [{users}]", hint=hint) from error
+
+    # ---- snapshots of volumes, and what drivers hold without a row ----
+
+    def add_snapshot(self, row: VolumeSnapshot) -> None:
+        """Insert a snapshot; EXISTS if the name is taken."""
+        values = (row.name, row.dir, row.created, row.volume, row.driver, json.dumps(row.handle))
+        try:
+            with self.write():
+                self._db.execute("INSERT INTO volume_snapshots VALUES (?, ?, ?, ?, ?, ?)", values)
+                self.remove_leftover(row.dir)
+        except sqlite3.IntegrityError as error:
+            hint = "choose another name, or remove that snapshot first"
+            raise WherryError(Kind.EXISTS, f"a volume snapshot {row.name} exists", hint=hint) from error
+
+    def snapshot(self, name: str) -> VolumeSnapshot | None:
+        """The volume snapshot of this name."""
+        rows = self._rows(_S + " WHERE name = ?", name)
+        return _snapshot(rows[0]) if rows else None
+
+    def snapshots(self) -> list[VolumeSnapshot]:
+        """All volume snapshots, oldest first."""
+        return [_snapshot(row) for row in self._rows(_S + " ORDER BY created, name")]
+
+    def remove_snapshot(self, name: str) -> None:
+        """Delete a snapshot's row."""
+        with self.write():
+            self._db.execute("DELETE FROM volume_snapshots WHERE name = ?", (name,))
+
+    def add_leftover(self, left: Leftover) -> None:
+        """Note, before a driver is asked, what it may hold then; the same again replaces."""
+        values = (left.dir, left.driver, left.kind, json.dumps(left.handle))
+        with self.write():
+            self._db.execute("INSERT OR REPLACE INTO leftovers VALUES (?, ?, ?, ?)", values)
+
+    def leftovers(self) -> list[Leftover]:
+        """All of them."""
+        rows = self._rows("SELECT dir, driver, kind, handle FROM leftovers ORDER BY dir")
+        return [Leftover(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+
+    def remove_leftover(self, dir: str) -> None:
+        """It is gone, or a row names it; absent is fine."""
+        with self.write():
+            self._db.execute("DELETE FROM leftovers WHERE dir = ?", (dir,))

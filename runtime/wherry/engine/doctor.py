@@ -157,9 +157,26 @@ def _layers(house: House, facts: HostFacts) -> list[Check]:
     return [Check("layers", "ok", f"{name}: {why}" if why else name)]
 
 
+def _volumes(house: House, facts: HostFacts) -> list[Check]:
+    """Drivers that volumes need, and what is left with them."""
+    del facts
+    if not os.path.exists(f"{house.place.root}/wherry.db"):
+        return []
+    from . import served
+
+    found = [_driver(name, why) for name, why in served.silent(house)]
+    left = served.orphans(house)
+    return found + ([Check("volumes", "warn", f"left over: {', '.join(left)}", "wherry gc")] if left else [])
+
+
+def _driver(name: str, why: str) -> Check:
+    found = ("warn", why, "start it") if why else ("ok", "answers")
+    return Check(f"volume driver {name}", *found)
+
+
 _CHECKS: tuple[Callable[[House, HostFacts], list[Check]], ...] = (
     _kernel, _capabilities, _cgroup, _kernel_parts, _lsm, _helper, _programs, _forwarding, _place, _layers,
-    _names,
+    _names, _volumes,
 )  # fmt: skip
 
 

@@ -467,6 +467,67 @@ class Engine:
 
         return volumes.prune(self._house, all=all, filters=filters or {})
 
+    def volume_resize(self, name: str, size: int, *, more: bool = False) -> int:
+        """Make a driver's volume larger, in use or not, to `size` bytes or by so many `more`; the size that it has
+        then."""
+        from . import volumes
+
+        return volumes.resize(self._house, name, size, more=more)
+
+    def volume_snapshot(self, volume: str, name: str = "") -> Json:
+        """Take a snapshot: Name, Volume, Driver, CreatedAt, Size, Options."""
+        from . import volcopies
+
+        return volcopies.snapshot(self._house, volume, name)
+
+    def volume_snapshots(self, filters: Filters | None = None) -> list[Json]:
+        """List snapshots of volumes, oldest first. Filters: name, volume, driver."""
+        from . import volcopies
+
+        return volcopies.listing(self._house, filters or {})
+
+    def volume_snapshot_inspect(self, name: str) -> Json:
+        """Return one snapshot, as it is listed."""
+        from . import volcopies
+
+        return volcopies.inspect(self._house, name)
+
+    def volume_snapshot_remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a snapshot; volumes made of it stay. `force` forgives a missing one."""
+        from . import volcopies
+
+        volcopies.remove(self._house, name, force=force)
+
+    def volume_restore(
+        self, snapshot: str, new: str, *, labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Json:  # fmt: skip
+        """Make a volume of a snapshot; `options` beside those of the volume that it was taken of. docker's object."""
+        from . import volcopies
+
+        return volcopies.restore(self._house, snapshot, new, labels=labels or {}, options=options or {})
+
+    def volume_clone(
+        self, volume: str, new: str, *, labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Json:  # fmt: skip
+        """Make a volume with the content of another; `options` beside that one's. docker's object."""
+        from . import volcopies
+
+        return volcopies.clone(self._house, volume, new, labels=labels or {}, options=options or {})
+
+    def volume_export(self, name: str, out: Callable[[bytes], object]) -> None:
+        """Write a volume's content as a tar."""
+        from . import voltar
+
+        voltar.export(self._house, name, out)
+
+    def volume_import(self, name: str, stream: BinaryIO, *, origin: str) -> None:
+        """Unpack a tar, plain or packed, into a volume; `origin` is what failures call it."""
+        from . import voltar
+
+        voltar.import_(self._house, name, stream, origin)
+
     # ---- networks ----
 
     def network_create(
@@ -601,7 +662,8 @@ class Engine:
         return doctor.checks(self._house)
 
     def complete(self, what: str, prefix: str) -> list[str]:
-        """Return names for shell completion; `what`: container, running, image, volume, network, registry."""
+        """Return names for shell completion; `what`: container, running, image, volume, snapshot, network,
+        registry."""
         from . import listing
 
         return listing.complete(self._house, what, prefix)

@@ -28,7 +28,7 @@ def run(house: House, options: RunOptions) -> list[Section]:
         raise WherryError(Kind.NOT_FOUND, f"no such image: {options.image}", hint=hint)
     house.leave_no_traces()
     draft = create.draft(house, options, None, dry=True)
-    draft.config["mounts"] = [mounts.inspect_row(_found(house, mount)) for mount in draft.mounts]
+    draft.config["mounts"] = [mounts.inspect_row(_found(house, draft.id, mount)) for mount in draft.mounts]
     row = Container(draft.id, draft.name or "<a name>", time.time(), draft.record.id, draft.config)
     asked = options._replace(network=draft.networks)
     root = _root(house, row, draft.record.config.diff_ids)
@@ -49,7 +49,7 @@ def _layers(diff_ids: tuple[str, ...]) -> list[str]:
     return [f"layer {diff_id}" for diff_id in diff_ids]
 
 
-def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
+def _found(house: House, cid: str, mount: mounts.Resolved) -> mounts.Resolved:
     if mount.kind != "volume":
         return mount
     row = house.db.volume(mount.name) if mount.name else None
@@ -57,7 +57,8 @@ def _found(house: House, mount: mounts.Resolved) -> mounts.Resolved:
         return mount._replace(source=f"{house.place.root}/volumes/{_VOLUME}/_data", name=mount.name or _VOLUME)
     from . import volumes
 
-    return mount._replace(source=volumes.source(house, row), options=volumes.options(row, mount))
+    return mount._replace(source=volumes.source(house, row, cid), options=volumes.options(row, mount),
+                          driver=row.driver)  # fmt: skip
 
 
 def _root(house: House, row: Container, diff_ids: tuple[str, ...]) -> Mount:

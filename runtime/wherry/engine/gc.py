@@ -78,6 +78,7 @@ def _everything(house: House, found: Json) -> None:
     _settle(house, sorted(rows), found, all_of_them=True)
     _orphans(house, found, wait=True)
     _volumes(house, found)
+    _served(house, found)
     _network(house, found)
     members.refresh_all(house)
     keeping.wake(house)
@@ -175,6 +176,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
             with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
                 cleanup.remove_cgroup(house, cid)
                 _release(house, joining.netns_path(house, cid))
+                cleanup.leave_volumes(house, cid)
                 remove.files_of(house, cid)
                 found["orphans"].append(cid)
 
@@ -208,11 +210,20 @@ def _living(house: House) -> set[str]:
 
 def _volumes(house: House, found: Json) -> None:
     with sweeping(house, True):
-        known = {row.dir for row in house.db.volumes()}
+        known = {row.dir for row in house.db.volumes()} | {row.dir for row in house.db.snapshots()}
         for vid in house.volumes.ids():
             if vid not in known:
                 house.volumes.remove(vid)
                 found["volumes"].append(vid)
+
+
+def _served(house: House, found: Json) -> None:
+    """What drivers hold: only where one was ever used."""
+    if house.db.leftovers() or any(os.path.isdir(f"{top}/csi") for top in (house.place.root, house.place.state)):
+        from . import served
+
+        with sweeping(house, True):
+            found["driver"] = served.sweep(house)
 
 
 def _network(house: House, found: Json) -> None:

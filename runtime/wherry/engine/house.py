@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wherry.image.store import ImageStore
     from wherry.net.networks import Networks
     from wherry.oci.facts import HostFacts
+    from wherry.volume.csi import Client
     from wherry.volume.volumes import Volumes
 
     from .db import Database
@@ -108,6 +109,11 @@ class House:
 
         return Volumes(self.place.root)
 
+    @cached_property
+    def drivers(self) -> dict[str, Client]:
+        """The CSI drivers that were talked to, by what a volume's row calls them (served.py)."""
+        return {}
+
     def leave_no_traces(self) -> None:
         """Measure the facts without their cache, where it is not written yet: `explain` writes nothing."""
         from wherry.kernel import facts
@@ -133,6 +139,8 @@ class House:
 
     def close(self) -> None:
         """Close what is open."""
+        for driver in self.__dict__.pop("drivers", {}).values():
+            driver.close()
         if "db" in self.__dict__:
             self.db.close()
             del self.__dict__["db"]

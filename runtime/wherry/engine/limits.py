@@ -13,7 +13,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json, Limits
 from wherry.oci.facts import HostFacts
 
-__all__ = ["check", "degraded", "resources", "shape"]
+__all__ = ["check", "degraded", "missing", "resources", "shape"]
 
 _NEEDS = {
     "memory": "memory",
@@ -43,10 +43,11 @@ def check(limits: Limits, facts: HostFacts) -> None:
     _check_values(limits)
     for name in _asked(limits):
         if _NEEDS[name] not in facts.cgroup_available:
-            raise _missing(_flag(name), _NEEDS[name], facts)
+            raise missing(_flag(name), _NEEDS[name], facts)
 
 
-def _missing(flag: str, controller: str, facts: HostFacts) -> WherryError:
+def missing(flag: str, controller: str, facts: HostFacts) -> WherryError:
+    """That a limit cannot be: for want of which controller, who holds it, and the cure."""
     if not facts.cgroup_mount:
         hint = "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1"
         return WherryError(Kind.PRECONDITION, f"{flag} needs cgroup v2, which is not mounted", hint=hint)

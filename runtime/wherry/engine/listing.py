@@ -181,18 +181,26 @@ def complete(house: House, what: str, prefix: str) -> list[str]:
 
 
 def _candidates(house: House, what: str) -> list[str]:
-    if what == "container":
-        return [row.name for row in house.db.containers()]
-    if what == "running":
-        return [row.name for row in house.db.containers() if look(house, row.id).running]
-    if what == "volume":
-        return [row.name for row in house.db.volumes()]
-    if what == "registry":
-        from .registries import logins
+    return _NAMES.get(what, _image_names)(house)
 
-        return logins()
-    if what == "network":
-        return [str(network["Name"]) for network in house.networks.list()]
+
+def _registry_names(_house: House) -> list[str]:
+    from .registries import logins
+
+    return logins()
+
+
+def _image_names(house: House) -> list[str]:
     from . import images
 
     return [tag for image in images.listing(house, all=False, filters={}) for tag in image["RepoTags"]]
+
+
+_NAMES: dict[str, Callable[[House], list[str]]] = {
+    "container": lambda house: [row.name for row in house.db.containers()],
+    "running": lambda house: [row.name for row in house.db.containers() if look(house, row.id).running],
+    "volume": lambda house: [row.name for row in house.db.volumes()],
+    "snapshot": lambda house: [row.name for row in house.db.snapshots()],
+    "network": lambda house: [str(network["Name"]) for network in house.networks.list()],
+    "registry": _registry_names,
+}

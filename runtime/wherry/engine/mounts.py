@@ -12,6 +12,8 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, MountRequest, RunOptions
 
+from . import voloptions
+
 __all__ = ["Resolved", "collect", "inspect_row", "oci"]
 
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable"})
@@ -37,6 +39,18 @@ class Resolved(NamedTuple):
     options: tuple[str, ...] = ()
     anonymous: bool = False
     create_source: bool = False
+    driver: str = "local"  # of a volume: who serves it
+    driver_options: tuple[tuple[str, str], ...] = ()  # of one that is to be made
+
+    @property
+    def served(self) -> bool:
+        """Whether a driver mounts it, when the container starts."""
+        return self.driver != "local"
+
+    @property
+    def fills(self) -> bool:
+        """Whether the image's content goes into it, if it is empty, at creation (a driver's: at the first start)."""
+        return "nocopy" not in self.options and not self.served
 
     @property
     def writable(self) -> bool:
@@ -67,13 +81,21 @@ def _one(request: MountRequest) -> Resolved:
     if request.kind == "tmpfs":
         return Resolved("tmpfs", target, options=options)
     if request.kind == "volume":
-        return Resolved("volume", target, name=request.source, options=options, anonymous=not request.source)
+        return _volume(request, Resolved("volume", target, name=request.source, options=options))
     if request.kind != "bind":
         raise WherryError(Kind.INVALID, f'mount type "{request.kind}" is unknown', hint="bind, volume or tmpfs")
     if not request.source.startswith("/"):
         raise WherryError(Kind.INVALID, f'bind source "{request.source}" must be an absolute path')
     source = os.path.normpath(request.source)
     return Resolved("bind", target, source=source, options=options, create_source=request.create_source)
+
+
+def _volume(request: MountRequest, found: Resolved) -> Resolved:
+    """One that is to be made is checked before anything is."""
+    wanted = dict(request.driver_options)
+    driver = request.driver or voloptions.LOCAL
+    voloptions.read(driver, wanted)
+    return found._replace(anonymous=not request.source, driver=driver, driver_options=tuple(wanted.items()))
 
 
 def collect(options: RunOptions, image_volumes: Sequence[str], inherited: Sequence[Resolved]) -> list[Resolved]:
@@ -112,7 +134,8 @@ def inherit(rows: Sequence[Json], mode: str) -> list[Resolved]:
 def from_row(row: Json) -> Resolved:
     """Read what `inspect_row` made."""
     options = tuple(row.get("Options", ()))
-    return Resolved(row["Type"], row["Destination"], row.get("Source", ""), row.get("Name", ""), options)
+    found = Resolved(row["Type"], row["Destination"], row.get("Source", ""), row.get("Name", ""), options)
+    return found._replace(driver=row.get("Driver", "local"))
 
 
 def inspect_row(mount: Resolved) -> Json:
@@ -120,7 +143,7 @@ def inspect_row(mount: Resolved) -> Json:
     propagation = next((o for o in mount.options if o in _PROPAGATION), "rprivate" if mount.kind == "bind" else "")
     row: Json = {"Type": mount.kind}
     if mount.kind == "volume":
-        row |= {"Name": mount.name, "Driver": "local"}
+        row |= {"Name": mount.name, "Driver": mount.driver}
     mode = ",".join(o for o in mount.options if o in ("z", "Z", "ro", "rw")) or ("z" if mount.kind == "volume" else "")
     row |= {"Source": mount.source, "Destination": mount.target, "Mode": mode, "RW": mount.writable}
     return row | {"Propagation": propagation, "Options": list(mount.options)}

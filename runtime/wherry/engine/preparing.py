@@ -143,8 +143,9 @@ def _id_map(house: House, row: Container, options: RunOptions) -> tuple[int, int
 
 def _mounts(house: House, row: Container, user: users.User, id_map: tuple[int, int]) -> tuple[Json, ...]:
     found = []
-    for fact in row.config["mounts"]:
-        mount = mounts.from_row(fact)
+    for mount in map(mounts.from_row, row.config["mounts"]):
+        if mount.served and not os.path.isdir(mount.source):  # a block volume, which is a device
+            continue
         if mount.kind != "tmpfs" and not os.path.lexists(mount.source):
             message = f"mount source {mount.source} of {mount.target} does not exist"
             raise WherryError(Kind.PRECONDITION, message, hint="was it removed since the container was made?")
@@ -194,7 +195,7 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
     """Put it all together; writes config.json into the bundle."""
     image = codec.decode_image(row.config["image_config"])
     user = _user(house, row, options, image)
-    made = inputs(house, row, options, image)
+    made = _with_volumes(house, row, inputs(house, row, options, image), undo)
     spaces, fds = namespaces(house, options, joined, held)
     if made.id_map[1]:
         spaces = {"user": "", **spaces}
@@ -210,6 +211,21 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
     degraded = limits.degraded(options.limits, house.facts, house.settings.pids_limit)
     text = options.user or image.user
     return Ready(config, how, monitor_how(house, row), fds, made.id_map[0] + user.uid, text, degraded)
+
+
+def _with_volumes(house: House, row: Container, made: specgen.Inputs, undo: Undo) -> specgen.Inputs:
+    """Mount the volumes that drivers serve; most containers have none."""
+    wanted = [mount for mount in map(mounts.from_row, row.config["mounts"]) if mount.served]
+    if not wanted:
+        return made
+    from . import bringing
+
+    brought = bringing.bring(house, row, wanted, undo)
+    block = devices.resolve(brought.devices)
+    made.devices.nodes += block.nodes
+    made.devices.rules += block.rules
+    limited = {"blockIO": brought.block_io} if brought.block_io else {}
+    return made._replace(resources={**made.resources, **limited})
 
 
 def _write_config(directory: str, config: Json) -> None:

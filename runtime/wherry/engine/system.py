@@ -60,10 +60,11 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 
 
 # What a wherry writes below its two directories; what somebody else put there stays.
-_OF_ROOT = ("cache", "cni-bin", "containers", "images", "ingest", "layers", "leases", "making.lock", "mountpoints",
-            "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
+_OF_ROOT = ("cache", "cni-bin", "csi", "containers", "images", "ingest", "layers", "leases", "making.lock",
+            "mountpoints", "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
             "wherry.db-wal")  # fmt: skip
-_OF_STATE = ("build", "c", "cni", "events.jsonl", "facts.json", "names", "netns", "peers.lock", "ports", "warm")
+_OF_STATE = ("build", "c", "cni", "csi", "csi.lock", "csi.log", "csi.sock",
+             "events.jsonl", "facts.json", "names", "netns", "peers.lock", "ports", "warm")
 
 
 def reset(house: House) -> Json:
@@ -83,6 +84,7 @@ def reset(house: House) -> Json:
         "VolumesDeleted": [row.name for row in house.db.volumes()],
         "ImagesDeleted": [{"Deleted": record.id} for record in house.images.list()],
     }
+    _drop_volumes(house)
     house.networks.teardown()
     _drop_cgroup(house)
     house.images.unmount_layers()
@@ -91,6 +93,19 @@ def reset(house: House) -> Json:
     _drop_files(house.place.root, _OF_ROOT)
     _drop_files(house.place.state, _OF_STATE)
     return result
+
+
+def _drop_volumes(house: House) -> None:
+    """Those that drivers have; our own driver ends after them."""
+    from wherry.volume import driver
+
+    from . import served
+
+    for row in filter(served.is_served, house.db.volumes()):
+        served.remove(house, row)
+    for snapshot in filter(served.is_served, house.db.snapshots()):
+        served.remove_snapshot(house, snapshot)
+    driver.stop(house.place.state)
 
 
 def _drop_cgroup(house: House) -> None:
@@ -163,7 +178,7 @@ def info(house: House) -> Json:
         "ServerVersion": VERSION,
         "SecurityOptions": security,
         "DefaultRuntime": "wherry",
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"],
+        "Plugins": {"Volume": ["local", "csi.wherry.dev"], "Network": ["bridge", "host", "none"],
                     "Log": ["local", "json-file", "journald", "none"]},
         "Warnings": warnings,
     }  # fmt: skip

@@ -5,7 +5,7 @@ Unpacks nothing and touches no file.
 """
 
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -15,6 +15,8 @@ __all__ = ["Chunks", "Member", "members"]
 _BLOCK = tarfile.BLOCKSIZE
 _HEADER_MAX = 1 << 20  # an extended header is read into memory
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
+_XATTR, _SPARSE = "SCHILY.xattr.", "GNU.sparse."  # GNU tar and libarchive write the first, star's invention
+_SECOND = 1_000_000_000
 _REGULAR = (b"0", b"\0", b"7", b"")
 
 
@@ -26,9 +28,10 @@ class Member(NamedTuple):
     mode: int
     uid: int
     gid: int
-    mtime: float
+    mtime_ns: int
     size: int
     link: str
+    xattrs: Mapping[str, bytes] = {}  # SCHILY.xattr.*
 
 
 class Chunks:
@@ -120,8 +123,11 @@ def _pax(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
+    if any(key.startswith(_SPARSE) for key in extended):
+        hint = "make it without --sparse"
+        raise WherryError(Kind.UNSUPPORTED, f"{info.name[:200]} in the archive is in GNU's sparse form", hint=hint)
     kind = "0" if info.type in _REGULAR else info.type.decode("latin-1")
-    made = Member(info.name, kind, info.mode, info.uid, info.gid, float(info.mtime), info.size, info.linkname)
+    made = Member(info.name, kind, info.mode, info.uid, info.gid, int(info.mtime) * _SECOND, info.size, info.linkname)
     if kind != "0":
         made = made._replace(size=0)
     try:
@@ -131,7 +137,8 @@ def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
             size=_positive(extended["size"]) if "size" in extended and kind == "0" else made.size,
             uid=_positive(extended.get("uid", str(made.uid))),
             gid=_positive(extended.get("gid", str(made.gid))),
-            mtime=float(extended.get("mtime", made.mtime)),
+            mtime_ns=_nanoseconds(extended["mtime"]) if "mtime" in extended else made.mtime_ns,
+            xattrs={k.removeprefix(_XATTR): _bytes(v) for k, v in extended.items() if k.startswith(_XATTR)},
         )
     except ValueError:
         raise WherryError(Kind.INVALID, "the archive holds a damaged extended header") from None
@@ -141,3 +148,14 @@ def _positive(text: str) -> int:
     if not text.isdigit() or len(text) > 19:
         raise ValueError(text)
     return int(text)
+
+
+def _nanoseconds(text: str) -> int:
+    """Of decimal seconds, which a float would round."""
+    seconds, _, rest = text.partition(".")
+    sign = -1 if seconds.startswith("-") else 1
+    return int(seconds) * _SECOND + sign * int((rest + "0" * 9)[:9])
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -25,7 +25,7 @@ __all__ = ["df"]
 
 _LIVING = ("running", "paused", "restarting")
 _BUILD_CACHE = "cache/build"
-_ROWS = {"Containers": ("containers", "snapshots"), "Local Volumes": ("volumes",), "Build Cache": (_BUILD_CACHE,)}
+_ROWS = {"Containers": ("containers", "snapshots"), "Local Volumes": ("volumes", "csi"), "Build Cache": (_BUILD_CACHE,)}
 
 
 class _Room(NamedTuple):
@@ -47,7 +47,7 @@ def df(house: House) -> Json:
     rooms = {"Images": _images(house, usage), **{name: _room(house, folders) for name, folders in _ROWS.items()}}
     rooms["Containers"] = rooms["Containers"]._replace(free=_of_the_dead(house, containers))
     idle = sum(row["UsageData"]["Size"] for row in volumes_ if not row["UsageData"]["RefCount"])
-    rooms["Local Volumes"] = rooms["Local Volumes"]._replace(free=idle)
+    rooms["Local Volumes"] = rooms["Local Volumes"]._replace(free=min(idle, rooms["Local Volumes"].size))
     cached = _only_cached(house, usage)
     rooms["Images"] = _Room(rooms["Images"].size - cached, max(rooms["Images"].free - cached, 0))
     rooms["Build Cache"] = _Room(rooms["Build Cache"].size + cached, rooms["Build Cache"].free + cached)
@@ -98,5 +98,5 @@ def _of_the_dead(house: House, rows: list[Json]) -> int:
 
 
 def _volume(house: House, row: Volume) -> Json:
-    usage = {"Size": house.volumes.usage(row.dir), "RefCount": len(house.db.volume_users(row.name))}
+    usage = {"Size": volumes.usage(house, row), "RefCount": len(house.db.volume_users(row.name))}
     return {**volumes.shape(house, row), "UsageData": usage}

@@ -1,24 +1,28 @@
-"""Named volumes: names and users in the database, bytes in volume/. Decides docker's shapes and what may be removed."""
+"""Named volumes: names and users in the database, bytes in volume/ or with a driver (served.py).
+
+Decides docker's shapes and what may be removed.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-from . import events, filters
+from . import events, filters, voloptions
 from .db import Volume
 from .house import House
 from .mounts import Resolved
 from .undo import making
 
 __all__ = [
-    "claim", "create", "discard", "empty", "fill", "inspect", "listing", "options", "prune", "remove", "shape",
-    "source",
+    "check_name", "claim", "create", "discard", "empty", "fill", "get", "inspect", "is_empty", "listing", "opened",
+    "options", "prune", "remove", "resize", "shape", "source", "store", "usage",
 ]  # fmt: skip
 
 Filters = Mapping[str, Sequence[str]]
@@ -27,40 +31,72 @@ _FILTERS = ("name", "label", "dangling", "driver")
 
 
 def claim(
-    house: House, name: str, labels: Mapping[str, str], options: Mapping[str, str], *, anonymous: bool = False
-) -> tuple[Volume, bool]:
+    house: House, name: str, labels: Mapping[str, str], options: Mapping[str, str], *, anonymous: bool = False,
+    driver: str = voloptions.LOCAL,
+) -> tuple[Volume, bool]:  # fmt: skip
     """The volume of this name ("": a minted one), made if it is missing; and whether it is new."""
     found = house.db.volume(name) if name else None
     if found is not None:
         return found, False
+    check_name(name, "volume")
+    row = Volume(name or os.urandom(32).hex(), "", time.time(), anonymous, dict(labels), dict(options))
+    request = voloptions.read(driver, options)
+    with making(house):
+        if request is not None:
+            from . import served
+
+            return store(house, served.make(house, row._replace(dir=os.urandom(16).hex()), request))
+        return store(house, row._replace(dir=house.volumes.create()))
+
+
+def check_name(name: str, what: str) -> None:
+    """INVALID unless it is one that a volume, or a snapshot of one, may have; "" is left to us."""
     if name and not re.fullmatch(_NAME, name):
         hint = "names are 2 to 255 of [a-zA-Z0-9_.-] and begin with a letter or a digit"
-        raise WherryError(Kind.INVALID, f'invalid volume name "{name}"', hint=hint)
-    with making(house):
-        directory = house.volumes.create()
-        minted = name or os.urandom(32).hex()
-        row = Volume(minted, directory, time.time(), anonymous, dict(labels), dict(options))
+        raise WherryError(Kind.INVALID, f'invalid {what} name "{name}"', hint=hint)
+
+
+def store(house: House, row: Volume) -> tuple[Volume, bool]:
+    """Give what was made its row; somebody may have been faster, then theirs it is."""
+    try:
         stored = house.db.add_volume(row)
-        if stored.dir != directory:  # somebody was faster
-            house.volumes.remove(directory)
-            return stored, False
-    events.emit(house, "volume", "create", row.name, {"driver": "local"})
+    except BaseException:
+        _drop(house, row)
+        raise
+    if stored.dir != row.dir:
+        _drop(house, row)
+        return stored, False
+    if row.driver != voloptions.LOCAL:
+        house.db.sync()
+    events.emit(house, "volume", "create", row.name, {"driver": row.driver})
     return row, True
+
+
+def _drop(house: House, row: Volume) -> None:
+    if row.driver == voloptions.LOCAL:
+        house.volumes.remove(row.dir)
+    else:
+        from . import served
+
+        served.drop(house, row)
 
 
 def create(house: House, name: str, driver: str, labels: Mapping[str, str], options: Mapping[str, str]) -> Json:
     """`volume create`."""
-    if driver != "local":
-        raise WherryError(Kind.NOT_FOUND, f'volume driver "{driver}" is not there', hint="the built-in driver is local")
-    _check_options(options)
+    request = voloptions.read(driver, options)
+    if request is None:
+        _check_options(options)
     found = house.db.volume(name) if name else None
-    if found is not None and options and dict(found.options) != dict(options):
+    wanted = request.driver if request else voloptions.LOCAL
+    if found is not None and ((options and dict(found.options) != dict(options)) or found.driver != wanted):
         hint = f"wherry volume inspect {name} shows them; remove it first, or choose another name"
-        raise WherryError(Kind.CONFLICT, f"volume {name} exists with other options", hint=hint)
-    return shape(house, claim(house, name, labels, options, anonymous=not name)[0])
+        what = "other options" if found.driver == wanted else f"the driver {found.driver}"
+        raise WherryError(Kind.CONFLICT, f"volume {name} exists with {what}", hint=hint)
+    return shape(house, claim(house, name, labels, options, anonymous=not name, driver=driver)[0])
 
 
-_BIND_HINT = "a directory of the host: -o type=none -o o=bind -o device=/path; memory: --tmpfs when running"
+_BIND_HINT = "a directory of the host: -o type=none -o o=bind -o device=/path; memory: --tmpfs when running; a volume \
+with a size of its own: -o size=2G"
 
 
 def _check_options(options: Mapping[str, str]) -> None:
@@ -84,44 +120,76 @@ def _check_options(options: Mapping[str, str]) -> None:
         raise WherryError(Kind.NOT_FOUND, f"device={options['device']} is no directory of this host", hint="make it")
 
 
-def source(house: House, row: Volume) -> str:
-    """What is mounted for the volume: its own directory, or the host's that it stands for."""
+def source(house: House, row: Volume, cid: str) -> str:
+    """What is mounted for a container: the volume's own directory, the host's that it stands for, or where its driver
+    will mount it."""
+    if row.driver != voloptions.LOCAL:
+        from . import served
+
+        return served.target(house, row, cid)
     return str(row.options["device"]) if row.options else house.volumes.path(row.dir)
 
 
 def options(row: Volume, mount: Resolved) -> tuple[str, ...]:
     """The mount's options with what the volume's own add to each of its mounts."""
-    ro = mount.writable and "ro" in row.options.get("o", "").split(",")
+    ro = mount.writable and row.driver == voloptions.LOCAL and "ro" in row.options.get("o", "").split(",")
     return (*(o for o in mount.options if o != "rw"), "ro") if ro else mount.options
 
 
-def empty(house: House, row: Volume) -> bool:
-    """Whether nothing lies in it."""
-    if not row.options:
-        return house.volumes.empty(row.dir)
+@contextmanager
+def opened(house: House, row: Volume, *, readonly: bool = True) -> Iterator[int]:
+    """The volume's top directory as a descriptor; a driver's is mounted for as long as that is held."""
+    if row.driver == voloptions.LOCAL and not row.options:
+        with house.volumes.data(row.dir) as fd:
+            yield fd
+    elif row.driver == voloptions.LOCAL:
+        with _directory(row, str(row.options["device"])) as fd:
+            yield fd
+    else:
+        from . import served
+
+        if row.handle["access"] == "block":
+            hint = "give it to a container, and read its device there"
+            raise WherryError(Kind.UNSUPPORTED, f"volume {row.name} is a block volume: it has no files", hint=hint)
+        with served.visiting(house, row, readonly=readonly) as path, _directory(row, path) as fd:
+            yield fd
+
+
+@contextmanager
+def _directory(row: Volume, path: str) -> Iterator[int]:
     try:
-        with os.scandir(row.options["device"]) as entries:
-            return next(entries, None) is None
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        message = f"volume {row.name}: {row.options['device']} cannot be read: {error.strerror}"
+        message = f"volume {row.name}: {path} cannot be read: {error.strerror}"
         hint = "the directory was there when the volume was made"
         raise WherryError(Kind.PRECONDITION, message, hint=hint) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def empty(house: House, row: Volume) -> bool:
+    """Whether nothing lies in it. A driver's is looked at when it is mounted: `fill`."""
+    if row.driver != voloptions.LOCAL:
+        return True
+    with opened(house, row) as fd:
+        return is_empty(fd)
+
+
+def is_empty(where: str | int) -> bool:
+    """Whether nothing lies in a directory but what its file system puts there."""
+    with os.scandir(where) as entries:
+        return all(entry.name == "lost+found" for entry in entries)
 
 
 def fill(house: House, row: Volume, source: int) -> None:
     """Copy the content of the directory `source` into the volume if it is still empty."""
-    if not empty(house, row):
-        return
-    if not row.options:
-        house.volumes.copy_up(row.dir, source)
-        return
-    from wherry.volume.volumes import copy_directory
+    from wherry.volume.copying import copy_directory
 
-    target = os.open(row.options["device"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        copy_directory(source, target)
-    finally:
-        os.close(target)
+    with opened(house, row, readonly=False) as target:
+        if is_empty(target):
+            copy_directory(source, target)
 
 
 def shape(house: House, row: Volume) -> Json:
@@ -133,16 +201,25 @@ def shape(house: House, row: Volume) -> Json:
         labels.setdefault("com.docker.volume.anonymous", "")
     return {
         "Name": row.name,
-        "Driver": "local",
-        "Mountpoint": house.volumes.path(row.dir),
+        "Driver": row.driver,
+        "Mountpoint": _mountpoint(house, row),
         "CreatedAt": datetime.fromtimestamp(row.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "Labels": labels or None,
         "Options": dict(row.options) or None,
         "Scope": "local",
+        **({"Status": {"size": row.handle["size"]}} if row.driver != voloptions.LOCAL else {}),
     }
 
 
-def _get(house: House, name: str) -> Volume:
+def _mountpoint(house: House, row: Volume) -> str:
+    if row.driver == voloptions.LOCAL:
+        return house.volumes.path(row.dir)
+    from . import served
+
+    return served.mountpoint(house, row)
+
+
+def get(house: House, name: str) -> Volume:
     row = house.db.volume(name)
     if row is None:
         raise WherryError(Kind.NOT_FOUND, f"no such volume: {name}")
@@ -150,8 +227,46 @@ def _get(house: House, name: str) -> Volume:
 
 
 def inspect(house: House, name: str) -> Json:
-    """One volume."""
-    return shape(house, _get(house, name))
+    """One volume; of a driver's, with what that says of it now."""
+    row = get(house, name)
+    if row.driver == voloptions.LOCAL:
+        return shape(house, row)
+    from . import served
+
+    status = served.status(house, row)
+    return shape(house, row) | {"Status": status}
+
+
+def usage(house: House, row: Volume) -> int:
+    """Bytes that it takes; 0 where its driver does not tell."""
+    if row.driver == voloptions.LOCAL:
+        return house.volumes.usage(row.dir)
+    from . import served
+
+    try:
+        return served.usage(house, row).used
+    except WherryError as error:
+        house.warn(error.message)
+        return 0
+
+
+def resize(house: House, name: str, size: int, *, more: bool = False) -> int:
+    """`volume resize`, to `size` bytes, or by so many `more`; the new size in bytes."""
+    row = get(house, name)
+    if row.driver == voloptions.LOCAL:
+        hint = f"make one that has: wherry volume create -o size=..., and copy: wherry volume export {name}"
+        raise WherryError(Kind.PRECONDITION, f"volume {name} is a directory: it has no size of its own", hint=hint)
+    size += row.handle["size"] if more else 0
+    if size < row.handle["size"]:
+        hint = "volumes only grow; make a smaller one, and copy: wherry volume export, import"
+        message = f"volume {name} cannot be made smaller than its {row.handle['size']} bytes"
+        raise WherryError(Kind.INVALID, message, hint=hint)
+    from . import served
+
+    with making(house):
+        larger = served.resize(house, row, size)
+    events.emit(house, "volume", "resize", name, {"driver": row.driver, "size": str(larger)})
+    return larger
 
 
 def _matches(house: House, row: Volume, wanted: Filters) -> bool:
@@ -160,7 +275,7 @@ def _matches(house: House, row: Volume, wanted: Filters) -> bool:
         "name": lambda v: filters.named(v, row.name),
         "label": lambda v: filters.labels(v, row.labels),
         "dangling": lambda v: (v[0].lower() in ("true", "1")) == (not house.db.volume_users(row.name)),
-        "driver": lambda v: "local" in v,
+        "driver": lambda v: row.driver in v,
     }
     return all(checks[name](values) for name, values in wanted.items())
 
@@ -172,9 +287,14 @@ def listing(house: House, wanted: Filters) -> list[Json]:
 
 def discard(house: House, row: Volume) -> None:
     """Row first, then bytes."""
-    house.db.remove_volume(row.name)
-    house.volumes.remove(row.dir)
-    events.emit(house, "volume", "destroy", row.name, {"driver": "local"})
+    if row.driver == voloptions.LOCAL:
+        house.db.remove_volume(row.name)
+        house.volumes.remove(row.dir)
+    else:
+        from . import served
+
+        served.remove(house, row)
+    events.emit(house, "volume", "destroy", row.name, {"driver": row.driver})
 
 
 def remove(house: House, name: str, *, force: bool) -> None:
@@ -183,7 +303,7 @@ def remove(house: House, name: str, *, force: bool) -> None:
     if row is not None:
         discard(house, row)
     elif not force:
-        _get(house, name)
+        get(house, name)
 
 
 def prune(house: House, *, all: bool, filters: Filters) -> Json:
@@ -193,7 +313,7 @@ def prune(house: House, *, all: bool, filters: Filters) -> Json:
     deleted, freed = [], 0
     for row in house.db.volumes():
         if (every or row.anonymous) and not house.db.volume_users(row.name) and _matches(house, row, wanted):
-            size = house.volumes.usage(row.dir)
+            size = usage(house, row)
             try:
                 discard(house, row)
             except WherryError as error:

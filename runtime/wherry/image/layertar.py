@@ -49,9 +49,9 @@ def write_layer(
         os.close(fd)
 
 
-def write_tree(root: int, out: Out) -> None:
-    """Everything below a directory's descriptor, on its own mount: `docker export`'s tar."""
-    _Writer(out, None, None).write(root, with_root=False)
+def write_tree(root: int, out: Out, *, with_root: bool = False) -> None:
+    """Everything below a directory's descriptor, on its own mount: `docker export`'s tar. `with_root`: and itself."""
+    _Writer(out, None, None).write(root, with_root=with_root)
 
 
 def _rights(status: os.stat_result) -> tuple[int, int, int]:

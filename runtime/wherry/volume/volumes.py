@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from wherry.errors import Kind, WherryError
+from wherry.volume.copying import DEPTH, copy_directory
 
-__all__ = ["Volumes", "copy_directory"]
+__all__ = ["Volumes"]
 
 _ID = r"^[a-z0-9-]{1,64}$"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHUNK = 1 << 20
-_DEPTH = 200  # levels of a tree that is copied or measured: each holds up to two descriptors open
 
 
 class Volumes:
@@ -41,9 +40,20 @@ class Volumes:
         finally:
             os.close(pool)
 
-    def create(self) -> str:
-        """Make an empty volume; returns its minted id."""
+    def create(self, source: int = -1) -> str:
+        """Make a volume, empty or with the content of the directory `source`, whole; returns its minted id."""
         vid = os.urandom(16).hex()
+        try:
+            self._create(vid)
+            if source >= 0:
+                with self.data(vid) as target:
+                    copy_directory(source, target, nodes=True)
+        except BaseException:
+            self.remove(vid)
+            raise
+        return vid
+
+    def _create(self, vid: str) -> None:
         with self._open_pool() as pool:
             os.mkdir(vid, 0o700, dir_fd=pool)
             outer = os.open(vid, _DIR, dir_fd=pool)
@@ -52,7 +62,6 @@ class Volumes:
                 os.chmod("_data", 0o755, dir_fd=outer)  # noqa: S103  # as docker, whatever the umask is
             finally:
                 os.close(outer)
-        return vid
 
     def path(self, vid: str) -> str:
         """Return the path of a volume's data, for a mount."""
@@ -83,11 +92,6 @@ class Volumes:
         finally:
             os.close(inner)
 
-    def empty(self, vid: str) -> bool:
-        """Tell whether nothing lies in the volume."""
-        with self.data(vid) as fd, os.scandir(fd) as entries:
-            return next(entries, None) is None
-
     def remove(self, vid: str) -> None:
         """Delete a volume's bytes. Gone already is success; a mount below it stops the walk."""
         from wherry.kernel import files
@@ -104,21 +108,6 @@ class Volumes:
         except FileNotFoundError:
             return 0
 
-    def copy_up(self, vid: str, source: int) -> None:
-        """Fill the empty volume with the content of the directory `source`, owner, mode, times and xattrs included."""
-        with self.data(vid) as target:
-            _copy_directory(source, target)
-
-    def own(self, vid: str, uid: int, gid: int) -> None:
-        """Give the volume's data directory to an owner (`:U` of an empty volume)."""
-        with self.data(vid) as fd:
-            os.fchown(fd, uid, gid)
-
-
-def copy_directory(source: int, target: int) -> None:
-    """Copy the content of a directory into another, owner, mode, times and xattrs included; by descriptors."""
-    _copy_directory(source, target)
-
 
 def _checked(vid: str) -> str:
     if not re.match(_ID, vid):
@@ -127,7 +116,7 @@ def _checked(vid: str) -> str:
 
 
 def _sizes(fd: int, seen: set[tuple[int, int]], depth: int = 0) -> Iterator[int]:
-    """What lies deeper than _DEPTH is not counted: a container's nesting must not break the host's `system df`."""
+    """What lies deeper than DEPTH is not counted: a container's nesting must not break the host's `system df`."""
     with os.scandir(fd) as entries:
         names = [entry.name for entry in entries]
     for name in names:
@@ -135,92 +124,12 @@ def _sizes(fd: int, seen: set[tuple[int, int]], depth: int = 0) -> Iterator[int]
         if (found.st_dev, found.st_ino) not in seen:
             seen.add((found.st_dev, found.st_ino))
             yield found.st_blocks * 512
-        if stat.S_ISDIR(found.st_mode) and depth < _DEPTH:
+        if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
             inner = os.open(name, _DIR, dir_fd=fd)
             try:
                 yield from _sizes(inner, seen, depth + 1)
             finally:
                 os.close(inner)
-
-
-def _copy_directory(source: int, target: int, depth: int = 0) -> None:
-    """Copy entry by entry by descriptor; nothing is resolved as a path."""
-    if depth > _DEPTH:
-        raise WherryError(Kind.UNSUPPORTED, f"directories nested deeper than {_DEPTH} cannot be copied into a volume")
-    with os.scandir(source) as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
-        _copy_entry(source, target, name, depth)
-    _copy_meta(source, target)
-
-
-def _copy_entry(source: int, target: int, name: str, depth: int) -> None:
-    found = os.stat(name, dir_fd=source, follow_symlinks=False)
-    kind = stat.S_IFMT(found.st_mode)
-    if kind == stat.S_IFDIR:
-        os.mkdir(name, 0o700, dir_fd=target)
-        one, two = os.open(name, _DIR, dir_fd=source), os.open(name, _DIR, dir_fd=target)
-        try:
-            _copy_directory(one, two, depth + 1)
-        finally:
-            os.close(one)
-            os.close(two)
-    elif kind == stat.S_IFREG:
-        _copy_file(source, target, name, found)
-    elif kind == stat.S_IFLNK:
-        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-        os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
-    elif kind == stat.S_IFIFO:
-        os.mkfifo(name, 0o600, dir_fd=target)
-        os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
-        os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
-    # Device nodes and sockets of an image have no place in a volume (mounted nodev).
-
-
-def _copy_file(source: int, target: int, name: str, found: os.stat_result) -> None:
-    one = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
-    try:
-        two = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=target)
-        try:
-            _copy_data(one, two, found.st_size)
-            _copy_meta(one, two)
-        finally:
-            os.close(two)
-    finally:
-        os.close(one)
-
-
-def _copy_data(source: int, target: int, size: int) -> None:
-    """The pieces that hold data: a sparse file of an image may claim more than any disk has."""
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != 6:  # ENXIO: nothing but a hole is left
-                raise
-            break
-        end = min(os.lseek(source, at, os.SEEK_HOLE), size)
-        os.lseek(target, at, os.SEEK_SET)
-        while at < end:
-            if not (sent := os.sendfile(target, source, at, min(end - at, _CHUNK))):
-                return  # it was cut off meanwhile
-            at += sent
-    os.ftruncate(target, size)
-
-
-def _copy_meta(source: int, target: int) -> None:
-    found = os.fstat(source)
-    os.fchown(target, found.st_uid, found.st_gid)
-    os.fchmod(target, stat.S_IMODE(found.st_mode))
-    for name in os.listxattr(source):
-        if not name.startswith("trusted.overlay."):
-            try:
-                os.setxattr(target, name, os.getxattr(source, name))
-            except OSError as error:
-                if error.errno not in (95, 1, 22):  # EOPNOTSUPP, EPERM, EINVAL: the target cannot hold it
-                    raise
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def lock_pool(root: str, exclusive: bool) -> int:

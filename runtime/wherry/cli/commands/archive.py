@@ -22,7 +22,7 @@ WIDTH = 45  # of CREATED BY, docker's formatter/history.go
 STDIN = "/dev/stdin"
 
 
-def _output(app: App, path: str | None, what: str) -> str | int:
+def output_to(app: App, path: str | None, what: str) -> str | int:
     """Where an archive goes: a path, or the descriptor of standard output, unless that is a terminal."""
     if path:
         return os.path.join(app.cwd, path)
@@ -32,7 +32,7 @@ def _output(app: App, path: str | None, what: str) -> str | int:
     return fd_of(app.stdio.stdout)
 
 
-def _input(app: App, what: str) -> BinaryIO:
+def input_of(app: App, what: str) -> BinaryIO:
     if is_terminal(app.stdio.stdin):
         raise WherryError(Kind.INVALID, f"{what} is not read from a terminal", hint="give a file, or redirect it")
     return cast(BinaryIO, getattr(app.stdio.stdin, "buffer", app.stdio.stdin))
@@ -59,7 +59,7 @@ def save(app: App, values: Values) -> None:
     The default is what docker 25 and newer writes: an OCI image layout with a manifest.json beside it, which docker,
     podman, skopeo and ctr read. A name without a tag stands for all its tags.
     """
-    target = _output(app, values["output"], "an archive")
+    target = output_to(app, values["output"], "an archive")
     app.engine.save(values["image"], target, values["format"] or "docker")
 
 
@@ -83,7 +83,7 @@ def load(app: App, values: Values) -> None:
     if values["input"] and values["source"]:
         raise WherryError(Kind.INVALID, "both -i and SOURCE were given", hint="give one of them")
     if source in (None, "-"):
-        stream = _input(app, "an archive")
+        stream = input_of(app, "an archive")
         regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and not os.lseek(stream.fileno(), 0, os.SEEK_CUR)
         records = app.engine.load(STDIN, progress, None if regular else stream)
     else:
@@ -144,16 +144,16 @@ def commit(app: App, values: Values) -> None:
 )
 def export(app: App, values: Values) -> None:
     """Write the whole root file system of a container as a tar. Volumes are not part of it."""
-    target = _output(app, values["output"], "a tar")
+    target = output_to(app, values["output"], "a tar")
     if isinstance(target, int):
         app.engine.export(values["container"], app.raw_out)
         return
-    with _whole_file(target) as file:
+    with whole_file(target) as file:
         app.engine.export(values["container"], file.write)
 
 
 @contextlib.contextmanager
-def _whole_file(path: str) -> Iterator[BinaryIO]:
+def whole_file(path: str) -> Iterator[BinaryIO]:
     """A file that is there when all of it is; what is no regular file (a pipe, a device) is written as it is."""
     path = os.path.realpath(path)
     temporary = "" if os.path.exists(path) and not os.path.isfile(path) else f"{path}.{os.getpid():x}.tmp"
@@ -193,7 +193,7 @@ def import_(app: App, values: Values) -> None:
     given = {"message": values["message"] or "", "changes": values["change"], "platform": values["platform"] or ""}
     name, path = values["repository_tag"] or "", values["file"]
     if path == "-":
-        app.out(app.engine.import_tar(_input(app, "a tar"), name, origin="-", **given).id)
+        app.out(app.engine.import_tar(input_of(app, "a tar"), name, origin="-", **given).id)
         return
     try:
         with open(os.path.join(app.cwd, path), "rb") as file:
