@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -251,6 +253,15 @@ def test_a_driver_of_little(serve: Serve, tmp_path: Path) -> None:
         assert error.value.kind is Kind.UNSUPPORTED
         assert error.value.hint
     client.close()
+
+
+def test_the_warm_process_is_without_it() -> None:
+    """Every command of a warm process is a fork of it."""
+    program = "import sys; from wherry.warm import server; server._preload(); from wherry.warm import rehearsal"
+    program += "; print(sorted({'grpc', 'google.protobuf', 'csi_spec', 'wherry.volume.csi'} & set(sys.modules)))"
+    program += "; print('wherry.engine.served' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nTrue\n"
 
 
 def test_pages(serve: Serve) -> None:

@@ -36,7 +36,7 @@ _KINDS = {
     _Code.NOT_FOUND: Kind.NOT_FOUND,
     _Code.ALREADY_EXISTS: Kind.EXISTS,
     _Code.FAILED_PRECONDITION: Kind.CONFLICT,
-    _Code.ABORTED: Kind.CONFLICT,
+    _Code.ABORTED: Kind.UNAVAILABLE,  # busy with another call for all of our patience
     _Code.RESOURCE_EXHAUSTED: Kind.EXHAUSTED,
     _Code.UNIMPLEMENTED: Kind.UNSUPPORTED,
     _Code.PERMISSION_DENIED: Kind.DENIED,
