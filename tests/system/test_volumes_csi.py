@@ -521,7 +521,8 @@ def test_a_driver_of_another_mount_namespace(wherry: Wherry, busybox: str, tmp_p
 def test_a_refusal_leaves_nothing(wherry: Wherry) -> None:
     create(wherry, "data", "32m")
     wrong = (("create", "-o", "size=900t", "big"), ("clone", "-o", "size=900t", "data", "big"),
-             ("clone", "-o", "size=16m", "data", "small"), ("create", "-o", "size=1m", "-o", "pool=no", "x1"))  # fmt: skip
+             ("clone", "-o", "size=16m", "data", "small"),
+             ("create", "-o", "size=1m", "-o", "pool=no", "x1"))  # fmt: skip
     for words in wrong:
         done = wherry("volume", *words, check=False)
         assert done.returncode == 1
