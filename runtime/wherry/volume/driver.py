@@ -24,7 +24,7 @@ __all__ = ["argv", "endpoint", "ensure", "holder", "stop"]
 
 _SECONDS = 20.0  # for a driver to come up, and to end
 _LOCK_SECONDS = 60.0
-_PAUSES = (0.1, 0.5, 0.0)  # seconds after a start that failed: one that is just leaving may hold the pool still
+_PAUSES = (0.1, 0.5, 2.0, 0.0)  # seconds after a start that failed: one that is just leaving may hold the pool still
 _UCRED = "3i"  # struct ucred of unix(7)
 _LOG_TAIL = 4096
 
