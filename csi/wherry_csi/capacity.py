@@ -5,21 +5,28 @@ the records and the file system each time, so nothing can drift.
 
 Free is f_bavail of the file system, allocated what volumes and snapshots take of it now, shared what of that is counted
 twice because a copy by reflink shares it, promised the sizes of volumes and what snapshots took at their making. It
-adds up on a file system that the pool has to itself and on one that it has not.
+adds up on a file system that the pool has to itself and on one that it has not. What was shared at a copy's making
+counts as shared until one of the two is deleted: as they are written apart, less is promised than could be, never more.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from . import kernel
 from .errors import CsiError
 from .pools import Pool, Record
+from .records import Snapshot
 
-__all__ = ["Ledger", "available", "claim", "ledger"]
+__all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes"]
+
+#: XFS and btrfs give back in the background what was deleted: so soon after it, so long a claim asks again (seconds)
+_RECENT, _SETTLE = 30.0, 1.0
 
 
 class Ledger(NamedTuple):
@@ -59,7 +66,7 @@ def _own(pool: Pool) -> Ledger:
         found.f_bavail * found.f_frsize,
         pool.config.reserve,
         sum(sizes.values()) + making,
-        _shared(kept, sizes),
+        shared_bytes(kept, sizes),
         sum(record.promised for record in kept) + sum(claims.values()),
         0,
         pool.config.overprovision,
@@ -85,14 +92,41 @@ def _making(pool: Pool, ident: str) -> int:
     return total
 
 
-def _shared(kept: list[Record], sizes: dict[str, int]) -> int:
-    """Bytes that `allocated` counts more than once: in each family of copies, one holds what the others share."""
-    families: dict[str, list[int]] = defaultdict(list)
-    roots = {record.id for record in kept}
+def shared_bytes(kept: Sequence[Record], sizes: Mapping[str, int]) -> int:
+    """Bytes that `allocated` counts more than once, at most."""
+    families: dict[str, list[Record]] = defaultdict(list)
     for record in kept:
-        if record.shared:
-            families[record.family].append(min(record.shared, sizes[record.id]))
-    return sum(sum(parts) - (0 if family in roots else max(parts)) for family, parts in families.items())
+        families[record.family or record.id].append(record)
+    return sum(_shared_in(family, members, sizes) for family, members in families.items() if len(members) > 1)
+
+
+def _shared_in(family: str, members: Sequence[Record], sizes: Mapping[str, int]) -> int:
+    """Of copies that descend from the volume `family`: each shares with what it was made from, while that is there.
+
+    Copies of what was deleted share with one another: one of them counts as the holder, if all are of the same volume,
+    which was no copy itself. Of longer chains with gaps nothing is known, so all is counted.
+    """
+    parts = {record.id: min(record.shared, sizes[record.id]) for record in members}
+    orphans = [record for record in members if _parent(record) not in parts]
+    if len(orphans) == 1 or {_parent(record) for record in orphans} == {family}:
+        return sum(parts.values()) - max(parts[record.id] for record in orphans)
+    return sum(parts.values())
+
+
+def _parent(record: Record) -> str:
+    """What it was copied from; "" if it is no copy."""
+    if isinstance(record, Snapshot):
+        return record.volume
+    return record.source[1] if record.source else ""
+
+
+def _claimed(pool: Pool, ident: str, size: int) -> int | None:
+    """None if the bytes are reserved now, else how many there are."""
+    with pool.changing:
+        if size > (left := available(pool)):
+            return left
+        pool.claims[ident] = size
+        return None
 
 
 def available(pool: Pool) -> int:
@@ -103,11 +137,13 @@ def available(pool: Pool) -> int:
 @contextmanager
 def claim(pool: Pool, ident: str, size: int, what: str) -> Iterator[None]:
     """Reserve `size` bytes for what is being made as `ident`; two creates cannot have the same bytes."""
-    with pool.changing:
-        if size > (left := available(pool)):
+    end = time.monotonic() + _SETTLE
+    while (left := _claimed(pool, ident, size)) is not None:
+        if time.monotonic() > end or not pool.freed_since(time.monotonic() - _RECENT):
             sentence = f"pool {pool.name} has {left} bytes left to promise; {what} needs {size}"
             raise CsiError("RESOURCE_EXHAUSTED", sentence)
-        pool.claims[ident] = size
+        kernel.syncfs(pool.place.top)
+        time.sleep(_SETTLE / 20)
     try:
         yield
     finally:

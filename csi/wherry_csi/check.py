@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
 from . import mounts
+from .backend.all import one_look
 from .capacity import ledger
 from .conditions import trouble
 from .config import Config, PoolConfig
@@ -101,8 +102,9 @@ def _all(pool: Pool, alone: bool) -> Iterator[tuple[str, str]]:
     yield from _strangers(pool)
     for room in ("volumes", "snapshots"):
         kept: list[Record] = list(getattr(pool, room).values())
-        for record in kept:
-            yield from _trouble(pool, room, record)
+        with one_look():
+            troubles = [(f"{room}/{record.id}", trouble(pool, record)) for record in kept]
+        yield from ((subject, why) for subject, why in troubles if why)
         for name, times in Counter(record.name for record in kept).items():
             if times > 1:
                 yield room, f"{times} of them have the name {name!r}"
@@ -119,11 +121,6 @@ def _strangers(pool: Pool) -> Iterator[tuple[str, str]]:
     for name in sorted(set(os.listdir(pool.place.top)) - _KNOWN):
         if not name.endswith(".new"):
             yield name, "nobody of this driver put it there"
-
-
-def _trouble(pool: Pool, room: str, record: Record) -> Iterator[tuple[str, str]]:
-    if why := trouble(pool, record):
-        yield f"{room}/{record.id}", why
 
 
 def _growths(pool: Pool) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from .backend.all import one_look
 from .errors import CsiError
 from .pools import Pool, Record
 
@@ -40,10 +41,11 @@ class Conditions:
         """The trouble of each, by id. A pool's own is told at once, whatever was seen before."""
         end = time.monotonic() + _BUDGET
         pools = {pool.name: pool.trouble for pool, _ in listed}
-        for pool, record in sorted(listed, key=lambda one: self._seen.get(one[1].id, (0.0, ""))[0]):
-            if time.monotonic() > end:
-                break
-            self._seen[record.id] = time.monotonic(), trouble(pool, record)
+        with one_look():
+            for pool, record in sorted(listed, key=lambda one: self._seen.get(one[1].id, (0.0, ""))[0]):
+                if time.monotonic() > end:
+                    break
+                self._seen[record.id] = time.monotonic(), trouble(pool, record)
         self._forget(len(listed))
         return {record.id: pools[pool.name] or self._seen.get(record.id, (0.0, ""))[1] for pool, record in listed}
 

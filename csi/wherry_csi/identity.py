@@ -43,7 +43,7 @@ class Identity:
 
     def Probe(self, _request: csi_pb2.ProbeRequest, _context: Any) -> csi_pb2.ProbeResponse:
         """Ready, or FAILED_PRECONDITION with what is wrong with the pools."""
-        if trouble := self._life.watch():
+        if trouble := self._life.probe():
             raise CsiError("FAILED_PRECONDITION", "; ".join(trouble))
         return csi_pb2.ProbeResponse(ready=BoolValue(value=True))
 

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 from . import mounts
 from .errors import CsiError
@@ -19,6 +20,8 @@ from .requests import LIMITS
 __all__ = ["POD_UID", "apply", "line", "pod_of", "remove"]
 
 POD_UID = "csi.storage.k8s.io/pod.uid"
+
+Device = tuple[int, int]  # major, minor
 
 _UID = re.compile(r"[0-9a-zA-Z-]{1,64}")
 _IN_PATH = re.compile(r"/pods/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/")
@@ -37,14 +40,14 @@ def pod_of(target: str, context: Mapping[str, str] | None = None) -> str:
     return found[1] if found else ""
 
 
-def line(device: tuple[int, int], limits: Mapping[str, int]) -> str:
+def line(device: Device, limits: Mapping[str, int]) -> str:
     """The line of io.max for a device; what is not limited is "max"."""
     words = [f"{word}={limits.get(key) or 'max'}" for key, word in LIMITS.items()]
     return f"{device[0]}:{device[1]} {' '.join(words)}"
 
 
-def apply(uid: str, device: tuple[int, int], limits: Mapping[str, int]) -> None:
-    """Limit a pod's io on a device. FAILED_PRECONDITION if it cannot be: a limit is kept or refused."""
+def apply(uid: str, devices: Iterable[Device], limits: Mapping[str, int]) -> None:
+    """Limit a pod's io on a volume's devices. FAILED_PRECONDITION if it cannot be: a limit is kept or refused."""
     found = list(_cgroups(uid))
     if not found and any(limits.values()):
         raise CsiError(
@@ -52,16 +55,17 @@ def apply(uid: str, device: tuple[int, int], limits: Mapping[str, int]) -> None:
             f"the volume has io limits, but pod {uid} has no cgroup with io.max here: that needs cgroup v2 with its io "
             "controller; take the limits off the volume (0), or the pod to another node",
         )
-    _write(found, line(device, limits))
+    _write(found, [line(device, limits) for device in devices])
 
 
-def remove(uid: str, device: tuple[int, int]) -> None:
-    """Take the limits on a device off a pod; it may be gone."""
-    _write(_cgroups(uid), line(device, {}))
+def remove(uid: str, devices: Iterable[Device]) -> None:
+    """Take the limits on a volume's devices off a pod; it may be gone."""
+    if lines := [line(device, {}) for device in devices]:
+        _write(_cgroups(uid), lines)
 
 
-def _write(cgroups: Iterable[str], text: str) -> None:
-    for cgroup in cgroups:
+def _write(cgroups: Iterable[str], lines: Iterable[str]) -> None:
+    for cgroup, text in product(cgroups, lines):
         try:
             with open(os.path.join(cgroup, "io.max"), "w", encoding="ascii") as file:
                 file.write(text)

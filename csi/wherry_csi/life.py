@@ -97,11 +97,15 @@ class Life:
         """End of work: let deletions end. The locks go with the process: the socket must be gone before them."""
         self.reaper.drain(10.0)
 
-    def watch(self) -> list[str]:
-        """What is wrong with the pools, a sentence each; those that came back are open again."""
+    def watch(self) -> None:
+        """See which pools are there; those that came back are open again."""
         for pool in self.pools:
             pool.watch()
-        return [trouble for pool in self.pools if (trouble := pool.trouble)]
+
+    def probe(self) -> list[str]:
+        """What is wrong with the pools, a sentence each."""
+        self.watch()
+        return [trouble for pool in self.pools if (trouble := pool.probe())]
 
     def volume(self, ident: str) -> tuple[Pool, Volume]:
         """The volume of this id and its pool; NOT_FOUND, or UNAVAILABLE if it might be in a pool that is down."""

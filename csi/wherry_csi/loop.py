@@ -214,8 +214,10 @@ def detach(device: Device) -> None:
     """Detach it, now or, if somebody has it open, with the last close. What was written to it is in the image."""
     with suppress(FileNotFoundError), opened(device.number) as fd:
         try:
-            os.fsync(fd)
-            kernel.ioctl(fd, _CLR_FD, None, device.path)
+            try:
+                os.fsync(fd)
+            finally:  # a dead disk is told once, and does not hold the device for ever
+                kernel.ioctl(fd, _CLR_FD, None, device.path)
         except OSError as error:
             if error.errno != errno.ENXIO:  # detached already
                 raise

@@ -15,7 +15,7 @@ from typing import Any
 
 from csi_spec import csi_pb2
 
-from . import answers, fsgroup, iolimits, mounts, requests, targets
+from . import answers, fsgroup, iolimits, loop, mounts, requests, targets
 from .conditions import trouble
 from .errors import CsiError
 from .life import Life, exclusive, unfit
@@ -79,10 +79,16 @@ class Node:
         """Undo it; a volume that is still published stays staged."""
         ident = requests.identity(request.volume_id, "volume_id")
         path = requests.path(request.staging_target_path, "staging_target_path")
-        with self._on_node(ident) as (pool, volume, home):
-            if others := targets.find(pool, volume, home).beside(targets.real(path)):
-                raise CsiError("FAILED_PRECONDITION", f"volume {ident!r} is still published at {others[0]}")
-            pool.backend(volume).unstage(home, volume.shape, path)
+        try:
+            with self._on_node(ident) as (pool, volume, home):
+                _must_be_unpublished(ident, targets.find(pool, volume, home), path)
+                pool.backend(volume).unstage(home, volume.shape, path)
+        except (CsiError, OSError) as error:
+            _must_be_unpublished(ident, targets.blind(ident), path)
+            self._blindly(ident, targets.real(path), error)
+            for device in targets.blind_devices(ident):
+                with suppress(OSError):  # what cannot be flushed is lost; a fsync of its user was told so
+                    loop.detach(device)
         return csi_pb2.NodeUnstageVolumeResponse()
 
     # --- publishing -----------------------------------------------------------------------------------------------
@@ -101,8 +107,8 @@ class Node:
         with self._on_node(ident) as (pool, volume, home):
             _must_fit(pool, volume, capability)
             self._publish((pool, volume, home), (staged, target), capability, request.readonly or _reads(capability))
-            if volume.limits and uid and (device := pool.backend(volume).device(home, volume.shape)):
-                iolimits.apply(uid, device, volume.limits)
+            if volume.limits and uid:
+                iolimits.apply(uid, targets.devices(home), volume.limits)
         return csi_pb2.NodePublishVolumeResponse()
 
     @staticmethod
@@ -112,7 +118,7 @@ class Node:
         pool, volume, home = what
         staged, target = targets.real(paths[0]), targets.real(paths[1])
         places = targets.find(pool, volume, home)
-        there = _mounted(places, target, volume)
+        there = _mounted(places, target, volume.id)
         if there is not None:
             _must_be_same(there, target, readonly, capability)
             return
@@ -134,22 +140,37 @@ class Node:
         """Take the volume off the target, and the target away."""
         ident = requests.identity(request.volume_id, "volume_id")
         target = requests.path(request.target_path, "target_path")
-        with self._on_node(ident) as (pool, volume, home):
-            there, limited = targets.real(target), pool.backend(volume).device(home, volume.shape)
-            while _mounted(targets.find(pool, volume, home), there, volume) is not None:
-                _unmount(there)
-            if limited and (uid := iolimits.pod_of(target)):
-                iolimits.remove(uid, limited)
-            _remove_target(there)
+        there = targets.real(target)
+        try:
+            with self._on_node(ident) as (pool, volume, home):
+                if uid := iolimits.pod_of(target):  # first: the number of a device may soon be another volume's
+                    iolimits.remove(uid, targets.devices(home))
+                while _mounted(targets.find(pool, volume, home), there, volume.id) is not None:
+                    _unmount(there)
+        except (CsiError, OSError) as error:
+            self._blindly(ident, there, error)
+        _remove_target(there)
         return csi_pb2.NodeUnpublishVolumeResponse()
+
+    def _blindly(self, ident: str, path: str, why: CsiError | OSError) -> None:
+        """Take off `path` a volume whose pool is dead or gone, which must keep no pod from ending; or raise `why`."""
+        if isinstance(why, CsiError) and why.code not in ("NOT_FOUND", "UNAVAILABLE", "INTERNAL"):
+            raise why
+        with self._life.held(ident):
+            found, attached = targets.blind(ident).found, targets.blind_devices(ident)
+            unknown = isinstance(why, CsiError) and why.code == "NOT_FOUND" and not (found or attached)
+            mounted = targets.stack(path)
+            if unknown or (mounted and mounted[-1] not in found):
+                raise why
+            while (mounted := targets.stack(path)) and mounted[-1] in found:
+                _unmount(path)
 
     def limited(self, pool: Pool, volume: Volume) -> None:
         """The volume's io limits have changed: so they do for the pods that it is published for."""
         with pool.home(volume) as home:
-            device = pool.backend(volume).device(home, volume.shape)
-            for path in targets.find(pool, volume, home).beside() if device else []:
-                if device and (uid := iolimits.pod_of(path)):
-                    iolimits.apply(uid, device, volume.limits)
+            pods = {iolimits.pod_of(path) for path in targets.find(pool, volume, home).beside()} - {""}
+            for uid in sorted(pods):
+                iolimits.apply(uid, targets.devices(home), volume.limits)
 
     # --- use ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +234,11 @@ class Node:
         raise CsiError("NOT_FOUND", f"volume {volume.id!r} is neither staged nor published at {path[:200]!r}")
 
 
+def _must_be_unpublished(ident: str, places: Places, staged: str) -> None:
+    if others := places.beside(targets.real(staged)):
+        raise CsiError("FAILED_PRECONDITION", f"volume {ident!r} is still published at {others[0]}")
+
+
 def _given(path: str) -> None:
     if not path:
         raise CsiError("INVALID_ARGUMENT", "volume_path is missing: say where the volume is")
@@ -223,7 +249,7 @@ def _must_fit(pool: Pool, volume: Volume, capability: Capability) -> None:
         raise CsiError("FAILED_PRECONDITION", f"volume {volume.id!r}: {why}")
 
 
-def _mounted(places: Places, target: str, volume: Volume) -> mounts.Mount | None:
+def _mounted(places: Places, target: str, ident: str) -> mounts.Mount | None:
     """The volume's mount on the target; None if nothing is mounted there; another's mount is FAILED_PRECONDITION."""
     try:
         stack = mounts.at(target)
@@ -234,7 +260,7 @@ def _mounted(places: Places, target: str, volume: Volume) -> mounts.Mount | None
     if stack[-1] not in places.found:
         raise CsiError(
             "FAILED_PRECONDITION",
-            f"{target} has a mount of {stack[-1].source} on it that is not of volume {volume.id!r}: it is left alone",
+            f"{target} has a mount of {stack[-1].source} on it that is not of volume {ident!r}: it is left alone",
         )
     return stack[-1]
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from . import mounts, records, tree
 from .backend import Backend, PoolFacts
-from .backend.all import BACKENDS, probe
+from .backend.all import BACKENDS, one_look, probe
 from .config import PoolConfig
 from .errors import CsiError
 from .records import RECORD, Group, Snapshot, Unreadable, Volume
@@ -138,6 +138,7 @@ class Pool:
         self._reaper = reaper
         self._place: _Place | None = None
         self._why = "it was not opened yet"
+        self._freed = float("-inf")
         self._forget()
 
     def _forget(self) -> None:
@@ -177,7 +178,7 @@ class Pool:
         place = _Place(self.config)
         place.enter(_found)
         self._forget()
-        self.id, self.facts = "", probe(place.top)
+        self.id, self.facts = _known(place.top), probe(place.top)
         self._place, self._why = place, ""
         self._read_groups()
         self._read("volumes", Volume)
@@ -216,6 +217,15 @@ class Pool:
         except OSError as error:
             return f"pool {self.name}: {self.config.path}: {error.strerror}"
         return f"pool {self.name}: {self.config.path} is read-only" if found.f_flag & os.ST_RDONLY else ""
+
+    def probe(self) -> str:
+        """`trouble`, and whether its disk still takes what is written: a dead one may go on answering from memory."""
+        if self._place is not None and not self.trouble:
+            try:
+                os.fsync(self._place.top)
+            except OSError as error:
+                return f"pool {self.name}: {self.config.path}: {error.strerror}"
+        return self.trouble
 
     @property
     def place(self) -> _Place:
@@ -307,6 +317,11 @@ class Pool:
     def removed(self, ident: str) -> None:
         """Remove what lies in trash/ under this name."""
         tree.remove(ident, self.place.rooms["trash"])
+        self._freed = time.monotonic()
+
+    def freed_since(self, moment: float) -> bool:
+        """Whether bytes were given back since a moment of time.monotonic()."""
+        return self._freed > moment
 
     def save_group(self, group: Group) -> None:
         """Write a group's file: with it, its snapshots are one."""
@@ -342,6 +357,7 @@ class Pool:
             self._complete_groups()
         self._read("volumes", Volume)
         self._read("snapshots", Snapshot)
+        self._settle()
         if not readonly:
             self._drop_orphans()
             self._finish_growths()
@@ -381,6 +397,13 @@ class Pool:
         for snapshot in list(self.snapshots.values()):
             if snapshot.group and snapshot.group not in self.groups and "groups/" not in "".join(self.damaged):
                 self.discard(snapshot.id, "snapshots")
+
+    def _settle(self) -> None:
+        """What a killed driver may have left of volumes in the kernel."""
+        with one_look():
+            for volume in self.volumes.values():
+                with suppress(OSError, CsiError), self.home(volume) as home:
+                    self.backend(volume).recover(home, volume.shape)
 
     def _finish_growths(self) -> None:
         for volume in list(self.volumes.values()):
@@ -436,17 +459,23 @@ def load_group(room: int, name: str) -> Group:
 
 
 def _identity(top: int) -> str:
-    """The pool's id, minted when it is first opened; a pool of a later version is left alone."""
+    """The pool's id, minted when it is first opened."""
+    try:
+        return _known(top)
+    except FileNotFoundError:
+        ident = uuid.uuid4().hex
+        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
+        return ident
+
+
+def _known(top: int) -> str:
+    """The id of a pool that has one; a pool of a later version is left alone."""
     try:
         found = json.loads(records.load(top, "pool.json"))
         if found["version"] != _VERSION:
             sentence = f"its pool.json is of version {found['version']}; this driver knows {_VERSION}: use a newer one"
             raise PoolDown(sentence)
         return str(found["id"])
-    except FileNotFoundError:
-        ident = uuid.uuid4().hex
-        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
-        return ident
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolDown(f"its pool.json is damaged ({error}): if its volumes are in order, remove that file") from error
 

@@ -8,15 +8,16 @@ what is ours; mounts and unmounts nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from . import mounts
+from . import loop, mounts
 from .backend import Shape
 from .mounts import Mount
-from .pools import Pool
+from .pools import TOP, Pool
 from .records import Volume
 
-__all__ = ["Places", "find", "real"]
+__all__ = ["Places", "blind", "blind_devices", "devices", "find", "is_readonly", "real", "stack"]
 
 
 class Places(NamedTuple):
@@ -46,6 +47,39 @@ def find(pool: Pool, volume: Volume, home: int) -> Places:
     if (device := pool.backend(volume).device(home, volume.shape)) is not None:
         return Places(mounts.of_device(f"{device[0]}:{device[1]}"))
     return Places(_of_directory(home, volume.shape) if volume.backend == "directory" else [])
+
+
+def devices(home: int) -> list[tuple[int, int]]:
+    """major, minor of the loop devices of images in the home: one, and another for read-only block publishes."""
+    prefix = mounts.real_path(home) + "/"
+    names = [name for name in os.listdir("/sys/block") if name.startswith("loop") and _backing(name).startswith(prefix)]
+    return [(loop.MAJOR, int(name.removeprefix("loop"))) for name in sorted(names)]
+
+
+def blind(ident: str) -> Places:
+    """`find` without a home: of a volume whose pool is dead or gone, known by its id in the path of what is mounted."""
+    part = f"/{TOP}/volumes/{ident}/"
+    return Places([mount for mount in mounts.table() if any(part in path for path in _origins(mount))])
+
+
+def blind_devices(ident: str) -> list[loop.Device]:
+    """`devices` without a home."""
+    part = f"/{TOP}/volumes/{ident}/"
+    names = [name for name in os.listdir("/sys/block") if name.startswith("loop") and part in _backing(name)]
+    return [loop.Device(int(name.removeprefix("loop")), False) for name in sorted(names)]
+
+
+def stack(target: str) -> list[Mount]:
+    """The mounts on a path as `real` gives it, bottom to top; asks nothing of what is mounted, which may be dead."""
+    return [mount for mount in mounts.table() if mount.target == target]
+
+
+def _origins(mount: Mount) -> Iterator[str]:
+    """Paths that a mount may come from: in its file system, and the image of the device that it is of or is."""
+    yield mount.root + "/"
+    for path in (mount.source, mount.root):
+        if (name := os.path.basename(path)).startswith("loop"):
+            yield _backing(name)
 
 
 def _of_directory(home: int, _shape: Shape) -> list[Mount]:

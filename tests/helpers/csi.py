@@ -106,10 +106,10 @@ def sentence(said: str) -> None:
 
 
 @contextmanager
-def refused(*codes: str) -> Iterator[None]:
+def refused(*codes: str) -> Iterator[pytest.ExceptionInfo[grpc.RpcError]]:
     """The call within answers one of these codes, with a sentence and no details (the spec's error scheme)."""
     with pytest.raises(grpc.RpcError) as caught:
-        yield
+        yield caught
     error = caught.value
     assert code_of(error) in codes, f"{code_of(error)}: {error.details()}"
     sentence(error.details())

@@ -34,7 +34,7 @@ from helpers.csi import (
     residue,
     restore_of,
 )
-from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, tree
+from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, built, tree
 from helpers.loopfs import LoopFs
 from helpers.tools import run
 
@@ -138,7 +138,9 @@ def test_strange_things_in_a_pool(own: Fort, kind: str) -> None:
         assert own.client.create("new").volume_id
         own.untouched()
         if told:
+            own.driver.stop()
             assert own.driver.check(), f"check has nothing to say of {kind}"
+            own.restart()
         assert own.home(ill).exists() == before, "a volume whose record is lost is somebody's data"
         for volume in [ill, *IDS[:5]]:
             with suppress(grpc.RpcError):
@@ -156,16 +158,19 @@ def test_strange_things_in_a_pool(own: Fort, kind: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 999, "id": "x"}', '{"version": "1"}'])
 def test_a_pool_of_somebody_else(own: Fort, text: str) -> None:
-    """A pool that a newer driver wrote, or that is damaged, is not served and not changed; the exit says so."""
-    own.client.create("one")
+    """A pool that a newer driver wrote, or that is damaged, is not served and not changed; calls and `check` say so."""
+    volume = own.client.create("one").volume_id
     own.driver.stop()
     (own.pool / HOME / "pool.json").write_text(text)
     before = set(residue(own.pool))
-    with pytest.raises(AssertionError, match="ended"):
-        own.driver.start(5)
-    said = own.driver.tail()
-    assert "Traceback" not in said
-    assert "pool.json" in said
+    own.client = own.driver.start()
+    for call in (lambda: own.client.create("new"), lambda: own.client.delete(volume), lambda: own.client.get(volume)):
+        with refused(*PROBLEM) as caught:
+            call()
+        assert "pool.json" in caught.value.details()
+    assert own.driver.check()
+    own.driver.stop()
+    assert "Traceback" not in own.driver.tail()
     assert set(residue(own.pool)) == before
     assert (own.pool / HOME / "pool.json").read_text() == text
     assert tree(own.canary) == own.before
@@ -240,23 +245,52 @@ def calls_that_write(own: Fort, volume: str, snapshot: str) -> list[Callable[[],
     ]  # fmt: skip
 
 
-def test_a_read_only_pool(own: Fort) -> None:
-    volume = own.client.create("one").volume_id
-    snapshot = own.client.snapshot(volume, "s").snapshot_id
-    run("mount", "-o", "remount,ro", own.pool)
-    for call in calls_that_write(own, volume, snapshot):
-        with refused(*PROBLEM):
-            call()
-    for call in (lambda: own.client.delete(volume), lambda: own.client.unsnapshot(snapshot)):
+def refused_while_read_only(own: Fort, volume: str, snapshot: str) -> None:
+    """Every call that would write says so; what is there is listed."""
+    for call in (*calls_that_write(own, volume, snapshot), lambda: own.client.delete(volume),
+                 lambda: own.client.unsnapshot(snapshot)):  # fmt: skip
         with refused(*PROBLEM):
             call()
     assert set(own.client.volumes()) == {volume}
     assert set(own.client.snapshots()) == {snapshot}
-    run("mount", "-o", "remount,rw", own.pool)
+    assert own.client.get(volume).status.volume_condition.abnormal
+    assert own.driver.check()
+
+
+def test_a_pool_that_is_mounted_read_only(own: Fort) -> None:
+    volume = own.client.create("one").volume_id
+    snapshot = own.client.snapshot(volume, "s").snapshot_id
+    own.driver.stop()
+    own.fs.unmount()
+    own.fs.mount("ro")
+    own.client = own.driver.start()
+    refused_while_read_only(own, volume, snapshot)
+    own.driver.stop()
+    own.fs.unmount()
+    own.fs.mount()
+    own.client = own.driver.start()
     assert own.client.create("new").volume_id
     assert own.driver.check() == []
     own.client.sweep()
     assert not residue(own.pool)
+
+
+@pytest.mark.parametrize("own", ["ext4"], indirect=True)
+def test_a_pool_that_goes_read_only(own: Fort) -> None:
+    """ext4 met an error, and protects itself, under a driver that runs."""
+    volume = own.client.create("one").volume_id
+    snapshot = own.client.snapshot(volume, "s").snapshot_id
+    run("mount", "-o", "remount,errors=remount-ro", own.pool)
+    device = Path(run("findmnt", "-n", "-o", "SOURCE", own.pool).stdout.strip()).name
+    (Path("/sys/fs/ext4") / device / "trigger_fs_error").write_text("a test")
+    eventually(lambda: os.statvfs(own.pool).f_flag & os.ST_RDONLY, 5)
+    refused_while_read_only(own, volume, snapshot)
+    own.driver.stop()
+    own.fs.unmount()
+    own.fs.mount()
+    own.client = own.driver.start()
+    assert own.client.create("new").volume_id
+    assert set(own.client.snapshots()) == {snapshot}
 
 
 def test_a_pool_whose_device_dies(own: Fort) -> None:
@@ -279,6 +313,28 @@ def test_a_pool_whose_device_dies(own: Fort) -> None:
     assert set(own.client.snapshots()) == {snapshot}
     assert own.driver.check() == []
     (own.client.use(volume) / "file").write_text("x")
+
+
+@pytest.mark.parametrize("own", ["xfs", "ext4"], indirect=True)
+def test_pods_end_on_a_dead_pool(own: Fort) -> None:
+    """A disk that died keeps no pod from ending: what was published is taken off, and no device is left."""
+    kinds: list[dict[str, Any]] = [{}, {"block": True}, {"fs": "xfs"}]
+    volumes = [own.client.create(f"v{at}", 320 * MIB, **cap).volume_id for at, cap in enumerate(kinds)]
+    for volume, cap in zip(volumes, kinds, strict=True):
+        target = own.client.use(volume, **cap)
+        if target.is_dir():
+            (target / "file").write_bytes(os.urandom(MIB))
+    own.fs.shutdown()
+    for volume in volumes:
+        own.client.leave(volume)
+    assert [path for path in mounts_below(own.place) if path != str(own.pool)] == []
+    eventually(lambda: not loops(own.pool), 10, "no device is attached")
+    own.driver.stop()
+    own.fs.unmount()
+    own.fs.mount()
+    own.client = own.driver.start()
+    assert own.driver.check() == []
+    assert set(own.client.volumes()) == set(volumes)
 
 
 @pytest.fixture
@@ -360,36 +416,38 @@ def fill(path: Path) -> int:
     return written
 
 
-@pytest.mark.parametrize("own", ["xfs", "ext4", "btrfs"], indirect=True)
+@pytest.mark.parametrize("fs", ["xfs", "ext4", "btrfs"])
 @pytest.mark.parametrize("parameters", [{}, {"provisioning": "thick"}], ids=["thin", "thick"])
-def test_bytes_of_a_deleted_volume_cannot_be_read_from_a_new_one(own: Fort, parameters: dict[str, str]) -> None:
+def test_bytes_of_a_deleted_volume_cannot_be_read_from_a_new_one(
+    tmp_path: Path, fs: str, parameters: dict[str, str]
+) -> None:
     """Pools are small, so that new volumes get the same blocks of the disk."""
-    size = 1024 * MIB if own.fs.fs == "btrfs" else 1536 * MIB
-    for name, cap in (("raw", {"block": True}), ("mounted", {})):
-        volume = own.client.create(name, size, parameters=parameters, **cap).volume_id
-        target = own.client.use(volume, **cap)
-        written = fill(target if cap else target / "file")
-        assert written > size * 0.8
-        own.client.leave(volume)
-        own.client.delete(volume)
-        eventually(lambda: not residue(own.pool), 20)
-        again = own.client.create(f"{name} again", size, parameters=parameters, block=True).volume_id
-        target = own.client.use(again, block=True)
-        with open(target, "rb") as device:
-            while piece := device.read(8 * MIB):
-                assert PATTERN[:32] not in piece, "another tenant's bytes"
-        own.client.leave(again)
-        own.client.delete(again)
-        again = own.client.create(f"{name} mounted again", size, parameters=parameters).volume_id
-        target = own.client.use(again)
-        with open(target / "hole", "wb") as file:  # what fallocate(2) gives is not written
-            os.posix_fallocate(file.fileno(), 0, size // 2)
-        with open(target / "hole", "rb") as file:
-            while piece := file.read(8 * MIB):
-                assert not piece.strip(b"\0"), "another tenant's bytes"
-        own.client.leave(again)
-        own.client.delete(again)
-        eventually(lambda: not residue(own.pool), 20)
+    with built(tmp_path, fs, megabytes=512) as own:
+        size = own.client.capacity().available_capacity * 3 // 4 // MIB * MIB
+        for name, cap in (("raw", {"block": True}), ("mounted", {})):
+            volume = own.client.create(name, size, parameters=parameters, **cap).volume_id
+            target = own.client.use(volume, **cap)
+            assert fill(target if cap else target / "file") > size * 0.8
+            own.client.leave(volume)
+            own.client.delete(volume)
+            assert not residue(own.pool)
+            again = own.client.create(f"{name} again", size, parameters=parameters, block=True).volume_id
+            assert clean(own.client.use(again, block=True))
+            own.client.leave(again)
+            own.client.delete(again)
+            again = own.client.create(f"{name} mounted again", size, parameters=parameters).volume_id
+            hole = own.client.use(again) / "hole"
+            with open(hole, "wb") as file:  # what fallocate(2) gives was not written
+                os.posix_fallocate(file.fileno(), 0, size // 2)
+            assert clean(hole)
+            own.client.leave(again)
+            own.client.delete(again)
+
+
+def clean(path: Path) -> bool:
+    """Nothing but zeros."""
+    with open(path, "rb", buffering=0) as file:
+        return not any(piece.strip(b"\0") for piece in iter(lambda: file.read(8 * MIB), b""))
 
 
 @pytest.mark.parametrize("own", ["xfs", "ext4", "btrfs"], indirect=True)
