@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would go to the user's terminal
 import grpc
 
 from csi_spec import csi_pb2
@@ -24,11 +25,15 @@ from wherry.errors import Kind, WherryError
 __all__ = ["Client", "Expanded", "Handle", "Taken", "Usage", "Wish"]
 
 _QUICK, _SLOW = 60.0, 3600.0  # seconds for a call: a copy of all bytes may take long, all else may not
+_LEAVING = (0.0, 0.1, 0.5)  # pauses before a driver that may just have left is called again
 _PATIENCE = 30.0  # seconds for which a volume may be busy with another call
 _DETAILS = 1000  # characters of a driver's sentence that are shown
 _PARENT = 0o700
 _WHO = ""  # what a call is about that names no volume
-_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, without the pause of one that failed
+)  # fmt: skip
 _Code = grpc.StatusCode
 _KINDS = {
     _Code.INVALID_ARGUMENT: Kind.INVALID,
@@ -110,17 +115,17 @@ class Client:
     # ---- one call ----
 
     def _call(self, method: str, request: Any, about: str, seconds: float = _QUICK) -> Any:
-        """Call SERVICE.METHOD. Once more where an on-demand driver was just leaving, again while a volume is busy:
+        """Call SERVICE.METHOD. Again where an on-demand driver was just leaving, and while a volume is busy:
         every call of CSI may be repeated."""
-        deadline, pause, left = time.monotonic() + _PATIENCE, 0.05, 1 if self._ensure else 0
+        deadline, pause, left = time.monotonic() + _PATIENCE, 0.05, list(_LEAVING) if self._ensure else []
         while True:
             try:
                 return self._once(method, request, seconds)
             except grpc.RpcError as error:
                 code = error.code()
                 if code is _Code.UNAVAILABLE and left:
-                    left -= 1
                     self.close()
+                    time.sleep(left.pop(0))
                 elif code is _Code.ABORTED and time.monotonic() < deadline:
                     time.sleep(pause)
                     pause = min(pause * 2, 1.0)
