@@ -15,7 +15,7 @@ from typing import Any
 
 from csi_spec import csi_pb2
 
-from . import answers, fsgroup, iolimits, loop, mounts, requests, targets
+from . import answers, fsgroup, iolimits, kernel, loop, mounts, requests, targets
 from .conditions import trouble
 from .errors import CsiError
 from .life import Life, exclusive, unfit
@@ -65,6 +65,7 @@ class Node:
         """Mount the volume, or attach its device."""
         ident = requests.identity(request.volume_id, "volume_id")
         path = requests.path(request.staging_target_path, "staging_target_path")
+        targets.apart(path, self._life.pools)
         capability = requests.capability(request.volume_capability, request.HasField("volume_capability"))
         with self._on_node(ident) as (pool, volume, home):
             _must_fit(pool, volume, capability)
@@ -99,6 +100,7 @@ class Node:
         """Bind what is staged on the target."""
         ident = requests.identity(request.volume_id, "volume_id")
         target = requests.path(request.target_path, "target_path")
+        targets.apart(target, self._life.pools)
         capability = requests.capability(request.volume_capability, request.HasField("volume_capability"))
         uid = iolimits.pod_of(target, request.volume_context)
         if not request.staging_target_path:
@@ -120,7 +122,7 @@ class Node:
         places = targets.find(pool, volume, home)
         there = _mounted(places, target, volume.id)
         if there is not None:
-            _must_be_same(there, target, readonly, capability)
+            _must_be_same(places, staged, there, readonly, capability)
             return
         others = places.beside(staged, target)
         if others and (exclusive(volume) or capability.mode not in requests.SHARED_MODES):
@@ -265,12 +267,20 @@ def _mounted(places: Places, target: str, ident: str) -> mounts.Mount | None:
     return stack[-1]
 
 
-def _must_be_same(there: mounts.Mount, target: str, readonly: bool, capability: Capability) -> None:
-    bits, _ = mounts.attributes(_bind_options(capability))
-    names = [word for word, (on, _) in mounts.ATTRIBUTES.items() if on and on & bits == on]
-    lacking = [word for word in names if word not in there.options and word != "ro"]
-    if targets.is_readonly(there) != readonly or lacking:
-        raise CsiError("ALREADY_EXISTS", f"the volume is published at {target} already, as {','.join(there.options)}")
+def _must_be_same(places: Places, staged: str, there: mounts.Mount, readonly: bool, capability: Capability) -> None:
+    """ALREADY_EXISTS if the volume is published there in another way than is asked now."""
+    base = places.at(staged)
+    if base is None:  # a block volume: all that matters is which device it is
+        same = targets.is_readonly(there) == readonly
+    else:
+        asked, _ = mounts.attributes([*_bind_options(capability), *(["ro"] if readonly else [])])
+        kept = mounts.attributes_of(base)
+        if asked & kernel.ATTR_ATIME:
+            kept &= ~kernel.ATTR_ATIME
+        same = mounts.attributes_of(there) == asked | kept
+    if not same:
+        how = ",".join(there.options)
+        raise CsiError("ALREADY_EXISTS", f"the volume is published at {there.target} already, as {how}")
 
 
 def _reads(capability: Capability) -> bool:
