@@ -181,8 +181,12 @@ def test_a_driver_on_demand_that_was_leaving_is_started_again(tmp_path: Path) ->
     running.pop().stop(0).wait()
     assert client.create(Wish("y", 1), "volume y").id == "vol-1"
     assert len(started) == 2
-    client.close()
+    driver.failures = [(Code.CANCELLED, "")]  # what a server says that ends with calls not begun
     running.pop().stop(0).wait()
+    assert client.create(Wish("z", 1), "volume z").id == "vol-1"
+    client.close()
+    for server in running:
+        server.stop(0).wait()
 
 
 def test_what_it_can_is_asked_once(serve: Serve) -> None:

@@ -25,7 +25,8 @@ from wherry.errors import Kind, WherryError
 __all__ = ["Client", "Expanded", "Handle", "Taken", "Usage", "Wish"]
 
 _QUICK, _SLOW = 60.0, 3600.0  # seconds for a call: a copy of all bytes may take long, all else may not
-_LEAVING = (0.0, 0.1, 0.5)  # pauses before a driver that may just have left is called again
+_HELLO = 10.0  # for the calls of Identity, which come first and have no work to do
+_LEAVING = (0.0, 0.1, 0.5, 1.0)  # pauses before a driver that may just have left is called again
 _PATIENCE = 30.0  # seconds for which a volume may be busy with another call
 _DETAILS = 1000  # characters of a driver's sentence that are shown
 _PARENT = 0o700
@@ -48,7 +49,9 @@ _KINDS = {
     _Code.UNAUTHENTICATED: Kind.DENIED,
     _Code.UNAVAILABLE: Kind.UNAVAILABLE,
     _Code.DEADLINE_EXCEEDED: Kind.UNAVAILABLE,
+    _Code.CANCELLED: Kind.UNAVAILABLE,  # by a driver that ends: we never do
 }
+_GONE = (_Code.UNAVAILABLE, _Code.CANCELLED)
 _AWAY = "is its driver running? containers that have the volume go on without it"
 
 
@@ -123,7 +126,7 @@ class Client:
                 return self._once(method, request, seconds)
             except grpc.RpcError as error:
                 code = error.code()
-                if code is _Code.UNAVAILABLE and left:
+                if left and (code in _GONE or (code is _Code.DEADLINE_EXCEEDED and method.startswith("Identity."))):
                     self.close()
                     time.sleep(left.pop(0))
                 elif code is _Code.ABORTED and time.monotonic() < deadline:
@@ -154,7 +157,7 @@ class Client:
 
     def _answers(self) -> bool:
         try:
-            self._once("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _QUICK)
+            self._once("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _HELLO)
         except (grpc.RpcError, WherryError):
             return False
         return True
@@ -164,12 +167,12 @@ class Client:
     @cached_property
     def info(self) -> tuple[str, str]:
         """The driver's own name and version."""
-        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO)
+        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO, _HELLO)
         return found.name, found.vendor_version
 
     def must_answer(self, about: str) -> None:
         """UNAVAILABLE if nobody is there: then what is asked next has had no effect."""
-        self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), about)
+        self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), about, _HELLO)
 
     def ready(self) -> bool:
         """Identity.Probe: whether it is ready to serve; one that does not say is."""
@@ -179,7 +182,7 @@ class Client:
     @cached_property
     def _plugin(self) -> frozenset[str]:
         request = csi_pb2.GetPluginCapabilitiesRequest()
-        found = self._call("Identity.GetPluginCapabilities", request, _WHO)
+        found = self._call("Identity.GetPluginCapabilities", request, _WHO, _HELLO)
         kinds = csi_pb2.PluginCapability.Service.Type
         return frozenset(kinds.Name(one.service.type) for one in found.capabilities if one.HasField("service"))
 
