@@ -169,6 +169,7 @@ def test_containers_share_it_and_the_last_one_takes_it_down(wherry: Wherry, busy
     place = Path(status(wherry, "data")["Mountpoint"]).parent
     ids = sorted(wherry.inspect(name)["Id"] for name in (one, two))
     assert sorted(os.listdir(place)) == sorted([*ids, "staging"])
+    assert oct(place.stat().st_mode)[-3:] == oct(place.parent.stat().st_mode)[-3:] == "700"
     assert "in use" in wherry("volume", "rm", "data", check=False).stderr
     wherry("stop", "-t", "0", one)
     until(lambda: len(os.listdir(place)) == 2)
@@ -412,15 +413,16 @@ def test_a_dead_monitor_s_volume_is_taken_down(wherry: Wherry, busybox: str) -> 
 class Foreign:
     """Our driver with a pool and a socket of its own, as any CSI driver on the host would be."""
 
-    def __init__(self, place: Path, state: Path) -> None:
+    def __init__(self, place: Path, state: Path, *before: str) -> None:
+        self.before = before
         self.pool, self.socket = place / "foreign", Path(f"{state}-foreign.sock")
         self.pool.mkdir()
         self.endpoint = f"unix://{self.socket}"
         self.start()
 
     def start(self) -> None:
-        words = [sys.executable, "-m", "wherry_csi", "serve", "--endpoint", self.endpoint, "--node-id", "other",
-                 "--pool", f"other={self.pool}", "--controller-publish"]  # fmt: skip
+        words = [*self.before, sys.executable, "-m", "wherry_csi", "serve", "--endpoint", self.endpoint,
+                 "--node-id", "other", "--pool", f"other={self.pool}", "--controller-publish"]  # fmt: skip
         self.socket.unlink(missing_ok=True)  # of one that was killed
         self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self.socket.exists)
@@ -493,6 +495,44 @@ def test_a_driver_that_is_away(wherry: Wherry, foreign: Foreign, busybox: str) -
     assert foreign.volumes() == []
     assert wherry.out("gc") == ""
     at_rest(wherry)
+
+
+def test_a_driver_of_another_mount_namespace(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
+    """What it mounts nobody here sees: no container starts without its volume, and nothing is written beside it."""
+    aside = ["unshare", "-m", "--propagation", "private"]
+    made = Foreign(tmp_path, wherry.state, *aside)
+    wherry("volume", "create", "-d", made.endpoint, "-o", "size=32m", "data")
+    words = ("run", "--rm", "--network", "none", "-v", "data:/v", busybox, "touch", "/v/x")
+    done = wherry(*words, check=False)
+    assert done.returncode == 125
+    assert "another mount namespace" in done.stderr
+    wherry("volume", "rm", "data")
+    made.kill()
+    made.socket.unlink()
+    own = [*aside, sys.executable, "-m", "wherry", "volume", "create", "-o", "size=32m", "own"]
+    subprocess.run(own, env=wherry.env, check=True, stdout=subprocess.DEVNULL)
+    done = wherry("volume", "inspect", "-f", "{{.Status.condition}}", "own")
+    assert "was started in another mount namespace" in done.stdout
+    driver.stop(str(wherry.state))
+    assert status(wherry, "own")["Status"]["condition"] == "ok"
+    at_rest(wherry)
+
+
+def test_a_refusal_leaves_nothing(wherry: Wherry) -> None:
+    create(wherry, "data", "32m")
+    wrong = (("create", "-o", "size=900t", "big"), ("clone", "-o", "size=900t", "data", "big"),
+             ("clone", "-o", "size=16m", "data", "small"),
+             ("create", "-o", "size=1m", "-o", "pool=no", "x1"))  # fmt: skip
+    for words in wrong:
+        done = wherry("volume", *words, check=False)
+        assert done.returncode == 1
+        assert "hint" in done.stderr or "says" in done.stderr
+    assert "left over" not in wherry.out("system", "check")
+    assert wherry("gc").stderr == ""
+    assert len(kept(wherry)) == 1
+    wherry("volume", "resize", "data", "48m")
+    wherry("volume", "clone", "data", "twin")
+    assert status(wherry, "twin")["Options"]["size"] == str(48 << 20)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -179,8 +181,12 @@ def test_a_driver_on_demand_that_was_leaving_is_started_again(tmp_path: Path) ->
     running.pop().stop(0).wait()
     assert client.create(Wish("y", 1), "volume y").id == "vol-1"
     assert len(started) == 2
-    client.close()
+    driver.failures = [(Code.CANCELLED, "")]  # what a server says that ends with calls not begun
     running.pop().stop(0).wait()
+    assert client.create(Wish("z", 1), "volume z").id == "vol-1"
+    client.close()
+    for server in running:
+        server.stop(0).wait()
 
 
 def test_what_it_can_is_asked_once(serve: Serve) -> None:
@@ -251,6 +257,15 @@ def test_a_driver_of_little(serve: Serve, tmp_path: Path) -> None:
         assert error.value.kind is Kind.UNSUPPORTED
         assert error.value.hint
     client.close()
+
+
+def test_the_warm_process_is_without_it() -> None:
+    """Every command of a warm process is a fork of it."""
+    program = "import sys; from wherry.warm import server; server._preload(); from wherry.warm import rehearsal"
+    program += "; print(sorted({'grpc', 'google.protobuf', 'csi_spec', 'wherry.volume.csi'} & set(sys.modules)))"
+    program += "; print('wherry.engine.served' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nTrue\n"
 
 
 def test_pages(serve: Serve) -> None:

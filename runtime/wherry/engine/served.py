@@ -33,8 +33,10 @@ _STAGING = "staging"
 _VISIT = "visit-"
 _LOCK_SECONDS = 120.0
 _MONITORS = "/wherry-monitors"
-#: a driver that fails so may have it still, or may be back later; anything else is a refusal
-_LATER = (Kind.UNAVAILABLE, Kind.INTERNAL, Kind.EXHAUSTED)
+#: failures of a driver after which it may have made what was asked; all others are refusals
+_DOUBT = (Kind.UNAVAILABLE, Kind.INTERNAL)
+#: those after which it may delete it later
+_LATER = (*_DOUBT, Kind.EXHAUSTED)
 
 
 def is_served(row: Volume | VolumeSnapshot | Leftover) -> bool:
@@ -94,7 +96,7 @@ def make(house: House, row: Volume, request: Request, source: tuple[str, str] | 
     try:
         made = client.create(wish, about)
     except WherryError as error:
-        if error.kind not in _LATER:
+        if error.kind not in _DOUBT:
             house.db.remove_leftover(row.dir)
         raise
     handle = made._asdict()
@@ -112,7 +114,7 @@ def take(house: House, row: Volume, name: str) -> VolumeSnapshot:
     try:
         made = client.snapshot(row.handle["id"], wish["name"], _about(row))
     except WherryError as error:
-        if error.kind not in _LATER:
+        if error.kind not in _DOUBT:
             house.db.remove_leftover(minted)
         raise
     kept = {key: row.handle[key] for key in ("access", "fs")}
@@ -128,7 +130,7 @@ def remove(house: House, row: Volume) -> None:
         house.db.remove_volume(row.name)
         house.db.add_leftover(left)
     try:
-        _delete(house, left)
+        _delete(house, left, _about(row))
     except WherryError as error:
         if error.kind not in _LATER:
             house.db.add_volume(row)
@@ -143,7 +145,7 @@ def remove_snapshot(house: House, row: VolumeSnapshot) -> None:
         house.db.remove_snapshot(row.name)
         house.db.add_leftover(left)
     try:
-        _delete(house, left)
+        _delete(house, left, f"volume snapshot {row.name}")
     except WherryError as error:
         if error.kind not in _LATER:
             house.db.add_snapshot(row)
@@ -151,21 +153,21 @@ def remove_snapshot(house: House, row: VolumeSnapshot) -> None:
         house.warn(f"{error.message}: `wherry gc` will try again to delete it")
 
 
-def _delete(house: House, left: Leftover) -> None:
+def _delete(house: House, left: Leftover, about: str) -> None:
     """What a leftover names, or may name, goes."""
-    about, client = f"deleting {left.kind} {left.handle.get('id', left.dir)}", _client(house, left.driver)
-    name = left.handle.get("id") or _made_again(client, left, about)
-    if left.kind == "snapshot":
-        client.delete_snapshot(name, about)
-    else:
-        _be_unused(house, left.dir, client, name)
-        client.delete(name, about)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(_lock_path(house, left.dir))
+    client = _client(house, left.driver)
+    if name := left.handle.get("id") or _made_after_all(client, left, about):
+        if left.kind == "snapshot":
+            client.delete_snapshot(name, about)
+        else:
+            _be_unused(house, left.dir, client, name, about)
+            client.delete(name, about)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_lock_path(house, left.dir))
     house.db.remove_leftover(left.dir)
 
 
-def _be_unused(house: House, vid: str, client: Client, name: str) -> None:
+def _be_unused(house: House, vid: str, client: Client, name: str, about: str) -> None:
     """No container has it, for the row is gone; a command that exports it, say, still may."""
     from . import cleanup
 
@@ -173,25 +175,33 @@ def _be_unused(house: House, vid: str, client: Client, name: str) -> None:
         cleanup.await_rest(house)  # of a container that has just ended
     for who in [*_attached(house, vid), ""]:
         if who and not _is_stale(house, who):
-            raise WherryError(Kind.CONFLICT, f"volume {name} is in use by another command", hint="try again")
-        _leave(house, vid, who, client, name)
+            raise WherryError(Kind.CONFLICT, f"{about} is in use by another command", hint="try again")
+        _leave(house, vid, who, client, (name, about))
 
 
 def drop(house: House, row: Volume | VolumeSnapshot) -> None:
     """Delete what was made for a row that is not stored after all."""
     kind = "volume" if isinstance(row, Volume) else "snapshot"
-    _delete(house, Leftover(row.dir, row.driver, kind, row.handle))
+    _delete(house, Leftover(row.dir, row.driver, kind, row.handle), f"{kind} {row.name}")
 
 
-def _made_again(client: Client, left: Leftover, about: str) -> str:
-    """The id of what a killed command may have made: the same request gives the same thing."""
+def _made_after_all(client: Client, left: Leftover, about: str) -> str:
+    """The id of what a killed command may have made: the same request gives the same thing. "" where it is refused, for
+    then there is nothing; and of our own driver, all of whose volumes can be listed (`_unknown`)."""
     from wherry.volume.csi import Wish
 
+    if left.driver == OWN:
+        return ""
     wish = left.handle["wish"]
-    if left.kind == "snapshot":
-        return client.snapshot(wish["volume"], wish["name"], about).id
-    source = tuple(wish["source"]) if wish["source"] else None
-    return client.create(Wish(**{**wish, "source": source}), about).id
+    try:
+        if left.kind == "snapshot":
+            return client.snapshot(wish["volume"], wish["name"], about).id
+        source = tuple(wish["source"]) if wish["source"] else None
+        return client.create(Wish(**{**wish, "source": source}), about).id
+    except WherryError as error:
+        if error.kind in _DOUBT:
+            raise
+        return ""
 
 
 # ---- mounted ----
@@ -239,27 +249,48 @@ def attach(house: House, row: Volume, who: str, *, readonly: bool = False) -> st
     path = f"{place}/{who}"
     with _locked(house, row.dir):
         try:
+            os.makedirs(place, 0o700, exist_ok=True)
             client.attach(_handle(row), f"{place}/{_STAGING}", path, readonly=readonly, about=_about(row))
+            _must_be_here(row, place, path)
         except BaseException:
             with contextlib.suppress(WherryError, OSError):
-                _leave_locked(house, row.dir, who, client, row.handle["id"])
+                _leave_locked(house, row.dir, who, client, (row.handle["id"], _about(row)))
             raise
     return path
 
 
+def _must_be_here(row: Volume, place: str, path: str) -> None:
+    """A driver in another mount namespace mounts where nobody of us sees it: a container would write into the empty
+    directory, or beside it."""
+    if not os.path.exists(path) or _mount_id(path) == _mount_id(place):
+        message = f"{_about(row)}: the driver {row.driver} says that it is mounted, but nothing is at {path}"
+        hint = "the driver runs in another mount namespace: start it in the host's, or let its mounts come out of there"
+        raise WherryError(Kind.PRECONDITION, message, hint=hint)
+
+
+def _mount_id(path: str) -> str:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+
+
 def detach(house: House, row: Volume, who: str) -> None:
     """Undo `attach`; not mounted is success."""
-    _leave(house, row.dir, who, _client(house, row.driver), row.handle["id"])
+    _leave(house, row.dir, who, _client(house, row.driver), (row.handle["id"], _about(row)))
 
 
-def _leave(house: House, vid: str, who: str, client: Client, name: str) -> None:
+def _leave(house: House, vid: str, who: str, client: Client, called: tuple[str, str]) -> None:
+    """`called`: what the driver calls the volume, and what failures do."""
     if os.path.isdir(_folder(house, vid)):
         with _locked(house, vid):
-            _leave_locked(house, vid, who, client, name)
+            _leave_locked(house, vid, who, client, called)
 
 
-def _leave_locked(house: House, vid: str, who: str, client: Client, name: str) -> None:
-    place, about = _folder(house, vid), f"volume {name}"
+def _leave_locked(house: House, vid: str, who: str, client: Client, called: tuple[str, str]) -> None:
+    place, (name, about) = _folder(house, vid), called
     if who and os.path.lexists(f"{place}/{who}"):
         client.unpublish(name, f"{place}/{who}", about)
     if os.path.isdir(place) and not _attached(house, vid):
@@ -291,10 +322,12 @@ def _leave_by_id(house: House, vid: str, who: str) -> None:
         **{left.dir: left for left in house.db.leftovers() if "id" in left.handle},
         **{row.dir: row for row in house.db.volumes() if is_served(row)},
     }
-    if vid in known:
-        _leave(house, vid, who, _client(house, known[vid].driver), known[vid].handle["id"])
-    else:
+    if (found := known.get(vid)) is None:
         _unmount(house, vid)
+        return
+    name = found.handle["id"]
+    about = _about(found) if isinstance(found, Volume) else f"volume {name}"
+    _leave(house, vid, who, _client(house, found.driver), (name, about))
 
 
 def _unmount(house: House, vid: str) -> None:
@@ -385,7 +418,8 @@ def sweep(house: House) -> list[str]:
     for vid, who in _stale(house):
         found += _tried(house, partial(_leave_by_id, house, vid, who), f"mount {vid}/{who or _STAGING}")
     for left in house.db.leftovers():
-        found += _tried(house, partial(_delete, house, left), f"{left.kind} {left.dir}")
+        what = f"{left.kind} {left.handle.get('id', left.dir)}"
+        found += _tried(house, partial(_delete, house, left, what), what)
     return found + _unknown(house)
 
 

@@ -111,8 +111,8 @@ def restore(house: House, name: str, new: str, *, labels: Mapping[str, str], opt
             with house.volumes.data(row.dir) as source:
                 made = blank._replace(dir=_of(house, source, name))
         else:
-            wanted = {**row.handle["options"], **options}
-            made = _served(house, blank, row.driver, wanted, row.handle["size"], ("snapshot", row.handle["id"]))
+            wanted = _as_large(row.handle["options"], options, row.handle["size"], f"snapshot {name}")
+            made = _served(house, blank, row.driver, wanted, ("snapshot", row.handle["id"]))
         return _stored(house, made, "restore", name)
 
 
@@ -127,20 +127,27 @@ def clone(house: House, name: str, new: str, *, labels: Mapping[str, str], optio
             with _held_still(house, row):
                 made = blank._replace(dir=_copied(house, row))
         else:
-            wanted = {**row.options, **options}
-            made = _served(house, blank, row.driver, wanted, row.handle["size"], ("volume", row.handle["id"]))
+            wanted = _as_large(row.options, options, row.handle["size"], f"volume {name}")
+            made = _served(house, blank, row.driver, wanted, ("volume", row.handle["id"]))
         return _stored(house, made, "clone", name)
 
 
-def _served(  # noqa: PLR0917  # a volume as it is asked of a driver
-    house: House, blank: Volume, driver: str, options: Mapping[str, str], least: int, source: tuple[str, str]
-) -> Volume:
-    """At least as large as its source is, which may have grown since its options said a size."""
+def _as_large(old: Mapping[str, str], given: Mapping[str, str], least: int, source: str) -> dict[str, str]:
+    """The options of a copy: as large as its source is now, which may have grown, or larger."""
+    if "size" in given and voloptions.size(given["size"]) < least:
+        hint = "give at least that, or leave size out"
+        raise WherryError(Kind.INVALID, f"a copy cannot be smaller than {source} with its {least} bytes", hint=hint)
+    grown = "size" not in old or voloptions.size(old["size"]) < least
+    return {**old, **({"size": str(least)} if grown else {}), **given}
+
+
+def _served(
+    house: House, blank: Volume, driver: str, options: Mapping[str, str], source: tuple[str, str]
+) -> Volume:  # fmt: skip
     from . import served
 
     request = voloptions.read(driver, options)
     assert request is not None
-    request = request._replace(size=max(request.size, least))
     return served.make(house, blank._replace(dir=os.urandom(16).hex(), options=dict(options)), request, source)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would go to the user's terminal
 import grpc
 
 from csi_spec import csi_pb2
@@ -24,11 +25,16 @@ from wherry.errors import Kind, WherryError
 __all__ = ["Client", "Expanded", "Handle", "Taken", "Usage", "Wish"]
 
 _QUICK, _SLOW = 60.0, 3600.0  # seconds for a call: a copy of all bytes may take long, all else may not
+_HELLO = 10.0  # for the calls of Identity, which come first and have no work to do
+_LEAVING = (0.0, 0.1, 0.5, 1.0)  # pauses before a driver that may just have left is called again
 _PATIENCE = 30.0  # seconds for which a volume may be busy with another call
 _DETAILS = 1000  # characters of a driver's sentence that are shown
 _PARENT = 0o700
 _WHO = ""  # what a call is about that names no volume
-_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, without the pause of one that failed
+)  # fmt: skip
 _Code = grpc.StatusCode
 _KINDS = {
     _Code.INVALID_ARGUMENT: Kind.INVALID,
@@ -36,14 +42,16 @@ _KINDS = {
     _Code.NOT_FOUND: Kind.NOT_FOUND,
     _Code.ALREADY_EXISTS: Kind.EXISTS,
     _Code.FAILED_PRECONDITION: Kind.CONFLICT,
-    _Code.ABORTED: Kind.CONFLICT,
+    _Code.ABORTED: Kind.UNAVAILABLE,  # busy with another call for all of our patience
     _Code.RESOURCE_EXHAUSTED: Kind.EXHAUSTED,
     _Code.UNIMPLEMENTED: Kind.UNSUPPORTED,
     _Code.PERMISSION_DENIED: Kind.DENIED,
     _Code.UNAUTHENTICATED: Kind.DENIED,
     _Code.UNAVAILABLE: Kind.UNAVAILABLE,
     _Code.DEADLINE_EXCEEDED: Kind.UNAVAILABLE,
+    _Code.CANCELLED: Kind.UNAVAILABLE,  # by a driver that ends: we never do
 }
+_GONE = (_Code.UNAVAILABLE, _Code.CANCELLED)
 _AWAY = "is its driver running? containers that have the volume go on without it"
 
 
@@ -110,17 +118,17 @@ class Client:
     # ---- one call ----
 
     def _call(self, method: str, request: Any, about: str, seconds: float = _QUICK) -> Any:
-        """Call SERVICE.METHOD. Once more where an on-demand driver was just leaving, again while a volume is busy:
+        """Call SERVICE.METHOD. Again where an on-demand driver was just leaving, and while a volume is busy:
         every call of CSI may be repeated."""
-        deadline, pause, left = time.monotonic() + _PATIENCE, 0.05, 1 if self._ensure else 0
+        deadline, pause, left = time.monotonic() + _PATIENCE, 0.05, list(_LEAVING) if self._ensure else []
         while True:
             try:
                 return self._once(method, request, seconds)
             except grpc.RpcError as error:
                 code = error.code()
-                if code is _Code.UNAVAILABLE and left:
-                    left -= 1
+                if left and (code in _GONE or (code is _Code.DEADLINE_EXCEEDED and method.startswith("Identity."))):
                     self.close()
+                    time.sleep(left.pop(0))
                 elif code is _Code.ABORTED and time.monotonic() < deadline:
                     time.sleep(pause)
                     pause = min(pause * 2, 1.0)
@@ -149,7 +157,7 @@ class Client:
 
     def _answers(self) -> bool:
         try:
-            self._once("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _QUICK)
+            self._once("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _HELLO)
         except (grpc.RpcError, WherryError):
             return False
         return True
@@ -159,12 +167,12 @@ class Client:
     @cached_property
     def info(self) -> tuple[str, str]:
         """The driver's own name and version."""
-        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO)
+        found = self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), _WHO, _HELLO)
         return found.name, found.vendor_version
 
     def must_answer(self, about: str) -> None:
         """UNAVAILABLE if nobody is there: then what is asked next has had no effect."""
-        self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), about)
+        self._call("Identity.GetPluginInfo", csi_pb2.GetPluginInfoRequest(), about, _HELLO)
 
     def ready(self) -> bool:
         """Identity.Probe: whether it is ready to serve; one that does not say is."""
@@ -174,7 +182,7 @@ class Client:
     @cached_property
     def _plugin(self) -> frozenset[str]:
         request = csi_pb2.GetPluginCapabilitiesRequest()
-        found = self._call("Identity.GetPluginCapabilities", request, _WHO)
+        found = self._call("Identity.GetPluginCapabilities", request, _WHO, _HELLO)
         kinds = csi_pb2.PluginCapability.Service.Type
         return frozenset(kinds.Name(one.service.type) for one in found.capabilities if one.HasField("service"))
 

@@ -24,7 +24,7 @@ __all__ = ["argv", "endpoint", "ensure", "holder", "stop"]
 
 _SECONDS = 20.0  # for a driver to come up, and to end
 _LOCK_SECONDS = 60.0
-_PAUSES = (0.1, 0.5, 0.0)  # seconds after a start that failed: one that is just leaving may hold the pool still
+_PAUSES = (0.1, 0.5, 2.0, 0.0)  # seconds after a start that failed: one that is just leaving may hold the pool still
 _UCRED = "3i"  # struct ucred of unix(7)
 _LOG_TAIL = 4096
 
@@ -52,9 +52,11 @@ def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str
     """Start it unless something answers there, and wait until it does. `cgroup`: where it moves to, "" for nowhere."""
     path = endpoint(state)
     if _answers(path):
+        _must_see_the_same(holder(state))
         return
     with files.flock(f"{state}/csi.lock", _LOCK_SECONDS):
         if _answers(path):  # another was faster
+            _must_see_the_same(holder(state))
             return
         os.makedirs(f"{root}/csi", 0o700, exist_ok=True)
         log, why = f"{state}/csi.log", ""
@@ -65,6 +67,18 @@ def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str
                 return
             time.sleep(pause)
     raise WherryError(Kind.UNAVAILABLE, f"the volume driver could not be started: {why}", hint=f"see {log}")
+
+
+def _must_see_the_same(there: process.Process | None) -> None:
+    """One that was started in another mount namespace would mount where this command sees nothing."""
+    try:
+        same = there is None or os.readlink(f"/proc/{there.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except FileNotFoundError:  # it has just left
+        return
+    if there is not None and not same:
+        hint = "wait until it leaves, some seconds after its last call, or use another --root and --state in here"
+        message = f"the volume driver (process {there.pid}) was started in another mount namespace"
+        raise WherryError(Kind.PRECONDITION, message, hint=hint)
 
 
 def _spawn(words: tuple[str, ...], env: Mapping[str, str], log: str) -> subprocess.Popen[bytes]:
