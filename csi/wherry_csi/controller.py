@@ -146,7 +146,7 @@ class Controller:
         near = [dict(request.accessible_topology.segments)] if request.HasField("accessible_topology") else []
         draft = Draft("", requests.Range(), found, requests.wish(request.parameters, {}), None, near)
         able = self._life.pools_for(draft)
-        disks: dict[int, int] = {}
+        disks: dict[str, int] = {}
         for pool, _ in able:  # pools on one disk have what is left together
             disks[pool.disk] = max(disks.get(pool.disk, 0), available(pool))
         answer = csi_pb2.GetCapacityResponse(

@@ -185,7 +185,8 @@ class Life:
         volume = Volume(
             ident, draft.name, time.time_ns(), backend, shape, draft.modes, draft.limits, draft.source, _family(source)
         )
-        with claim(pool, ident, shape.size, f"volume {draft.name!r}"), self._making(pool, ident) as home:
+        reserved = claim(pool, ident, shape.size, f"volume {draft.name!r}", copy=source is not None)
+        with reserved, self._making(pool, ident) as home:
             if source is None:
                 BACKENDS[backend].make(home, shape)
             else:
@@ -426,7 +427,7 @@ class Life:
         backend = pool.backend(volume)
         old = stack.enter_context(pool.home(volume))
         need = backend.allocated(old, volume.shape)
-        stack.enter_context(claim(pool, ident, need, f"snapshot {name!r}"))
+        stack.enter_context(claim(pool, ident, need, f"snapshot {name!r}", copy=True))
         home = stack.enter_context(self._making(pool, ident))
         project = pool.project() if volume.backend == "directory" else 0
         shape = volume.shape._replace(thick=False, project=project)

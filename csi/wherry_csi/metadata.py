@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from csi_spec import csi_pb2
@@ -17,6 +18,7 @@ from .records import Snapshot
 __all__ = ["Metadata", "ranges"]
 
 _BLOCK = 1024  # ranges of a message, if the caller does not ask for fewer
+_STREAMS = 4  # at once: one whose reader stalls has a thread of the server's for as long as it does
 
 A = TypeVar("A", csi_pb2.GetMetadataAllocatedResponse, csi_pb2.GetMetadataDeltaResponse)
 
@@ -26,13 +28,14 @@ class Metadata:
 
     def __init__(self, life: Life) -> None:
         self._life = life
+        self._free = threading.BoundedSemaphore(_STREAMS)
 
     def GetMetadataAllocated(
         self, request: csi_pb2.GetMetadataAllocatedRequest, _context: Any
     ) -> Iterator[csi_pb2.GetMetadataAllocatedResponse]:
         """Where a snapshot has data."""
         ident, most = requests.identity(request.snapshot_id, "snapshot_id"), _most(request.max_results)
-        with self._life.locks.hold(shared=(ident,)):
+        with self._one_of_few(), self._life.locks.hold(shared=(ident,)):
             pool, snapshot = self._life.snapshot(ident)
             start = requests.offset(request.starting_offset, snapshot.shape.size)
             with pool.home(snapshot) as home:
@@ -46,7 +49,8 @@ class Metadata:
         first = requests.identity(request.base_snapshot_id, "base_snapshot_id")
         second = requests.identity(request.target_snapshot_id, "target_snapshot_id")
         most = _most(request.max_results)
-        with self._life.locks.hold(shared=tuple({first, second})), ExitStack() as stack:
+        both = self._life.locks.hold(shared=tuple({first, second}))
+        with self._one_of_few(), both, ExitStack() as stack:
             _, base = self._life.snapshot(first)
             pool, target = self._life.snapshot(second)
             if base.volume != target.volume or base.backend != target.backend or base.created > target.created:
@@ -57,6 +61,16 @@ class Metadata:
             old, new = stack.enter_context(pool.home(base)), stack.enter_context(pool.home(target))
             found = pool.backend(target).changed(old, new, target.shape)
             yield from _stream(csi_pb2.GetMetadataDeltaResponse, found, start, target, most)
+
+    @contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        if not self._free.acquire(blocking=False):
+            sentence = f"{_STREAMS} streams of metadata are open already; ask again when one has been read to its end"
+            raise CsiError("RESOURCE_EXHAUSTED", sentence)
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _most(number: int) -> int:
