@@ -89,8 +89,7 @@ class Controller:
 
     def ListVolumes(self, request: csi_pb2.ListVolumesRequest, _context: Any) -> csi_pb2.ListVolumesResponse:
         """A page of volumes with their conditions."""
-        self._life.watch()
-        where = {record.id: (pool, record) for pool in self._life.pools for record in list(pool.volumes.values())}
+        where = {record.id: (pool, record) for pool, record in self._life.volumes()}
         kept = [record for _, record in where.values()]
         listed, token = answers.page(kept, requests.entries(request.max_entries), request.starting_token)
         conditions = self._conditions.of([where[record.id] for record in listed])
@@ -203,14 +202,9 @@ class Controller:
 
     def ListSnapshots(self, request: csi_pb2.ListSnapshotsRequest, _context: Any) -> csi_pb2.ListSnapshotsResponse:
         """A page of snapshots, of one volume or the one of an id if that is asked."""
-        self._life.watch()
         volume, ident = request.source_volume_id, request.snapshot_id
-        kept = [
-            record
-            for pool in self._life.pools
-            for record in list(pool.snapshots.values())
-            if volume in ("", record.volume) and ident in ("", record.id)
-        ]
+        every = self._life.snapshots()
+        kept = [record for record in every if volume in ("", record.volume) and ident in ("", record.id)]
         listed, token = answers.page(kept, requests.entries(request.max_entries), request.starting_token)
         entries = [csi_pb2.ListSnapshotsResponse.Entry(snapshot=answers.snapshot(record)) for record in listed]
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)

@@ -42,9 +42,13 @@ class Identity:
         return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[*found, online])
 
     def Probe(self, _request: csi_pb2.ProbeRequest, _context: Any) -> csi_pb2.ProbeResponse:
-        """Ready, or FAILED_PRECONDITION with what is wrong with the pools."""
-        if trouble := self._life.probe():
-            raise CsiError("FAILED_PRECONDITION", "; ".join(trouble))
+        """Ready while a pool can be used; else FAILED_PRECONDITION with what is wrong with them.
+
+        One dead disk of several must not have the driver restarted again and again: conditions and capacity tell of it.
+        """
+        troubles = self._life.probe()
+        if len(troubles) == len(self._life.pools):
+            raise CsiError("FAILED_PRECONDITION", "; ".join(troubles))
         return csi_pb2.ProbeResponse(ready=BoolValue(value=True))
 
 

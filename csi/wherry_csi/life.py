@@ -8,6 +8,7 @@ answered can be repeated. Decides compatibility and placement; knows no gRPC.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,7 @@ class Life:
         self.config = config
         self.locks = Locks()
         self.reaper = Reaper()
+        self._told: set[str] = set()
         changing = threading.RLock()
         self.pools = [Pool(pool, config.node_id, self.reaper, changing) for pool in config.pools]
         for pool in self.pools:
@@ -103,38 +105,37 @@ class Life:
             pool.watch()
 
     def probe(self) -> list[str]:
-        """What is wrong with the pools, a sentence each."""
+        """What is wrong with the pools, a sentence each; what is new in it goes to the log."""
         self.watch()
-        return [trouble for pool in self.pools if (trouble := pool.probe())]
+        troubles = [trouble for pool in self.pools if (trouble := pool.probe())]
+        for line in sorted(set(troubles) ^ self._told):
+            print(line if line in troubles else f"no longer: {line}", file=sys.stderr, flush=True)
+        self._told = set(troubles)
+        return troubles
 
     def volume(self, ident: str) -> tuple[Pool, Volume]:
         """The volume of this id and its pool; NOT_FOUND, or UNAVAILABLE if it might be in a pool that is down."""
-        if found := self._find(lambda pool: pool.volumes.get(ident)):
-            return found
-        raise self._missing("volume", ident)
+        return self._found("volume", ident, lambda pool: pool.volumes.get(ident))
 
     def snapshot(self, ident: str) -> tuple[Pool, Snapshot]:
         """The snapshot of this id and its pool."""
-        if found := self._find(lambda pool: pool.snapshots.get(ident)):
-            return found
-        raise self._missing("snapshot", ident)
+        return self._found("snapshot", ident, lambda pool: pool.snapshots.get(ident))
 
     def group(self, ident: str) -> tuple[Pool, Group]:
         """The group snapshot of this id and its pool."""
-        if found := self._find(lambda pool: pool.groups.get(ident)):
-            return found
-        raise self._missing("group snapshot", ident)
+        return self._found("group snapshot", ident, lambda pool: pool.groups.get(ident))
 
-    def _find(self, look: Callable[[Pool], R | None]) -> tuple[Pool, R] | None:
+    def _found(self, what: str, ident: str, look: Callable[[Pool], R | None]) -> tuple[Pool, R]:
+        """Whatever `look` finds, in a pool as it is now: one that comes back is read before it is asked."""
+        self.watch()
         for pool in self.pools:
-            if (record := look(pool)) is not None:
-                pool.watch()
+            with pool.changing:  # nobody looks into a table that is being filled
                 if (record := look(pool)) is not None:
                     return pool, record
-        return None
+        raise self._missing(what, ident)
 
     def _missing(self, what: str, ident: str) -> CsiError:
-        if down := [pool.trouble for pool in self.pools if pool.watch()]:
+        if down := [pool.trouble for pool in self.pools if not pool.up]:
             return CsiError("UNAVAILABLE", f"whether {what} {ident!r} is there cannot be told: {down[0]}")
         room = {"volume": "volumes", "snapshot": "snapshots"}.get(what, "groups")
         for pool in self.pools:
@@ -144,11 +145,31 @@ class Life:
 
     def named(self, room: str, name: str) -> tuple[Pool, Record | Group] | None:
         """What has this name in `volumes`, `snapshots` or `groups` of any pool."""
+        self.watch()
         for pool in self.pools:
-            for record in list(getattr(pool, room).values()):
-                if record.name == name:
-                    return pool, record
+            with pool.changing:
+                for record in getattr(pool, room).values():
+                    if record.name == name:
+                        return pool, record
         return None
+
+    def volumes(self) -> list[tuple[Pool, Volume]]:
+        """All of them."""
+        self.watch()
+        found: list[tuple[Pool, Volume]] = []
+        for pool in self.pools:
+            with pool.changing:
+                found += [(pool, record) for record in pool.volumes.values()]
+        return found
+
+    def snapshots(self) -> list[Snapshot]:
+        """All of them."""
+        self.watch()
+        found: list[Snapshot] = []
+        for pool in self.pools:
+            with pool.changing:
+                found += pool.snapshots.values()
+        return found
 
     def held(self, *alone: str, shared: tuple[str, ...] = ()) -> AbstractContextManager[None]:
         """Ids and names for one call, after a short wait for others."""

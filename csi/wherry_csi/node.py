@@ -15,7 +15,7 @@ from typing import Any
 
 from csi_spec import csi_pb2
 
-from . import answers, fsgroup, iolimits, loop, mounts, requests, targets
+from . import answers, fsgroup, iolimits, kernel, loop, mounts, requests, targets
 from .conditions import trouble
 from .errors import CsiError
 from .life import Life, exclusive, unfit
@@ -120,7 +120,7 @@ class Node:
         places = targets.find(pool, volume, home)
         there = _mounted(places, target, volume.id)
         if there is not None:
-            _must_be_same(there, target, readonly, capability)
+            _must_be_same(places, staged, there, readonly, capability)
             return
         others = places.beside(staged, target)
         if others and (exclusive(volume) or capability.mode not in requests.SHARED_MODES):
@@ -265,12 +265,20 @@ def _mounted(places: Places, target: str, ident: str) -> mounts.Mount | None:
     return stack[-1]
 
 
-def _must_be_same(there: mounts.Mount, target: str, readonly: bool, capability: Capability) -> None:
-    bits, _ = mounts.attributes(_bind_options(capability))
-    names = [word for word, (on, _) in mounts.ATTRIBUTES.items() if on and on & bits == on]
-    lacking = [word for word in names if word not in there.options and word != "ro"]
-    if targets.is_readonly(there) != readonly or lacking:
-        raise CsiError("ALREADY_EXISTS", f"the volume is published at {target} already, as {','.join(there.options)}")
+def _must_be_same(places: Places, staged: str, there: mounts.Mount, readonly: bool, capability: Capability) -> None:
+    """ALREADY_EXISTS if the volume is published there in another way than is asked now."""
+    base = places.at(staged)
+    if base is None:  # a block volume: all that matters is which device it is
+        same = targets.is_readonly(there) == readonly
+    else:
+        asked, _ = mounts.attributes([*_bind_options(capability), *(["ro"] if readonly else [])])
+        kept = mounts.attributes_of(base)
+        if asked & kernel.ATTR_ATIME:
+            kept &= ~kernel.ATTR_ATIME
+        same = mounts.attributes_of(there) == asked | kept
+    if not same:
+        how = ",".join(there.options)
+        raise CsiError("ALREADY_EXISTS", f"the volume is published at {there.target} already, as {how}")
 
 
 def _reads(capability: Capability) -> bool:

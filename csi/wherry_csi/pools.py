@@ -188,7 +188,7 @@ class Pool:
         place = _Place(self.config)
         place.enter(_found)
         self._forget()
-        self.id, self.facts = "", probe(place.top)
+        self.id, self.facts = _known(place.top), probe(place.top)
         self._place, self._why = place, ""
         self._read_groups()
         self._read("volumes", Volume)
@@ -200,8 +200,12 @@ class Pool:
 
     def watch(self) -> str:
         """Whether it is still there, in one stat(2); one that was down is tried again. "" or why it is down."""
+        place = self._place
+        why = self._gone(place) if place is not None else ""  # a disk may hang: no lock is held meanwhile
+        if place is not None and not why:
+            return ""
         with self.changing:
-            if self._place is not None and (why := self._gone(self._place)):
+            if why and self._place is place:
                 self._down(why)
             if self._place is None:
                 with suppress(PoolDown):
@@ -259,8 +263,9 @@ class Pool:
     @contextmanager
     def home(self, record: Record) -> Iterator[int]:
         """The directory of a volume or snapshot as a descriptor, while the context lasts."""
+        place = self.place  # the descriptors last as long as somebody has it
         try:
-            fd = tree.subdirectory(record.id, self.place.rooms[_room(record)])
+            fd = tree.subdirectory(record.id, place.rooms[_room(record)])
         except FileNotFoundError as error:
             sentence = f"{_room(record)}/{record.id} is gone from pool {self.name}: somebody removed it"
             raise CsiError("INTERNAL", sentence) from error
@@ -283,19 +288,21 @@ class Pool:
 
     def begin(self, ident: str) -> None:
         """Make an empty home in making/: nothing of it counts until `finish`."""
-        os.mkdir(ident, 0o700, dir_fd=self.place.rooms["making"])
+        place = self.place
+        os.mkdir(ident, 0o700, dir_fd=place.rooms["making"])
 
     @contextmanager
     def half_made(self, ident: str) -> Iterator[int]:
         """A home in making/ as a descriptor."""
-        with tree.opened(ident, self.place.rooms["making"]) as fd:
+        place = self.place
+        with tree.opened(ident, place.rooms["making"]) as fd:
             yield fd
 
     def finish(self, record: Record) -> None:
         """What was made and recorded becomes a volume or snapshot, durably: this is the moment of its creation."""
-        rooms = self.place.rooms
-        os.rename(record.id, record.id, src_dir_fd=rooms["making"], dst_dir_fd=rooms[_room(record)])
-        os.fsync(rooms[_room(record)])
+        place, room = self.place, _room(record)
+        os.rename(record.id, record.id, src_dir_fd=place.rooms["making"], dst_dir_fd=place.rooms[room])
+        os.fsync(place.rooms[room])
         self._index(record)
 
     def _index(self, record: Record) -> None:
@@ -313,10 +320,10 @@ class Pool:
 
     def discard(self, ident: str, room: str) -> threading.Event:
         """Move a home to trash/, durably: this is the moment of its end. Its bytes go soon after: see the event."""
-        rooms = self.place.rooms
+        place = self.place
         with suppress(FileNotFoundError):
-            os.rename(ident, ident, src_dir_fd=rooms[room], dst_dir_fd=rooms["trash"])
-        os.fsync(rooms[room])
+            os.rename(ident, ident, src_dir_fd=place.rooms[room], dst_dir_fd=place.rooms["trash"])
+        os.fsync(place.rooms[room])
         with self.changing:
             if room == "volumes":
                 self.volumes.pop(ident, None)
@@ -326,7 +333,8 @@ class Pool:
 
     def removed(self, ident: str) -> None:
         """Remove what lies in trash/ under this name."""
-        tree.remove(ident, self.place.rooms["trash"])
+        place = self.place
+        tree.remove(ident, place.rooms["trash"])
         self._freed = time.monotonic()
 
     def freed_since(self, moment: float) -> bool:
@@ -335,16 +343,17 @@ class Pool:
 
     def save_group(self, group: Group) -> None:
         """Write a group's file: with it, its snapshots are one."""
-        records.save(self.place.rooms["groups"], group.id + ".json", records.write(group))
+        place = self.place
+        records.save(place.rooms["groups"], group.id + ".json", records.write(group))
         with self.changing:
             self.groups[group.id] = group
 
     def drop_group(self, group: Group) -> None:
         """Remove a group's file, durably: its snapshots are to be discarded now."""
-        room = self.place.rooms["groups"]
+        place = self.place
         with suppress(FileNotFoundError):
-            os.unlink(group.id + ".json", dir_fd=room)
-        os.fsync(room)
+            os.unlink(group.id + ".json", dir_fd=place.rooms["groups"])
+        os.fsync(place.rooms["groups"])
         with self.changing:
             self.groups.pop(group.id, None)
 
@@ -397,11 +406,11 @@ class Pool:
 
     def _complete_groups(self) -> None:
         """A group's file was written when all its snapshots were whole: those still in making/ come out of it."""
-        rooms = self.place.rooms
-        waiting = set(os.listdir(rooms["making"]))
+        place = self.place
+        waiting = set(os.listdir(place.rooms["making"]))
         for ident in waiting & {one for group in self.groups.values() for one in group.snapshots}:
-            os.rename(ident, ident, src_dir_fd=rooms["making"], dst_dir_fd=rooms["snapshots"])
-        os.fsync(rooms["snapshots"])
+            os.rename(ident, ident, src_dir_fd=place.rooms["making"], dst_dir_fd=place.rooms["snapshots"])
+        os.fsync(place.rooms["snapshots"])
 
     def _drop_orphans(self) -> None:
         for snapshot in list(self.snapshots.values()):
@@ -469,17 +478,23 @@ def load_group(room: int, name: str) -> Group:
 
 
 def _identity(top: int) -> str:
-    """The pool's id, minted when it is first opened; a pool of a later version is left alone."""
+    """The pool's id, minted when it is first opened."""
+    try:
+        return _known(top)
+    except FileNotFoundError:
+        ident = uuid.uuid4().hex
+        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
+        return ident
+
+
+def _known(top: int) -> str:
+    """The id of a pool that has one; a pool of a later version is left alone."""
     try:
         found = json.loads(records.load(top, "pool.json"))
         if found["version"] != _VERSION:
             sentence = f"its pool.json is of version {found['version']}; this driver knows {_VERSION}: use a newer one"
             raise PoolDown(sentence)
         return str(found["id"])
-    except FileNotFoundError:
-        ident = uuid.uuid4().hex
-        records.save(top, "pool.json", json.dumps({"version": _VERSION, "id": ident}).encode() + b"\n")
-        return ident
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolDown(f"its pool.json is damaged ({error}): if its volumes are in order, remove that file") from error
 

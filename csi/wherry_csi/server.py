@@ -261,7 +261,7 @@ def serve(config: Config, life: Life) -> None:
     _notify("READY=1")
     pools = ", ".join(f"{pool.name} ({pool.facts.fs})" if pool.up else pool.trouble for pool in life.pools)
     _log(f"serving {config.endpoint} for node {config.node_id}; pools: {pools}")
-    _wait(stop, busy, config.idle)
+    _wait(stop, config.idle, lambda: busy.idle() if life.reaper.idle else 0.0)
     _notify("STOPPING=1")
     with suppress(FileNotFoundError):
         os.unlink(config.socket)  # whoever comes now starts another
@@ -269,7 +269,8 @@ def serve(config: Config, life: Life) -> None:
     life.close()
 
 
-def _wait(stop: threading.Event, busy: Busy, idle: float) -> None:
-    while not stop.wait(min(max(idle - busy.idle(), 0.05), 3600.0) if idle else None):
-        if idle and busy.idle() >= idle:
+def _wait(stop: threading.Event, most: float, idle: Callable[[], float]) -> None:
+    """Until it is to stop, or nothing was done for `most` seconds (0: whatever that is)."""
+    while not stop.wait(min(max(most - idle(), 0.05), 3600.0) if most else None):
+        if idle() >= most:
             return

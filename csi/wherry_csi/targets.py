@@ -8,6 +8,8 @@ what is ours; mounts and unmounts nothing.
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,9 +17,12 @@ from . import loop, mounts
 from .backend import Shape
 from .mounts import Mount
 from .pools import TOP, Pool
-from .records import Volume
+from .records import RECORD, Volume
 
 __all__ = ["Places", "blind", "blind_devices", "devices", "find", "is_readonly", "real", "stack"]
+
+_LOOP = re.compile(r".*/loop(\d+)")
+_DEV = ("devtmpfs", "tmpfs")  # what a /dev is
 
 
 class Places(NamedTuple):
@@ -59,10 +64,24 @@ def find(pool: Pool, volume: Volume, home: int) -> Places:
 
 
 def devices(home: int) -> list[tuple[int, int]]:
-    """major, minor of the loop devices of images in the home: one, and another for read-only block publishes."""
-    prefix = mounts.real_path(home) + "/"
-    names = [name for name in os.listdir("/sys/block") if name.startswith("loop") and _backing(name).startswith(prefix)]
-    return [(loop.MAJOR, int(name.removeprefix("loop"))) for name in sorted(names)]
+    """major, minor of the loop devices of images in the home: one, and another for read-only block publishes.
+
+    By device and inode: paths of their files are those of the mount namespace that attached them.
+    """
+    found: set[int] = set()
+    for name in os.listdir(home):
+        if not name.startswith(RECORD):
+            found |= _attached(home, name)
+    return [(loop.MAJOR, number) for number in sorted(found)]
+
+
+def _attached(home: int, name: str) -> set[int]:
+    """Numbers of the loop devices of a file, if it is one."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=home)
+    try:
+        return {device.number for device in loop.find(fd)} if stat.S_ISREG(os.fstat(fd).st_mode) else set()
+    finally:
+        os.close(fd)
 
 
 def blind(ident: str) -> Places:
@@ -74,8 +93,8 @@ def blind(ident: str) -> Places:
 def blind_devices(ident: str) -> list[loop.Device]:
     """`devices` without a home."""
     part = f"/{TOP}/volumes/{ident}/"
-    names = [name for name in os.listdir("/sys/block") if name.startswith("loop") and part in _backing(name)]
-    return [loop.Device(int(name.removeprefix("loop")), False) for name in sorted(names)]
+    numbers = [int(name[4:]) for name in os.listdir("/sys/block") if _LOOP.fullmatch("/" + name)]
+    return [loop.Device(number, False) for number in sorted(numbers) if part in _backing(number)]
 
 
 def stack(target: str) -> list[Mount]:
@@ -86,9 +105,18 @@ def stack(target: str) -> list[Mount]:
 def _origins(mount: Mount) -> Iterator[str]:
     """Paths that a mount may come from: in its file system, and the image of the device that it is of or is."""
     yield mount.root + "/"
-    for path in (mount.source, mount.root):
-        if (name := os.path.basename(path)).startswith("loop"):
-            yield _backing(name)
+    if found := _LOOP.fullmatch(mount.source):
+        yield _backing(int(found[1]))
+    if (number := _bound(mount)) is not None:
+        yield _backing(number)
+
+
+def _bound(mount: Mount) -> int | None:
+    """The number of the loop device whose node is mounted; None if something else is."""
+    found = _LOOP.fullmatch(mount.root)
+    if not found or mount.fs not in _DEV:
+        return None
+    return None if os.path.isdir(mount.target) else int(found[1])
 
 
 def _of_directory(home: int, _shape: Shape) -> list[Mount]:
@@ -102,16 +130,15 @@ def _of_directory(home: int, _shape: Shape) -> list[Mount]:
 
 def _of_block(home: int) -> list[Mount]:
     """Files on which a loop device of an image in the home is bound; writable and read-only ones are two devices."""
-    prefix = mounts.real_path(home) + "/"
-    bound = [mount for mount in mounts.table() if os.path.basename(mount.root).startswith("loop")]
-    mine = {name for name in {os.path.basename(mount.root) for mount in bound} if _backing(name).startswith(prefix)}
-    return [mount for mount in bound if os.path.basename(mount.root) in mine]
+    if not (mine := {number for _, number in devices(home)}):
+        return []
+    return [mount for mount in mounts.table() if _bound(mount) in mine]
 
 
-def _backing(name: str) -> str:
-    """The file of an attached loop device; "" if it has none or is no loop device."""
+def _backing(number: int) -> str:
+    """The file of an attached loop device, as who attached it called it; "" if it has none."""
     try:
-        with open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+        with open(f"/sys/block/loop{number}/loop/backing_file", "rb") as file:
             return os.fsdecode(file.read()).rstrip("\n")
     except OSError:
         return ""
@@ -119,8 +146,7 @@ def _backing(name: str) -> str:
 
 def is_readonly(mount: Mount) -> bool:
     """Whether nothing can be written through this mount; a bound device by the device, which mounts do not protect."""
-    name = os.path.basename(mount.root)
-    if mount.root != "/" and _backing(name):
-        with open(f"/sys/block/{name}/ro", encoding="ascii") as file:
-            return file.read().strip() == "1"
-    return "ro" in mount.options
+    if (number := _bound(mount)) is None:
+        return "ro" in mount.options
+    with open(f"/sys/block/loop{number}/ro", encoding="ascii") as file:
+        return file.read().strip() == "1"

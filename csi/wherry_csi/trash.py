@@ -6,9 +6,8 @@ import queue
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol
-
-from .errors import CsiError
 
 __all__ = ["Reaper"]
 
@@ -39,6 +38,11 @@ class Reaper:
         self._waiting.put((pool, ident, done))
         return done
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to remove."""
+        return not self._left
+
     def drain(self, seconds: float) -> bool:
         """Wait until all is gone, at most so long; whether it is."""
         end = time.monotonic() + seconds
@@ -52,8 +56,9 @@ class Reaper:
             pool, ident, done = self._waiting.get()
             try:
                 pool.removed(ident)
-            except (OSError, CsiError) as error:
-                print(f"pool {pool.name}: trash/{ident} stays: {error}", file=sys.stderr, flush=True)
+            except Exception as error:  # whatever it is: others wait for this thread
+                with suppress(OSError, ValueError):
+                    print(f"pool {pool.name}: trash/{ident} stays: {error}", file=sys.stderr, flush=True)
             finally:
                 done.set()
                 with self._changed:
