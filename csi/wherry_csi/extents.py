@@ -48,16 +48,16 @@ def parse(buffer: bytes) -> tuple[list[tuple[int, int, int, int]], bool]:
 
 
 def _mapped(fd: int) -> Iterator[tuple[int, int, int, int]]:
-    start = 0
+    start, flags = 0, _SYNC  # once: it waits for what is being written
     while True:
         buffer = ctypes.create_string_buffer(_HEADER.size + _BATCH * _EXTENT.size)
-        _HEADER.pack_into(buffer, 0, start, (1 << 64) - 1 - start, _SYNC, 0, _BATCH, 0)
+        _HEADER.pack_into(buffer, 0, start, (1 << 64) - 1 - start, flags, 0, _BATCH, 0)
         kernel.ioctl(fd, _FIEMAP, buffer)
         found, last = parse(buffer.raw)
         yield from found
         if last:
             return
-        start = found[-1][0] + found[-1][2]
+        start, flags = found[-1][0] + found[-1][2], 0
 
 
 def _seen(fd: int, size: int) -> Iterator[Piece]:
@@ -155,12 +155,14 @@ def _unequal(old: int, new: int, ranges: Iterable[tuple[int, int]]) -> Iterator[
 
 
 def changed(old: int, new: int, size: int) -> Iterator[Extent]:
-    """Where `new` differs from `old`: by place if they share anything on disk, else by content."""
-    before, after = list(pieces(old, size)), list(pieces(new, size))
-    ranges = list(differing(before, after))
-    data = sum(piece.end - piece.start for piece in after)
-    shared = data and sum(end - start for start, end in ranges) < data
-    return _merged(ranges if shared else _unequal(old, new, ranges))
+    """Where `new` differs from `old`: by place if they share anything on disk, else by content.
+
+    Their pieces are read twice and never kept: who owns a volume decides how many there are.
+    """
+    data = sum(piece.end - piece.start for piece in pieces(new, size))
+    apart = sum(end - start for start, end in differing(pieces(old, size), pieces(new, size)))
+    ranges = differing(pieces(old, size), pieces(new, size))
+    return _merged(ranges if apart < data else _unequal(old, new, ranges))
 
 
 def clone(source: int, target: int) -> bool:

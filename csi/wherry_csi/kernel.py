@@ -28,6 +28,7 @@ __all__ = [
     "syncfs",
     "thaw",
     "unmount",
+    "unshare",
 ]
 
 AT_FDCWD: Final = -100
@@ -162,6 +163,11 @@ def syncfs(fd: int) -> None:
 def clone_file(target_fd: int, source_fd: int) -> None:
     """ioctl_ficlone(2): `target_fd` becomes the same bytes, shared until either is written."""
     ioctl(target_fd, _FICLONE, source_fd)
+
+
+def unshare(fd: int, size: int) -> None:
+    """fallocate(2) with FALLOC_FL_UNSHARE_RANGE: the first `size` bytes are allocated and nobody else's (XFS)."""
+    _checked(_libc.fallocate(fd, 0x40, ctypes.c_int64(0), ctypes.c_int64(size)), "")
 
 
 def freeze(fd: int) -> None:

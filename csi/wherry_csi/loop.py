@@ -98,35 +98,30 @@ def _file_of(info: _Info) -> tuple[int, int]:
     return os.makedev(major, minor), int(info.inode)
 
 
-def _named(image: str) -> Iterator[int]:
-    """Numbers of the devices whose image has this name, wherever: others are not even opened, for who has a device open
-    delays its end."""
+def _tail(path: str) -> str:
+    """The last two components, HOME/image: the same in every mount namespace, and of one volume only."""
+    return "/".join(path.rsplit("/", 2)[-2:])
+
+
+def _attached() -> _Table:
+    """Every attached device, by the tail of its image's path; none is opened for it: that would delay its end."""
+    found: _Table = {}
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):
             with suppress(OSError), open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
-                if os.path.basename(os.fsdecode(file.read().rstrip(b"\n"))) == image:
-                    yield int(name[4:])
-
-
-def _attached(image: str) -> _Table:
-    """Every attached device with such an image, by the file."""
-    found: _Table = {}
-    for number in _named(image):
-        with suppress(OSError), opened(number) as fd:  # ENXIO: detached meanwhile
-            info = _status(fd)
-            found.setdefault(_file_of(info), []).append(Device(number, bool(info.flags & _READ_ONLY)))
+                found.setdefault(_tail(os.fsdecode(file.read().rstrip(b"\n"))), []).append(int(name[4:]))
     return found
 
 
-_Table = dict[tuple[int, int], list[Device]]
-_look: ContextVar[dict[str, _Table] | None] = ContextVar("look", default=None)
+_Table = dict[str, list[int]]
+_look: ContextVar[_Table | None] = ContextVar("look", default=None)
 
 
 @contextmanager
 def one_look() -> Iterator[None]:
     """While the context lasts `find` answers from one look at the devices: for who asks about a thousand volumes at
     once, and acts on none of them."""
-    token = _look.set({})
+    token = _look.set(_attached())
     try:
         yield
     finally:
@@ -134,19 +129,25 @@ def one_look() -> Iterator[None]:
 
 
 def find(image: int) -> list[Device]:
-    """The devices that are attached to the open file `image`; writable ones first."""
-    file, name = os.fstat(image), os.path.basename(mounts.real_path(image))
-    found = _table(name).get((file.st_dev, file.st_ino), [])
+    """The devices that are attached to the open file `image`; writable ones first. In doubt OSError: a file must never
+    get a second writable device."""
+    file, seen = os.fstat(image), _look.get()
+    numbers = (_attached() if seen is None else seen).get(_tail(mounts.real_path(image)), [])
+    found = [device for number in numbers if (device := _device_of(number, file))]
     return sorted(found, key=lambda device: (device.readonly, device.number))
 
 
-def _table(image: str) -> _Table:
-    seen = _look.get()
-    if seen is None:
-        return _attached(image)
-    if image not in seen:
-        seen[image] = _attached(image)
-    return seen[image]
+def _device_of(number: int, file: os.stat_result) -> Device | None:
+    """The device, if it is attached to the file."""
+    try:
+        with opened(number) as fd:
+            info = _status(fd)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # detached meanwhile
+            raise
+        return None
+    ours = _file_of(info) == (file.st_dev, file.st_ino)
+    return Device(number, bool(info.flags & _READ_ONLY)) if ours else None
 
 
 def settle(image: int) -> None:

@@ -219,8 +219,8 @@ def bind(source: str, target: str, *, readonly: bool = False, options: Iterable[
     """
     bits, left = attributes([*options, *(["ro"] if readonly else [])])
     if left:
-        known = " ".join(ATTRIBUTES)
-        raise CsiError("INVALID_ARGUMENT", f"{left[0]!r} is no option of a bind mount; there are: {known}")
+        word, known = left[0].partition("=")[0], " ".join(ATTRIBUTES)
+        raise CsiError("INVALID_ARGUMENT", f"{word!r} is no option of a bind mount; there are: {known}")
     fd = kernel.open_tree(source)
     try:
         if bits:

@@ -65,6 +65,7 @@ class Node:
         """Mount the volume, or attach its device."""
         ident = requests.identity(request.volume_id, "volume_id")
         path = requests.path(request.staging_target_path, "staging_target_path")
+        targets.apart(path, self._life.pools)
         capability = requests.capability(request.volume_capability, request.HasField("volume_capability"))
         with self._on_node(ident) as (pool, volume, home):
             _must_fit(pool, volume, capability)
@@ -99,6 +100,7 @@ class Node:
         """Bind what is staged on the target."""
         ident = requests.identity(request.volume_id, "volume_id")
         target = requests.path(request.target_path, "target_path")
+        targets.apart(target, self._life.pools)
         capability = requests.capability(request.volume_capability, request.HasField("volume_capability"))
         uid = iolimits.pod_of(target, request.volume_context)
         if not request.staging_target_path:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from . import loop, mounts
 from .backend import Shape
+from .errors import CsiError
 from .mounts import Mount
 from .pools import TOP, Pool
 from .records import RECORD, Volume
 
-__all__ = ["Places", "blind", "blind_devices", "devices", "find", "is_readonly", "real", "stack"]
+__all__ = ["Places", "apart", "blind", "blind_devices", "devices", "find", "is_readonly", "real", "stack"]
 
 _LOOP = re.compile(r".*/loop(\d+)")
 _DEV = ("devtmpfs", "tmpfs")  # what a /dev is
@@ -52,6 +53,15 @@ def real(path: str) -> str:
     """The path as the mount table writes it; its last component is not followed."""
     head, tail = os.path.split(path)
     return os.path.join(os.path.realpath(head), tail)
+
+
+def apart(path: str, pools: Iterable[Pool]) -> None:
+    """Refuse a path at which a mount would cover what a pool keeps: in its directory of ours, or above that."""
+    there = real(path) + "/"
+    for pool in pools:
+        home = os.path.join(os.path.realpath(pool.config.path), TOP) + "/"
+        if there.startswith(home) or home.startswith(there):
+            raise CsiError("INVALID_ARGUMENT", f"{path[:200]} would cover what pool {pool.name} keeps: choose another")
 
 
 def find(pool: Pool, volume: Volume, home: int) -> Places:

@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("helpers.backends")
 from helpers.backends import MIB, Contract, Place, Pool, Volume, code, placed  # noqa: E402
 from helpers.tools import need, run  # noqa: E402
 from wherry_csi import extents, kernel, loop, mounts  # noqa: E402
+from wherry_csi.errors import CsiError  # noqa: E402
 
 POOLS = {
     "ext4": ("mkfs.ext4 -q -F", 1600),
@@ -70,6 +71,34 @@ class TestImage(Contract):
         assert place.backend.allocated(thick.home, thick.shape) >= thick.shape.size
         thick.grow(thick.shape.size + 16 * MIB)
         assert place.backend.allocated(thick.home, thick.shape) >= thick.shape.size
+
+    def test_what_cannot_become_thick_stays_as_long_as_it_was(self, place: Place) -> None:
+        volume = place.make(thick=True)
+        with pytest.raises(OSError, match="No space"):
+            place.backend.grow(volume.home, volume.shape, volume.shape._replace(size=8 << 30))
+        assert volume.trouble == ""
+
+    def test_a_thick_copy_shares_nothing(self, place: Place) -> None:
+        source = place.make().stage()
+        source.write(b"\1" * MIB)
+        copy = place.empty(source.shape.size, thick=True)
+        place.backend.copy(source.home, source.shape, copy.home, copy.shape)
+        assert place.backend.allocated(copy.home, copy.shape) >= copy.shape.size
+        if place.facts.fs == "xfs":
+            with _image(place, copy) as image:
+                shared = [flags & 0x2000 for *_, flags in extents._mapped(image)]  # FIEMAP_EXTENT_SHARED
+            assert not any(shared)
+        assert copy.stage().read(MIB) == b"\1" * MIB
+
+    def test_errors_do_not_tell_values_of_options(self, place: Place) -> None:
+        if place.access == "block":
+            pytest.skip("a block volume is not mounted")
+        volume = place.make()
+        for option in ("password=hunter2", "data=hunter2", "logdev=hunter2"):
+            with pytest.raises(CsiError) as caught:
+                volume.stage(option)
+            assert "hunter2" not in str(caught.value)
+            assert option.partition("=")[0] in str(caught.value)
 
     def test_io_limits_name_its_own_device(self, place: Place) -> None:
         volume = place.make().stage()
@@ -137,6 +166,13 @@ class TestImage(Contract):
         assert code(volume.stage) == "INTERNAL"
         assert not volume.staged
         assert not mounts.at(str(volume.path))
+
+    def test_an_image_that_lost_bytes_is_not_staged(self, place: Place) -> None:
+        volume = place.make()
+        with _image(place, volume, os.O_RDWR) as image:
+            os.ftruncate(image, volume.shape.size - 4096)
+        assert code(volume.stage) == "INTERNAL"
+        assert not volume.staged
 
     def test_errors_never_stop_the_node(self, place: Place) -> None:
         if place.fs != "ext4":

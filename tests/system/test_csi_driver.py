@@ -515,6 +515,88 @@ def test_metadata_tells_which_ranges_have_data_and_which_changed(place: Place) -
         ranges("GetMetadataDelta", base_snapshot_id=snapshots[2], target_snapshot_id=snapshots[0])
 
 
+# --- pools that come and go, and drivers that do --------------------------------------------------------------------
+
+
+def test_a_block_volume_is_known_to_a_driver_of_another_mount_namespace(tmp_path: Path) -> None:
+    """A driver's pod is replaced: the path by which its device was attached is nobody's any more."""
+    with LoopFs(tmp_path, 512, "xfs") as disk:
+        driver = Driver(tmp_path, {"a": disk.path})
+        try:
+            client = driver.start()
+            volume = client.create("v", block=True).volume_id
+            target = client.use(volume, block=True)
+            driver.stop()
+            run("umount", "--lazy", disk.path)
+            disk.mount()
+            client = driver.start()
+            assert client.publish(volume, block=True) == target
+            for call in (client.unstage, client.delete):
+                with refused("FAILED_PRECONDITION"):
+                    call(volume)
+            assert driver.check() == []
+            client.leave(volume)
+            client.delete(volume)
+            assert loops(disk.path) == []
+            driver.stop()
+        finally:
+            driver.kill()
+
+
+def test_a_pool_that_comes_back_is_read_before_it_is_asked(tmp_path: Path) -> None:
+    with LoopFs(tmp_path, 512, "xfs") as disk:
+        config = tmp_path / "csi.toml"
+        config.write_text(f'[[pool]]\nname = "a"\npath = "{disk.path}"\nmount = true\n')
+        driver = Driver(tmp_path, {}, "--config", str(config))
+        try:
+            client = driver.start()
+            kept, gone = (client.create(name).volume_id for name in ("kept", "gone"))
+            snapshot = client.snapshot(kept, "s").snapshot_id
+            for first in (
+                lambda one: one.delete(gone) is None,
+                lambda one: one.create("kept").volume_id == kept,
+                lambda one: one.snapshot(kept, "s").snapshot_id == snapshot,
+                lambda one: one.create("clone", 0, source=clone_of(kept)).volume_id != kept,
+            ):
+                driver.stop()
+                disk.unmount()
+                client = driver.start()
+                with refused("FAILED_PRECONDITION"):
+                    client.call("Probe", pb.ProbeRequest())
+                for call in (client.delete, client.get):
+                    with refused("UNAVAILABLE"):
+                        call(kept)
+                with refused("UNAVAILABLE"):
+                    client.create("kept")
+                assert os.listdir(disk.path) == []
+                disk.mount()
+                assert first(client)
+            assert set(client.volumes()) == {kept, client.create("clone", 0, source=clone_of(kept)).volume_id}
+            assert driver.check() == []
+            driver.stop()
+        finally:
+            driver.kill()
+
+
+def test_one_pool_that_is_gone_leaves_the_others(place: Place) -> None:
+    client = place.client
+    volume = client.create("v", parameters={"pool": "a"}).volume_id
+    away = place.pools["a"].rename(place.disk / "away")
+    try:
+        assert client.call("Probe", pb.ProbeRequest()).ready.value
+        assert client.get(client.create("w", parameters={"pool": "b"}).volume_id).volume.capacity_bytes
+        assert client.get(volume).status.volume_condition.abnormal
+        assert client.volumes()[volume].capacity_bytes
+        for call in (client.delete, client.stage):
+            with refused("UNAVAILABLE"):
+                call(volume)
+        with refused("UNAVAILABLE"):
+            client.create("x", parameters={"pool": "a"})
+    finally:
+        away.rename(place.pools["a"])
+    assert not client.get(volume).status.volume_condition.abnormal
+
+
 # --- its start, its end, its check ----------------------------------------------------------------------------------
 
 

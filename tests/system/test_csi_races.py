@@ -21,6 +21,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -237,7 +238,7 @@ def _values(fort: Fort, kind: Any, field: Any, ids: list[str], depth: int) -> st
     if field.message_type is not None:
         if depth > 4:
             return None
-        value = messages(fort, field.message_type._concrete_class, ids, depth + 1)
+        value = messages(fort, message_factory.GetMessageClass(field.message_type), ids, depth + 1)
     elif field.enum_type is not None:
         value = st.sampled_from([*(one.number for one in field.enum_type.values), 7, 5])
     elif field.cpp_type == field.CPPTYPE_STRING:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import prctl
 import pytest
 
 pytest.register_assert_rewrite("helpers.backends")
@@ -36,7 +37,16 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 
 
 @pytest.fixture
-def place(pool: Pool, tmp_path: Path) -> Iterator[Place]:
+def bounded() -> Iterator[None]:
+    """Without CAP_SYS_RESOURCE, as containers are: who has it in the first user namespace is held by XFS, but not by
+    ext4 (ignore_hardlimit() in fs/quota/dquot.c)."""
+    prctl.cap_effective.sys_resource = False
+    yield
+    prctl.cap_effective.sys_resource = True
+
+
+@pytest.fixture
+def place(bounded: None, pool: Pool, tmp_path: Path) -> Iterator[Place]:
     with placed(pool.path, tmp_path, "directory", "mount", "") as found:
         yield found
 
@@ -48,9 +58,9 @@ def test_contract(promise: str, place: Place, request: pytest.FixtureRequest) ->
     method(**{name: request.getfixturevalue(name) for name in inspect.signature(method).parameters})
 
 
-def test_the_pool_enforces_and_another_does_not(place: Place, tmp_path: Path) -> None:
+def test_the_pool_enforces_and_another_does_not(place: Place) -> None:
     assert place.facts.project_quota
-    fd = os.open(tmp_path, os.O_RDONLY)
+    fd = os.open("/tmp", os.O_RDONLY)
     facts = probe(fd)
     os.close(fd)
     assert "quota" in BACKENDS["directory"].problem(facts, "mount", "")
@@ -82,14 +92,14 @@ def test_inodes_are_limited_too(place: Place) -> None:
 def test_an_unprivileged_writer_is_held_too(place: Place) -> None:
     volume = place.make(64 * MIB).stage()
     os.chmod(volume.path, 0o777)
-    script = f"dd if=/dev/zero of={volume.path}/f bs=64k"
     done = subprocess.run(
-        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c", script],
+        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "dd", "if=/dev/zero", "of=f", "bs=64k"],
+        cwd=volume.path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "No space" in done.stderr
+    assert ("No space" if place.facts.fs == "xfs" else "quota exceeded") in done.stderr
     assert 63 * MIB <= os.stat(volume.path / "f").st_size <= 64 * MIB
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wherry_csi import extents, kernel, mkfs, mounts, tree
@@ -146,6 +146,7 @@ def blocks(ranges: Iterable[Extent]) -> set[int]:
 WRITES = st.lists(st.tuples(st.integers(0, 63), st.binary(min_size=1, max_size=3)), max_size=6)
 
 
+@settings(deadline=None)
 @given(first=WRITES, second=WRITES)
 def test_changes_of_real_files_are_told_by_their_bytes(
     tmp_path_factory: pytest.TempPathFactory, first: list[tuple[int, bytes]], second: list[tuple[int, bytes]]

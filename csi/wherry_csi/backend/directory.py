@@ -2,6 +2,9 @@
 
 Decides the directory's name, its limits and what of a mount is its own. Needs project quota that is enforced: without,
 a size would be a wish. Every home, a snapshot's too, has a project. Refuses to know who uses which project.
+
+Whom the kernel does not hold to it: on ext4 a process with CAP_SYS_RESOURCE in the first user namespace, on both a
+process there that gives its files another project. An unprivileged container is neither.
 """
 
 from __future__ import annotations
@@ -126,7 +129,7 @@ class Directory:
         bits, left = mounts.attributes(options)
         if left:
             known = " ".join(mounts.ATTRIBUTES)
-            sentence = f"{left[0]!r} is no mount option of the directory backend; there are: {known}"
+            sentence = f"{left[0].partition('=')[0]!r} is no mount option of the directory backend; there are: {known}"
             raise CsiError("INVALID_ARGUMENT", sentence)
         bits |= kernel.ATTR_NODEV
         if _is_at(home, path, bits):

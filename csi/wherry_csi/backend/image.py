@@ -55,10 +55,24 @@ def _created(home: int) -> AbstractContextManager[int]:
 
 
 def _sized(image: int, size: int, thick: bool) -> None:
-    """Make the file `size` bytes, allocated at once if `thick`; allocated bytes read as zeros."""
-    if os.fstat(image).st_size < size or not thick:
-        os.ftruncate(image, size)
+    """Make the file `size` bytes; what fails leaves it as long as it was. All its own at once if `thick`."""
+    before = os.fstat(image).st_size
+    os.ftruncate(image, size)
     if thick:
+        try:
+            _allocated(image, size)
+        except OSError:
+            os.ftruncate(image, before)
+            raise
+
+
+def _allocated(image: int, size: int) -> None:
+    """Allocated bytes read as zeros; shared ones become its own where the file system can do that."""
+    try:
+        kernel.unshare(image, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
         os.posix_fallocate(image, 0, size)
 
 
@@ -81,10 +95,26 @@ def _device(image: int) -> Iterator[tuple[loop.Device, int]]:
             yield found, fd
     else:
         device, fd = loop.attach(image, autoclear=True, block=mkfs.BLOCK)
-        try:
+        with ExitStack() as stack:
+            stack.callback(loop.settle, image)  # at once if it is mounted now
+            stack.callback(os.close, fd)
             yield device, fd
-        finally:
-            os.close(fd)
+
+
+def _attached(image: int, *, readonly: bool) -> loop.Device:
+    """A block volume's device, writable or not: the one that is there, or a new one."""
+    if found := [device for device in loop.find(image) if device.readonly == readonly]:
+        return found[0]
+    device, fd = loop.attach(image, readonly=readonly)
+    os.close(fd)
+    return device
+
+
+def _whole(image: int, shape: Shape) -> None:
+    """A shorter image than promised has lost bytes: nobody shall write to what is left as if nothing were."""
+    if (found := os.fstat(image).st_size) < shape.size:
+        sentence = f"the volume's image has {found} bytes where {shape.size} are promised; restore a snapshot of it"
+        raise CsiError("INTERNAL", sentence)
 
 
 @contextmanager
@@ -167,8 +197,17 @@ def _checked(options: Iterable[str]) -> tuple[int, list[str]]:
     bits, words = mounts.attributes(options)
     for word in words:
         if word in _FORBIDDEN or word.partition("=")[0] in _FORBIDDEN:
-            raise CsiError("INVALID_ARGUMENT", f"the mount option {word!r} reaches beyond the volume and is refused")
+            sentence = f"the mount option {word.partition('=')[0]!r} reaches beyond the volume and is refused"
+            raise CsiError("INVALID_ARGUMENT", sentence)
     return bits | kernel.ATTR_NODEV, words
+
+
+def _discreet(text: str, words: Iterable[str]) -> str:
+    """What the kernel says, with the options' names but not their values: these may be secret, errors are public."""
+    for word in words:
+        if value := word.partition("=")[2]:
+            text = text.replace(value, "...")
+    return f"{text}; options: {', '.join(word.partition('=')[0] for word in words)}"
 
 
 def _mounted(fs: str, device: loop.Device, words: list[str], bits: int) -> int:
@@ -177,7 +216,7 @@ def _mounted(fs: str, device: loop.Device, words: list[str], bits: int) -> int:
         return mounts.new(fs, device.path, [*mkfs.FILE_SYSTEMS[fs].options, *words], bits)
     except OSError as error:
         if error.errno == errno.EINVAL and words:
-            sentence = f"{fs} refuses the mount options {','.join(words)}: {error.strerror}"
+            sentence = f"{fs} refuses a mount option ({_discreet(str(error.strerror), words)})"
             raise CsiError("INVALID_ARGUMENT", sentence) from None
         if error.errno in _DAMAGED:
             sentence = f"the volume's {fs} is damaged and cannot be mounted ({error.strerror}); restore a snapshot"
@@ -278,8 +317,7 @@ class Image:
     def grow(self, home: int, old: Shape, new: Shape) -> bool:
         """A longer file; the node has to expand what is attached."""
         with _opened(home) as image:
-            if os.fstat(image).st_size < new.size or new.thick:
-                _sized(image, new.size, new.thick)
+            _sized(image, max(os.fstat(image).st_size, new.size), new.thick)
             os.fsync(image)
             return bool(loop.find(image))
 
@@ -289,11 +327,12 @@ class Image:
 
     def stage(self, home: int, shape: Shape, path: str, options: Sequence[str]) -> None:
         """Mounted detached, grown if a smaller volume was restored or expanded, and only then seen at `path`."""
-        if shape.access == "block":
-            self._attach(home, readonly=False)
-            return
         bits, words = _checked(options)
         with _opened(home) as image:
+            _whole(image, shape)
+            if shape.access == "block":
+                _attached(image, readonly=False)
+                return
             if _is_at(path, loop.find(image), bits):
                 return
             with _device(image) as (device, fd):
@@ -305,15 +344,6 @@ class Image:
                 finally:
                     os.close(mount)
                 _impatient(device)
-
-    def _attach(self, home: int, *, readonly: bool) -> loop.Device:
-        """The block volume's device, writable or not: the one that is there, or a new one."""
-        with _opened(home, os.O_RDONLY if readonly else os.O_RDWR) as image:
-            if found := [device for device in loop.find(image) if device.readonly == readonly]:
-                return found[0]
-            device, fd = loop.attach(image, readonly=readonly)
-            os.close(fd)
-            return device
 
     def expand(self, home: int, shape: Shape) -> None:
         """The devices first, then the file system on the writable one."""
@@ -331,7 +361,10 @@ class Image:
             if _is_at(staged, devices):
                 return staged
         elif _writable(devices):
-            return self._attach(home, readonly=True).path if readonly else devices[0].path
+            if not readonly:
+                return devices[0].path
+            with _opened(home, os.O_RDONLY) as image:
+                return _attached(image, readonly=True).path
         raise CsiError("FAILED_PRECONDITION", f"the volume is not staged at {staged}; call NodeStageVolume first")
 
     def unstage(self, home: int, shape: Shape, path: str) -> None:
@@ -363,10 +396,14 @@ class Image:
         return Usage(shape.size, used, shape.size - used)
 
     def recover(self, home: int, shape: Shape) -> None:
-        """Thaw it, if even the process that would have done so was killed."""
-        if shape.access == "mount" and (device := _writable(_devices(home))):
+        """Thaw it, if even the process that would have done so was killed; end what a cut-off resize2fs began."""
+        devices = _devices(home) if shape.access == "mount" else []
+        if device := _writable(devices):
             with suppress(OSError), _root(device, shape.fs) as root:
                 kernel.thaw(root)
+        elif shape.fs == "ext4" and not devices and _ext4_errors(home):
+            with suppress(OSError, CsiError), _opened(home) as image:
+                mkfs.mend(image)
 
     def trouble(self, home: int, shape: Shape) -> str:
         """The file, then what its file system says of itself."""
