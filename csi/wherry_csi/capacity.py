@@ -23,7 +23,7 @@ from .errors import CsiError
 from .pools import Claim, Pool, Record
 from .records import Snapshot
 
-__all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes"]
+__all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes", "shared_with"]
 
 #: XFS and btrfs give back in the background what was deleted: so soon after it, so long a claim asks again (seconds)
 _RECENT, _SETTLE = 30.0, 1.0
@@ -147,6 +147,14 @@ def _claimed(pool: Pool, ident: str, claim: Claim) -> int | None:
             return left
         pool.claims[ident] = claim
         return None
+
+
+def shared_with(pool: Pool, source: Record, old: int, copy: Record, home: int) -> int:
+    """Bytes that a copy in `home` shares with its source in `old`, when it has just been made."""
+    if not pool.facts.reflink:
+        return 0
+    backend = pool.backend(source)
+    return min(backend.allocated(old, source.shape), backend.allocated(home, copy.shape))
 
 
 def available(pool: Pool) -> int:

@@ -11,8 +11,8 @@ from csi_spec import csi_pb2
 
 from . import requests
 from .backend import Extent
+from .catalog import Catalog
 from .errors import CsiError
-from .life import Life
 from .records import Snapshot
 
 __all__ = ["Metadata", "ranges"]
@@ -26,8 +26,8 @@ A = TypeVar("A", csi_pb2.GetMetadataAllocatedResponse, csi_pb2.GetMetadataDeltaR
 class Metadata:
     """SnapshotMetadata of the spec; answers are streamed, so that no snapshot is too fragmented."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
         self._free = threading.BoundedSemaphore(_STREAMS)
 
     def GetMetadataAllocated(
@@ -35,8 +35,8 @@ class Metadata:
     ) -> Iterator[csi_pb2.GetMetadataAllocatedResponse]:
         """Where a snapshot has data."""
         ident, most = requests.identity(request.snapshot_id, "snapshot_id"), _most(request.max_results)
-        with self._one_of_few(), self._life.locks.hold(shared=(ident,)):
-            pool, snapshot = self._life.snapshot(ident)
+        with self._one_of_few(), self._catalog.locks.hold(shared=(ident,)):
+            pool, snapshot = self._catalog.snapshot(ident)
             start = requests.offset(request.starting_offset, snapshot.shape.size)
             with pool.home(snapshot) as home:
                 found = pool.backend(snapshot).extents(home, snapshot.shape)
@@ -49,10 +49,10 @@ class Metadata:
         first = requests.identity(request.base_snapshot_id, "base_snapshot_id")
         second = requests.identity(request.target_snapshot_id, "target_snapshot_id")
         most = _most(request.max_results)
-        both = self._life.locks.hold(shared=tuple({first, second}))
+        both = self._catalog.locks.hold(shared=tuple({first, second}))
         with self._one_of_few(), both, ExitStack() as stack:
-            _, base = self._life.snapshot(first)
-            pool, target = self._life.snapshot(second)
+            _, base = self._catalog.snapshot(first)
+            pool, target = self._catalog.snapshot(second)
             if base.volume != target.volume or base.backend != target.backend or base.created > target.created:
                 raise CsiError(
                     "INVALID_ARGUMENT", f"{first!r} is not an older snapshot of the volume that {second!r} is of"

@@ -286,17 +286,18 @@ class Pool:
         """The backend of a record."""
         return BACKENDS[record.backend]
 
-    def begin(self, ident: str) -> None:
-        """Make an empty home in making/: nothing of it counts until `finish`."""
+    @contextmanager
+    def making(self, ident: str) -> Iterator[int]:
+        """A new home in making/, which counts from `finish` on; whatever fails takes it away again."""
         place = self.place
         os.mkdir(ident, 0o700, dir_fd=place.rooms["making"])
-
-    @contextmanager
-    def half_made(self, ident: str) -> Iterator[int]:
-        """A home in making/ as a descriptor."""
-        place = self.place
-        with tree.opened(ident, place.rooms["making"]) as fd:
-            yield fd
+        try:
+            with tree.opened(ident, place.rooms["making"]) as home:
+                yield home
+        except BaseException:
+            with suppress(OSError, CsiError):
+                self.discard(ident, "making")
+            raise
 
     def finish(self, record: Record) -> None:
         """What was made and recorded becomes a volume or snapshot, durably: this is the moment of its creation."""

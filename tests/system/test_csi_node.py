@@ -24,8 +24,10 @@ from wherry_csi.backend.all import BACKENDS
 from wherry_csi.capacity import available, claim
 from wherry_csi.config import Config, PoolConfig
 from wherry_csi.errors import CsiError
-from wherry_csi.life import Draft, Life
+from wherry_csi.life import Life
 from wherry_csi.metadata import Metadata
+from wherry_csi.placement import Draft
+from wherry_csi.snapshots import Snapshots
 
 RWO = "SINGLE_NODE_WRITER"
 
@@ -174,17 +176,16 @@ def test_bytes_are_not_promised_twice_while_a_copy_is_made(life: Life) -> None:
     pool, volume = life.volume(block_volume(life, size))
     before = available(pool)
     with claim(pool, "snap-1", size, "a snapshot", copy=True):
-        pool.begin("snap-1")
-        with pool.home(volume) as source, pool.half_made("snap-1") as home:
+        with pool.home(volume) as source, pool.making("snap-1") as home:
             BACKENDS["image"].copy(source, volume.shape, home, volume.shape)
             assert os.stat("image", dir_fd=home).st_blocks * 512 >= size
-        assert available(pool) <= before - size
+            assert available(pool) <= before - size
         pool.discard("snap-1", "making").wait(10)
 
 
 def test_few_streams_of_metadata_are_open_at_once(life: Life) -> None:
     """One whose reader stalls has a thread: there must be some left for everybody else."""
-    _, snapshot = life.snap("s", block_volume(life, MIB))
+    _, snapshot = Snapshots(life).take("s", block_volume(life, MIB))
     service, request = Metadata(life), pb.GetMetadataAllocatedRequest(snapshot_id=snapshot.id)
     stalled = [service.GetMetadataAllocated(request, None) for _ in range(4)]
     for stream in stalled:
@@ -196,4 +197,4 @@ def test_few_streams_of_metadata_are_open_at_once(life: Life) -> None:
     assert len(list(service.GetMetadataAllocated(request, None))) == 1
     for stream in stalled:
         stream.close()
-    life.unsnap(snapshot.id)
+    Snapshots(life).delete(snapshot.id)
