@@ -81,13 +81,15 @@ def candidates(pools: Sequence[Pool], draft: Draft) -> list[Pool]:
 def backend_in(pool: Pool, draft: Draft) -> tuple[str, str]:
     """(backend, "") or ("", why there is none) for an empty volume in this pool."""
     only_images = draft.access == "block" or draft.fs or draft.limits or draft.wish.provisioning == "thick"
-    auto = ["image"] if only_images else ["directory", "image"]
+    # an image first: its size holds by construction, a quota only those who may not change their files' project
+    auto = ["image"] if only_images else ["image", "directory"]
     fixed = draft.wish.backend or (pool.config.backend if pool.config.backend != "auto" else "")
     why = ""
     for name in [fixed] if fixed else [name for name in auto if name in BACKENDS]:
-        why = _mismatch(name, draft, pool) or BACKENDS[name].problem(pool.facts, draft.access, fs_of(name, draft))
-        if not why:
+        problem = _mismatch(name, draft, pool) or BACKENDS[name].problem(pool.facts, draft.access, fs_of(name, draft))
+        if not problem:
             return name, ""
+        why = why or problem
     return "", why
 
 
