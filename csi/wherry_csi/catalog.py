@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 from .config import Config
@@ -63,7 +63,8 @@ class Catalog:
         self.watch()
         troubles = [trouble for pool in self.pools if (trouble := pool.probe())]
         for line in sorted(set(troubles) ^ self._told):
-            print(line if line in troubles else f"no longer: {line}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                print(line if line in troubles else f"no longer: {line}", file=sys.stderr, flush=True)
         self._told = set(troubles)
         return troubles
 

@@ -21,7 +21,9 @@ from .backend.all import one_look
 from .capacity import ledger
 from .conditions import trouble
 from .config import Config, PoolConfig
+from .errors import CsiError
 from .pools import ROOMS, TOP, Pool, PoolDown, Record
+from .records import RECORD
 from .trash import Reaper
 
 __all__ = ["Complaint", "complaints", "report"]
@@ -105,6 +107,7 @@ def _all(pool: Pool, alone: bool) -> Iterator[tuple[str, str]]:
         with one_look():
             troubles = [(f"{room}/{record.id}", trouble(pool, record)) for record in kept]
         yield from ((subject, why) for subject, why in troubles if why)
+        yield from _inside(pool, room, kept)
         for name, times in Counter(record.name for record in kept).items():
             if times > 1:
                 yield room, f"{times} of them have the name {name!r}"
@@ -123,6 +126,15 @@ def _strangers(pool: Pool) -> Iterator[tuple[str, str]]:
             yield name, "nobody of this driver put it there"
 
 
+def _inside(pool: Pool, room: str, kept: list[Record]) -> Iterator[tuple[str, str]]:
+    """What lies beside the record and the backend's files."""
+    for record in kept:
+        with contextlib.suppress(OSError, CsiError), pool.home(record) as home:
+            known = {RECORD, RECORD + ".new", *pool.backend(record).files}
+            for name in sorted(set(os.listdir(home)) - known):
+                yield f"{room}/{record.id}", f"{name!r} is in it, which nobody of this driver put there"
+
+
 def _growths(pool: Pool) -> Iterator[tuple[str, str]]:
     for volume in pool.volumes.values():
         if volume.growing:
@@ -135,8 +147,12 @@ def _groups(pool: Pool) -> Iterator[tuple[str, str]]:
             if ident not in pool.snapshots:
                 yield f"groups/{group.id}.json", f"its snapshot {ident} is not there"
     for snapshot in pool.snapshots.values():
-        if snapshot.group and snapshot.group not in pool.groups:
+        if not snapshot.group:
+            continue
+        if (its := pool.groups.get(snapshot.group)) is None:
             yield f"snapshots/{snapshot.id}", f"its group {snapshot.group} is not there; the next start removes it"
+        elif snapshot.id not in its.snapshots:
+            yield f"snapshots/{snapshot.id}", f"its group {snapshot.group} does not know it"
 
 
 def _projects(pool: Pool) -> Iterator[tuple[str, str]]:

@@ -114,6 +114,26 @@ def test_subvolumes_of_one_disk_share_its_bytes(tmp_path: Path) -> None:
             assert client.capacity().available_capacity < 300 * MIB
 
 
+def test_check_looks_into_homes(tmp_path: Path, pool: Path) -> None:
+    with served(tmp_path, {"p": pool}) as (driver, client):
+        volume = client.create("v", block=True).volume_id
+        home = pool / ".wherry-csi" / "volumes" / volume
+        (home / "record.json.new").write_text("{")  # of a driver that was killed: the next record replaces it
+        assert driver.check() == []
+        (home / "core").write_text("x")
+        (said,) = driver.check()
+        assert volume in said
+        assert "'core'" in said
+        group = client.group("g", [volume])
+        (home / "core").unlink()
+        file = pool / ".wherry-csi" / "groups" / f"{group.group_snapshot_id}.json"
+        whole = file.read_text()
+        file.write_text(whole.replace(group.snapshots[0].snapshot_id, "snap-0"))
+        assert [group.snapshots[0].snapshot_id in line or "snap-0" in line for line in driver.check()] == [True, True]
+        file.write_text(whole)
+        assert driver.check() == []
+
+
 # --- what one caller may take from the others -----------------------------------------------------------------------
 
 

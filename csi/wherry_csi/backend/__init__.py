@@ -58,6 +58,7 @@ class Backend(Protocol):
     """One way to keep volumes. Homes are descriptors of directories (O_RDONLY|O_DIRECTORY) inside the pool."""
 
     name: str
+    files: tuple[str, ...]  # what it keeps in a home; all else there is not its own
 
     def problem(self, pool: PoolFacts, access: str, fs: str) -> str:
         """Why such volumes cannot be kept in such a pool; "" if they can."""

@@ -71,6 +71,7 @@ class Directory:
     """A directory named `data` in each home."""
 
     name = "directory"
+    files: tuple[str, ...] = (_NAME,)
 
     def problem(self, pool: PoolFacts, access: str, fs: str) -> str:
         """Block volumes, pools without quota, other file systems than the pool's."""

@@ -275,6 +275,7 @@ class Image:
     """A file named `image` in each home, of exactly the volume's size."""
 
     name = "image"
+    files: tuple[str, ...] = (_NAME,)
 
     def problem(self, pool: PoolFacts, access: str, fs: str) -> str:
         """File systems that are not made here, and tools that are not there."""
