@@ -18,7 +18,7 @@ from typing import NamedTuple
 from . import kernel
 from .errors import CsiError
 
-__all__ = ["BLOCK", "FILE_SYSTEMS", "FileSystem", "grow", "grow_offline", "make"]
+__all__ = ["BLOCK", "FILE_SYSTEMS", "FileSystem", "grow", "grow_offline", "make", "mend"]
 
 BLOCK = 4096
 _DEADLINE = 300  # seconds; a disk that takes longer is broken
@@ -98,6 +98,12 @@ def grow(fs: str, root: int, device: int, size: int) -> None:
     (EPERM), see grow_offline.
     """
     FILE_SYSTEMS[fs].grow(root, device, size)
+
+
+def mend(image: int) -> None:
+    """Let e2fsck put right, in the open image of an ext4 that nobody has mounted, what it can without a person: such as
+    what a resize2fs left that lost its power. OSError if there is more."""
+    _run(["e2fsck", "-p", f"/proc/self/fd/{image}"], image)
 
 
 def grow_offline(fs: str, device: int) -> None:

@@ -36,7 +36,7 @@ from helpers.csi import (
 )
 from helpers.csifort import IDS, PROBLEM, UNKNOWN_ID, Fort, built, tree
 from helpers.loopfs import LoopFs
-from helpers.tools import run
+from helpers.tools import need, run
 
 
 @pytest.mark.parametrize("cap", [{}, {"block": True}, {"fs": "xfs", "size": 320 * MIB}], ids=["ext4", "block", "xfs"])
@@ -73,6 +73,20 @@ def test_a_damaged_image(own: Fort, damage: str, cap: dict[str, Any]) -> None:
     own.untouched()
     assert own.driver.check() == []
     assert not residue(own.pool)
+
+
+def test_what_a_cut_off_resize_leaves_is_put_right(own: Fort) -> None:
+    """resize2fs marks what it works on as in error; if the power goes then, the next start of the driver mends it."""
+    need("debugfs")
+    volume = own.client.create("one").volume_id
+    (own.client.use(volume) / "file").write_bytes(PATTERN)
+    own.client.leave(volume)
+    own.driver.stop()
+    run("debugfs", "-w", "-R", "set_super_value state 2", own.home(volume) / "image")
+    assert own.driver.check()
+    own.client = own.driver.start()
+    assert own.driver.check() == []
+    assert (own.client.use(volume) / "file").read_bytes() == PATTERN
 
 
 # -- what is found in a pool --
@@ -246,15 +260,15 @@ def calls_that_write(own: Fort, volume: str, snapshot: str) -> list[Callable[[],
 
 
 def refused_while_read_only(own: Fort, volume: str, snapshot: str) -> None:
-    """Every call that would write says so; what is there is listed."""
+    """Every call that would write says so; what is there is listed; Probe tells."""
     for call in (*calls_that_write(own, volume, snapshot), lambda: own.client.delete(volume),
                  lambda: own.client.unsnapshot(snapshot)):  # fmt: skip
         with refused(*PROBLEM):
             call()
     assert set(own.client.volumes()) == {volume}
     assert set(own.client.snapshots()) == {snapshot}
-    assert own.client.get(volume).status.volume_condition.abnormal
-    assert own.driver.check()
+    with refused("FAILED_PRECONDITION"):
+        own.raw("Probe")
 
 
 def test_a_pool_that_is_mounted_read_only(own: Fort) -> None:
@@ -265,6 +279,7 @@ def test_a_pool_that_is_mounted_read_only(own: Fort) -> None:
     own.fs.mount("ro")
     own.client = own.driver.start()
     refused_while_read_only(own, volume, snapshot)
+    assert own.client.get(volume).status.volume_condition.abnormal
     own.driver.stop()
     own.fs.unmount()
     own.fs.mount()
@@ -283,7 +298,6 @@ def test_a_pool_that_goes_read_only(own: Fort) -> None:
     run("mount", "-o", "remount,errors=remount-ro", own.pool)
     device = Path(run("findmnt", "-n", "-o", "SOURCE", own.pool).stdout.strip()).name
     (Path("/sys/fs/ext4") / device / "trigger_fs_error").write_text("a test")
-    eventually(lambda: os.statvfs(own.pool).f_flag & os.ST_RDONLY, 5)
     refused_while_read_only(own, volume, snapshot)
     own.driver.stop()
     own.fs.unmount()
@@ -405,14 +419,17 @@ PATTERN = b"the secret of the tenant before!" * 128
 def fill(path: Path) -> int:
     """Write until it is full; how many bytes went in, and that it was ENOSPC that ended it."""
     written = 0
-    with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
-        try:
-            while count := file.write(PATTERN * 16):
-                written += count
-        except OSError as error:
-            assert error.errno == errno.ENOSPC, error  # noqa: PT017
-        with suppress(OSError):
-            os.fsync(file.fileno())
+    try:
+        with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
+            try:
+                while count := file.write(PATTERN * 16):
+                    written += count
+            finally:
+                with suppress(OSError):
+                    os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
     return written
 
 

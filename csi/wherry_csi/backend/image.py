@@ -396,10 +396,14 @@ class Image:
         return Usage(shape.size, used, shape.size - used)
 
     def recover(self, home: int, shape: Shape) -> None:
-        """Thaw it, if even the process that would have done so was killed."""
-        if shape.access == "mount" and (device := _writable(_devices(home))):
+        """Thaw it, if even the process that would have done so was killed; end what a cut-off resize2fs began."""
+        devices = _devices(home) if shape.access == "mount" else []
+        if device := _writable(devices):
             with suppress(OSError), _root(device, shape.fs) as root:
                 kernel.thaw(root)
+        elif shape.fs == "ext4" and not devices and _ext4_errors(home):
+            with suppress(OSError, CsiError), _opened(home) as image:
+                mkfs.mend(image)
 
     def trouble(self, home: int, shape: Shape) -> str:
         """The file, then what its file system says of itself."""
