@@ -517,6 +517,16 @@ def test_a_driver_that_is_away(wherry: Wherry, foreign: Foreign, busybox: str) -
     at_rest(wherry)
 
 
+def test_a_reset_without_the_driver(wherry: Wherry, foreign: Foreign, busybox: str) -> None:
+    wherry("volume", "create", "-d", foreign.endpoint, "-o", "size=32m", "data")
+    start(wherry, busybox, "sleep 1000", "data:/v")
+    foreign.kill()
+    done = wherry("system", "reset", "-f")
+    assert "does not answer" in done.stderr
+    assert mounted(wherry) == []
+    assert not (wherry.state / "csi").exists()
+
+
 def test_a_driver_of_another_mount_namespace(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
     """What it mounts nobody here sees: no container starts without its volume, and nothing is written beside it."""
     aside = ["unshare", "-m", "--propagation", "private"]

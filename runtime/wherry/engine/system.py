@@ -106,6 +106,7 @@ def _drop_volumes(house: House) -> None:
     for snapshot in filter(served.is_served, house.db.snapshots()):
         served.remove_snapshot(house, snapshot)
     driver.stop(house.place.state)
+    served.abandon(house)
 
 
 def _drop_cgroup(house: House) -> None:
