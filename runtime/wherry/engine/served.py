@@ -257,6 +257,8 @@ def attach(house: House, row: Volume, who: str, *, readonly: bool = False) -> st
         except BaseException:
             with contextlib.suppress(WherryError, OSError):
                 _leave_locked(house, row.dir, who, client, (row.handle["id"], _about(row)))
+            with contextlib.suppress(OSError):
+                os.rmdir(place)  # if the driver was never asked
             raise
     return path
 
