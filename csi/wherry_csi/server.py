@@ -44,6 +44,7 @@ _THREADS = 16
 _CALLS_MAX = 256  # waiting and running; more are told to come again
 _MESSAGE_MAX = 4 << 20  # bytes of a request; the fields of the spec leave it far below
 _GRACE = 60.0  # seconds that running calls have when it is told to end
+_PARTING = 0.5  # seconds that a call takes at most, from its connection on, to begin
 
 #: what is written to the log of a request: never secrets, mount flags or contexts (spec, csi_secret)
 _LOGGED = (
@@ -261,7 +262,7 @@ def serve(config: Config, life: Life) -> None:
     _notify("READY=1")
     pools = ", ".join(f"{pool.name} ({pool.facts.fs})" if pool.up else pool.trouble for pool in life.pools)
     _log(f"serving {config.endpoint} for node {config.node_id}; pools: {pools}")
-    _wait(stop, config.idle, lambda: busy.idle() if life.reaper.idle else 0.0)
+    _until_left(config.socket, stop, config.idle, lambda: busy.idle() if life.reaper.idle else 0.0)
     _notify("STOPPING=1")
     with suppress(FileNotFoundError):
         os.unlink(config.socket)  # whoever comes now starts another
@@ -269,8 +270,29 @@ def serve(config: Config, life: Life) -> None:
     life.close()
 
 
-def _wait(stop: threading.Event, most: float, idle: Callable[[], float]) -> None:
-    """Until it is to stop, or nothing was done for `most` seconds (0: whatever that is)."""
+def _until_left(path: str, stop: threading.Event, most: float, idle: Callable[[], float]) -> None:
+    """Until it is to stop, or is idle for good: whoever connected just before would have his call cancelled, so the
+    socket is put aside for a moment first, and back if somebody calls."""
+    aside = f"{path}.aside"
+    while _is_idle(stop, most, idle):
+        began = time.monotonic()
+        try:
+            os.replace(path, aside)
+            stop.wait(_PARTING)
+            if idle() < time.monotonic() - began:
+                os.link(aside, path)
+                continue
+        except (FileNotFoundError, FileExistsError):  # nobody could reach us any more
+            pass
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+        return
+
+
+def _is_idle(stop: threading.Event, most: float, idle: Callable[[], float]) -> bool:
+    """Wait until it is to stop (False), or nothing was done for `most` seconds (0: whatever that is)."""
     while not stop.wait(min(max(most - idle(), 0.05), 3600.0) if most else None):
         if idle() >= most:
-            return
+            return True
+    return False

@@ -55,7 +55,7 @@ def test_snapshots_and_clones_hold_everything(wherry: Wherry, run: Callable[...,
     assert wherry.out("volume", "snapshot", "ls", "-q") == ""
     wherry("volume", "rm", "again", "twin", "third")
     assert os.listdir(wherry.root / "volumes") == []
-    assert not (wherry.state / "csi.sock").exists()
+    assert not (wherry.state / "csi-own.sock").exists()
 
 
 def test_a_snapshot_is_of_one_instant(wherry: Wherry, busybox: str) -> None:
@@ -181,3 +181,17 @@ def test_the_plain_way_loads_no_grpc(wherry: Wherry, busybox: str) -> None:
         loaded = {text.rpartition("|")[2].strip() for text in told.splitlines() if text.startswith("import time:")}
         assert "wherry.engine.engine" in loaded
         assert not {"grpc", "google.protobuf", "wherry.volume.csi", "wherry.engine.bringing"} & loaded
+
+
+def test_what_is_mounted_in_a_volume_is_not_of_it(wherry: Wherry, tmp_path: Path) -> None:
+    inner = tmp_path / "top/inner"
+    inner.mkdir(parents=True)
+    wherry("volume", "create", "-o", "type=none", "-o", "o=bind", "-o", f"device={tmp_path}/top", "data")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0711", "none", inner], check=True)
+    try:
+        (inner / "secret").write_text("of another file system")
+        wherry("volume", "clone", "data", "twin")
+    finally:
+        subprocess.run(["umount", inner], check=True)
+    assert [path.name for path in Path(data(wherry, "twin")).rglob("*")] == ["inner"]
+    wherry("volume", "rm", "data", "twin")

@@ -325,7 +325,7 @@ def test_the_driver_leaves_when_idle(hasty: Wherry, busybox: str) -> None:
     assert there is not None
     until(lambda: driver.holder(str(hasty.state)) is None, 10, "it does not leave")
     process.wait_gone(there, 5)
-    assert not (hasty.state / "csi.sock").exists()
+    assert not (hasty.state / "csi-own.sock").exists()
     assert hasty.out("exec", name, "sh", "-c", "echo on > /v/x; cat /v/x") == "on"
     assert len(mounted(hasty)) == 2
     hasty("rm", "-f", name)
@@ -337,12 +337,32 @@ def test_the_driver_leaves_when_idle(hasty: Wherry, busybox: str) -> None:
         assert status(hasty, "data")["Status"]["condition"] == "ok"
 
 
+def test_the_driver_of_another_root_is_not_ours(wherry: Wherry, tmp_path: Path) -> None:
+    create(wherry, "data")
+    before = kept(wherry)
+    (tmp_path / "other/csi").mkdir(parents=True)
+    other = {"WHERRY_ROOT": str(tmp_path / "other")}  # and the same STATE
+    done = wherry("volume", "create", "-o", "size=16m", "mine", env=other, check=False)
+    assert done.returncode == 1
+    assert "another --root" in done.stderr
+    assert "another --root" in wherry("gc", env=other).stderr  # no row of that one's names our volume
+    assert kept(wherry) == before
+    driver.stop(str(wherry.state))
+    wherry("volume", "create", "-o", "size=16m", "mine", env=other)
+    assert "another --root" in wherry("gc", check=False).stderr
+    driver.stop(str(wherry.state))
+    assert kept(wherry) == before
+    wherry("volume", "rm", "mine", env=other)
+    driver.stop(str(wherry.state))
+    wherry("volume", "rm", "data")
+
+
 def test_one_driver_for_many_commands_at_once(wherry: Wherry) -> None:
     made = [wherry.popen("volume", "create", "-o", "size=16m", f"v{n}x", stdout=subprocess.DEVNULL) for n in range(6)]
     assert [one.wait(90) for one in made] == [0] * 6
     assert len(kept(wherry)) == 6
     found = [pid for pid in filter(str.isdigit, os.listdir("/proc"))
-             if f"unix://{wherry.state}/csi.sock" in _words(pid)]  # fmt: skip
+             if f"unix://{wherry.state}/csi-own.sock" in _words(pid)]  # fmt: skip
     assert len(found) == 1
 
 
@@ -465,7 +485,7 @@ def test_a_driver_on_a_socket(wherry: Wherry, foreign: Foreign, busybox: str, ru
     wherry("volume", "rm", "data", "again", "twin")
     wherry("volume", "snapshot", "rm", "snap-1")
     assert foreign.volumes() == []
-    assert not (wherry.state / "csi.sock").exists()  # ours had nothing to do with it
+    assert not (wherry.state / "csi-own.sock").exists()  # ours had nothing to do with it
     at_rest(wherry)
 
 
@@ -495,6 +515,16 @@ def test_a_driver_that_is_away(wherry: Wherry, foreign: Foreign, busybox: str) -
     assert foreign.volumes() == []
     assert wherry.out("gc") == ""
     at_rest(wherry)
+
+
+def test_a_reset_without_the_driver(wherry: Wherry, foreign: Foreign, busybox: str) -> None:
+    wherry("volume", "create", "-d", foreign.endpoint, "-o", "size=32m", "data")
+    start(wherry, busybox, "sleep 1000", "data:/v")
+    foreign.kill()
+    done = wherry("system", "reset", "-f")
+    assert "does not answer" in done.stderr
+    assert mounted(wherry) == []
+    assert not (wherry.state / "csi").exists()
 
 
 def test_a_driver_of_another_mount_namespace(wherry: Wherry, busybox: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wherry.volume.csi import Client, Handle, Usage
 
 __all__ = [
-    "attach", "detach", "drop", "is_served", "make", "mountpoint", "orphans", "release", "remove",
+    "abandon", "attach", "detach", "drop", "is_served", "make", "mountpoint", "orphans", "release", "remove",
     "remove_snapshot", "resize", "silent", "status", "sweep", "take", "target", "throttles", "usage", "visiting",
 ]  # fmt: skip
 
@@ -129,6 +129,7 @@ def remove(house: House, row: Volume) -> None:
     with house.db.write():
         house.db.remove_volume(row.name)
         house.db.add_leftover(left)
+    house.db.sync()  # a row must not come back after what it names
     try:
         _delete(house, left, _about(row))
     except WherryError as error:
@@ -144,6 +145,7 @@ def remove_snapshot(house: House, row: VolumeSnapshot) -> None:
     with house.db.write():
         house.db.remove_snapshot(row.name)
         house.db.add_leftover(left)
+    house.db.sync()  # a row must not come back after what it names
     try:
         _delete(house, left, f"volume snapshot {row.name}")
     except WherryError as error:
@@ -255,6 +257,8 @@ def attach(house: House, row: Volume, who: str, *, readonly: bool = False) -> st
         except BaseException:
             with contextlib.suppress(WherryError, OSError):
                 _leave_locked(house, row.dir, who, client, (row.handle["id"], _about(row)))
+            with contextlib.suppress(OSError):
+                os.rmdir(place)  # if the driver was never asked
             raise
     return path
 
@@ -337,6 +341,12 @@ def _unmount(house: House, vid: str) -> None:
         mount.unmount(found.target)
     files.remove_tree(_folder(house, vid))
     files.remove_tree(_lock_path(house, vid))
+
+
+def abandon(house: House) -> None:
+    """Take down by the kernel alone what is still mounted: its driver is away, and we will not ask again."""
+    for vid in _volumes_in_use(house):
+        _unmount(house, vid)
 
 
 @contextlib.contextmanager

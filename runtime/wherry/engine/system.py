@@ -63,7 +63,7 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 _OF_ROOT = ("cache", "cni-bin", "csi", "containers", "images", "ingest", "layers", "leases", "making.lock",
             "mountpoints", "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
             "wherry.db-wal")  # fmt: skip
-_OF_STATE = ("build", "c", "cni", "csi", "csi.lock", "csi.log", "csi.sock",
+_OF_STATE = ("build", "c", "cni", "csi", "csi-own.sock", "csi-own.sock.aside", "csi.lock", "csi.log",
              "events.jsonl", "facts.json", "names", "netns", "peers.lock", "ports", "warm")
 
 
@@ -106,6 +106,7 @@ def _drop_volumes(house: House) -> None:
     for snapshot in filter(served.is_served, house.db.snapshots()):
         served.remove_snapshot(house, snapshot)
     driver.stop(house.place.state)
+    served.abandon(house)
 
 
 def _drop_cgroup(house: House) -> None:

@@ -25,7 +25,8 @@ _NO_XATTR = (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
 
 
 def copy_directory(source: int, target: int, *, nodes: bool = False) -> None:
-    """Copy the content of a directory into another, and the directory's own owner, mode, times and xattrs.
+    """Copy the content of a directory into another, and the directory's own owner, mode, times and xattrs. What is
+    mounted in it stays out, as do the target and what lies in it: of these come empty directories.
 
     `nodes`: device nodes and sockets too; those of an image have no place in a volume, which is mounted nodev.
     """
@@ -34,7 +35,7 @@ def copy_directory(source: int, target: int, *, nodes: bool = False) -> None:
 
 class _Copy:
     def __init__(self, top: int, *, nodes: bool) -> None:
-        self._top = top
+        self._top, self._own = top, os.fstat(top)
         self._links: dict[tuple[int, int], str] = {}  # files with several names, and the first that was made here
         self._clones = True
         self._makers: dict[int, Callable[[int, int, str, os.stat_result], None]] = {
@@ -65,16 +66,31 @@ class _Copy:
             self._makers[kind](source, target, name, found)
 
     def _below(self, source: int, target: int, parts: tuple[str, ...]) -> None:
-        one = os.open(parts[-1], _DIR, dir_fd=source)
+        one, mine = self._opened(source, parts[-1])
         try:
             os.mkdir(parts[-1], 0o700, dir_fd=target)
             two = os.open(parts[-1], _DIR, dir_fd=target)
             try:
-                self.directory(one, two, parts)
+                if mine:
+                    self.directory(one, two, parts)
+                else:
+                    _meta(one, two)
             finally:
                 os.close(two)
         finally:
             os.close(one)
+
+    def _opened(self, source: int, name: str) -> tuple[int, bool]:
+        """A directory, and whether what lies in it is copied."""
+        from wherry.kernel import files
+
+        try:
+            fd = files.open_beneath(source, name, _DIR)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return os.open(name, _DIR, dir_fd=source), False
+        return fd, not os.path.samestat(os.fstat(fd), self._own)
 
     def _linked(self, target: int, parts: tuple[str, ...], found: os.stat_result) -> bool:
         """Whether it is one more name of a file that was copied, and so was made."""

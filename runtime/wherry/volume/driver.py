@@ -30,8 +30,8 @@ _LOG_TAIL = 4096
 
 
 def endpoint(state: str) -> str:
-    """Where it listens."""
-    return f"{state}/csi.sock"
+    """Where it listens: not at csi.sock, where one that runs as a service does (`wherry-csi`), with other pools."""
+    return f"{state}/csi-own.sock"
 
 
 def argv(root: str, state: str, idle: int) -> tuple[str, ...]:
@@ -39,8 +39,12 @@ def argv(root: str, state: str, idle: int) -> tuple[str, ...]:
     runs as root."""
     return (
         sys.executable, "-P", "-m", "wherry_csi", "serve", "--endpoint", f"unix://{endpoint(state)}",
-        "--node-id", _node(), "--pool", f"default={root}/csi", "--idle", str(idle),
+        "--node-id", _node(), "--pool", _pool(root), "--idle", str(idle),
     )  # fmt: skip
+
+
+def _pool(root: str) -> str:
+    return f"default={root}/csi"
 
 
 def _node() -> str:
@@ -52,11 +56,11 @@ def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str
     """Start it unless something answers there, and wait until it does. `cgroup`: where it moves to, "" for nowhere."""
     path = endpoint(state)
     if _answers(path):
-        _must_see_the_same(holder(state))
+        _must_be_ours(holder(state), root)
         return
     with files.flock(f"{state}/csi.lock", _LOCK_SECONDS):
         if _answers(path):  # another was faster
-            _must_see_the_same(holder(state))
+            _must_be_ours(holder(state), root)
             return
         os.makedirs(f"{root}/csi", 0o700, exist_ok=True)
         log, why = f"{state}/csi.log", ""
@@ -69,16 +73,27 @@ def ensure(root: str, state: str, idle: int, env: Mapping[str, str], cgroup: str
     raise WherryError(Kind.UNAVAILABLE, f"the volume driver could not be started: {why}", hint=f"see {log}")
 
 
-def _must_see_the_same(there: process.Process | None) -> None:
-    """One that was started in another mount namespace would mount where this command sees nothing."""
+def _must_be_ours(there: process.Process | None, root: str) -> None:
+    """One of another --root keeps other volumes, which our sweeps would take for garbage; one that was started in
+    another mount namespace would mount where this command sees nothing."""
     try:
-        same = there is None or os.readlink(f"/proc/{there.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except FileNotFoundError:  # it has just left
+        if there is None or (why := _stranger(there.pid, root)) is None:
+            return
+    except (FileNotFoundError, ProcessLookupError):  # it has just left
         return
-    if there is not None and not same:
+    message, hint = why
+    raise WherryError(Kind.PRECONDITION, f"the volume driver (process {there.pid}) {message}", hint=hint)
+
+
+def _stranger(pid: int, root: str) -> tuple[str, str] | None:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read().split(b"\0")
+    if words != [b""] and os.fsencode(_pool(root)) not in words:  # of one that ends nothing can be read
+        return "keeps the volumes of another --root", "give each --root a --state of its own"
+    if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
         hint = "wait until it leaves, some seconds after its last call, or use another --root and --state in here"
-        message = f"the volume driver (process {there.pid}) was started in another mount namespace"
-        raise WherryError(Kind.PRECONDITION, message, hint=hint)
+        return "was started in another mount namespace", hint
+    return None
 
 
 def _spawn(words: tuple[str, ...], env: Mapping[str, str], log: str) -> subprocess.Popen[bytes]:
