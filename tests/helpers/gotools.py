@@ -1,7 +1,8 @@
 """Programs that come as Go modules: built once per version into the user's cache, the first time by scripts/test.
 
-Most are declared in tests/gotools/go.mod. A test's network leads nowhere: `python -m helpers.gotools` builds them all
-before; what is not there is tried once more, and skips the test with the reason.
+Most are declared in tests/gotools/go.mod; of one module only the schemas are taken. A test's network leads nowhere:
+`python -m helpers.gotools` builds them all before; what is not there is tried once more, and skips the test with the
+reason.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,11 +20,17 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["module_directory", "runtime_tools", "tool"]
+__all__ = ["module_directory", "newest_sanity", "runtime_tools", "snapshot_schemas", "tool"]
 
 _DECLARED = Path(__file__).resolve().parents[1] / "gotools"
 #: their test programs need a module file of their own: what they require is older than the others can bear
 RUNTIME_TOOLS, _VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.20250303011046-260e151b8552"
+
+#: the custom resources of volume snapshots, of the release whose sidecar csi/deploy names
+SNAPSHOTS, _SNAPSHOTS_VERSION = "github.com/kubernetes-csi/external-snapshotter/client/v8", "v8.7.0"
+
+#: csi-sanity for the spec after ours: it knows what 5.4 takes for an error, and needs newer modules than the others can
+CSI_TEST, _CSI_TEST_VERSION = "github.com/kubernetes-csi/csi-test/v5", "v5.6.0"
 
 
 class Unbuilt(Exception):
@@ -37,6 +45,16 @@ def tool(name: str) -> Path:
 def runtime_tools() -> Path:
     """The directory with the OCI runtime-tools' validation programs; skips where they cannot be built."""
     return _or_skip(RUNTIME_TOOLS, _runtime_tools)
+
+
+def newest_sanity() -> Path:
+    """csi-sanity 5.6, where `tool` gives 5.4; skips where it cannot be built."""
+    return _or_skip(CSI_TEST, _newest_sanity) / "csi-sanity"
+
+
+def snapshot_schemas() -> Path:
+    """The directory with the CustomResourceDefinitions of volume snapshots; skips where they cannot be had."""
+    return _or_skip(SNAPSHOTS, _snapshot_schemas)
 
 
 def module_directory(programs: Path, module: str) -> Path:
@@ -65,6 +83,23 @@ def _runtime_tools() -> Path:
                 words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
                 _go(cache, "build", *words, f"{RUNTIME_TOOLS}/{package}")
     return cache / "bin"
+
+
+def _newest_sanity() -> Path:
+    cache = _cache(f"{CSI_TEST.replace('/', '_')}@{_CSI_TEST_VERSION}")
+    with _once(cache) as missing:
+        if missing:
+            _go(cache, "install", "-trimpath", "-ldflags=-s -w", f"{CSI_TEST}/cmd/csi-sanity@{_CSI_TEST_VERSION}")
+    return cache / "bin"
+
+
+def _snapshot_schemas() -> Path:
+    cache = _cache(f"{SNAPSHOTS.replace('/', '_')}@{_SNAPSHOTS_VERSION}")
+    with _once(cache) as missing:
+        if missing:
+            told = json.loads(_go(cache, "mod", "download", "-json", f"{SNAPSHOTS}@{_SNAPSHOTS_VERSION}"))
+            shutil.copytree(Path(told["Dir"]) / "config" / "crd", cache / "crd", dirs_exist_ok=True)
+    return cache / "crd"
 
 
 def _cache(name: str) -> Path:
@@ -102,7 +137,7 @@ def _go(directory: Path, *words: str) -> str:
 
 def main() -> None:
     """Build all that can be built, and name what cannot."""
-    for build in (_declared, _runtime_tools):
+    for build in (_declared, _runtime_tools, _newest_sanity, _snapshot_schemas):
         try:
             build()
         except Unbuilt as why:
