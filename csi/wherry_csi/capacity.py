@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from . import kernel
 from .errors import CsiError
-from .pools import Pool, Record
+from .pools import Claim, Pool, Record
 from .records import Snapshot
 
-__all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes"]
+__all__ = ["Ledger", "available", "claim", "ledger", "shared_bytes", "shared_with"]
 
 #: XFS and btrfs give back in the background what was deleted: so soon after it, so long a claim asks again (seconds)
 _RECENT, _SETTLE = 30.0, 1.0
@@ -50,9 +50,29 @@ class Ledger(NamedTuple):
 def ledger(pool: Pool) -> Ledger:
     """The books as they stand, with what is being made, and with what pools beside it on the same disk still need."""
     books = _own(pool)
-    near = [other for other in pool.siblings if other is not pool and other.up]
-    others = [_own(other) for other in near if other.disk == pool.disk]
+    others = [_own(other) for other in _near(pool)]
     return books._replace(elsewhere=sum(max(one.promised - one.allocated + one.shared, 0) for one in others))
+
+
+def _near(pool: Pool) -> list[Pool]:
+    """The other pools on the same file system."""
+    return [other for other in pool.siblings if other is not pool and other.up and other.disk == pool.disk]
+
+
+def _least(pool: Pool) -> int:
+    """What is left at the least, from the index alone: as if nothing that was promised were taken yet. Shared bytes are
+    among the allocated ones, so the books never say less."""
+    found = os.fstatvfs(pool.place.top)
+    elsewhere = sum(map(_promised, _near(pool)))
+    books = Ledger(found.f_bavail * found.f_frsize, pool.config.reserve, 0, 0, _promised(pool), elsewhere,
+                   pool.config.overprovision)  # fmt: skip
+    return books.available
+
+
+def _promised(pool: Pool) -> int:
+    with pool.changing:
+        kept: list[Record] = [*pool.volumes.values(), *pool.snapshots.values()]
+        return sum(record.promised for record in kept) + sum(claim.size for claim in pool.claims.values())
 
 
 def _own(pool: Pool) -> Ledger:
@@ -61,13 +81,13 @@ def _own(pool: Pool) -> Ledger:
         claims = dict(pool.claims)
     sizes = {record.id: _allocated(pool, record) for record in kept}
     found = os.fstatvfs(pool.place.top)
-    making = sum(min(claimed, _making(pool, ident)) for ident, claimed in claims.items())
+    making = sum(min(claim.size, _making(pool, ident)) for ident, claim in claims.items() if claim.apart)
     return Ledger(
         found.f_bavail * found.f_frsize,
         pool.config.reserve,
         sum(sizes.values()) + making,
         shared_bytes(kept, sizes),
-        sum(record.promised for record in kept) + sum(claims.values()),
+        sum(record.promised for record in kept) + sum(claim.size for claim in claims.values()),
         0,
         pool.config.overprovision,
     )
@@ -120,13 +140,21 @@ def _parent(record: Record) -> str:
     return record.source[1] if record.source else ""
 
 
-def _claimed(pool: Pool, ident: str, size: int) -> int | None:
-    """None if the bytes are reserved now, else how many there are."""
+def _claimed(pool: Pool, ident: str, claim: Claim) -> int | None:
+    """None if the bytes are reserved now, else how many there are. Every home is asked only where that decides."""
     with pool.changing:
-        if size > (left := available(pool)):
+        if claim.size > _least(pool) and claim.size > (left := available(pool)):
             return left
-        pool.claims[ident] = size
+        pool.claims[ident] = claim
         return None
+
+
+def shared_with(pool: Pool, source: Record, old: int, copy: Record, home: int) -> int:
+    """Bytes that a copy in `home` shares with its source in `old`, when it has just been made."""
+    if not pool.facts.reflink:
+        return 0
+    backend = pool.backend(source)
+    return min(backend.allocated(old, source.shape), backend.allocated(home, copy.shape))
 
 
 def available(pool: Pool) -> int:
@@ -135,10 +163,11 @@ def available(pool: Pool) -> int:
 
 
 @contextmanager
-def claim(pool: Pool, ident: str, size: int, what: str) -> Iterator[None]:
+def claim(pool: Pool, ident: str, size: int, what: str, *, copy: bool = False) -> Iterator[None]:
     """Reserve `size` bytes for what is being made as `ident`; two creates cannot have the same bytes."""
+    wanted = Claim(size, not (copy and pool.facts.reflink))
     end = time.monotonic() + _SETTLE
-    while (left := _claimed(pool, ident, size)) is not None:
+    while (left := _claimed(pool, ident, wanted)) is not None:
         if time.monotonic() > end or not pool.freed_since(time.monotonic() - _RECENT):
             sentence = f"pool {pool.name} has {left} bytes left to promise; {what} needs {size}"
             raise CsiError("RESOURCE_EXHAUSTED", sentence)

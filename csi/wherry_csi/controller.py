@@ -1,4 +1,4 @@
-"""The Controller service: requests checked, the verb of life.py called, the answer written."""
+"""The Controller service: requests checked, the verb of life.py or snapshots.py called, the answer written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from .backend.all import BACKENDS
 from .capacity import available
 from .conditions import Conditions, trouble
 from .errors import CsiError
-from .life import Draft, Life, unfit
+from .life import Life
+from .placement import Draft, fs_of, unfit
 from .pools import Pool
 from .records import Volume
+from .snapshots import Snapshots
 
 __all__ = ["Controller"]
 
@@ -34,6 +36,7 @@ class Controller:
     def __init__(self, life: Life, limited: Callable[[Pool, Volume], None]) -> None:
         self._life = life
         self._limited = limited
+        self._snapshots = Snapshots(life)
         self._conditions = Conditions()
 
     def ControllerGetCapabilities(
@@ -145,7 +148,7 @@ class Controller:
         near = [dict(request.accessible_topology.segments)] if request.HasField("accessible_topology") else []
         draft = Draft("", requests.Range(), found, requests.wish(request.parameters, {}), None, near)
         able = self._life.pools_for(draft)
-        disks: dict[int, int] = {}
+        disks: dict[str, int] = {}
         for pool, _ in able:  # pools on one disk have what is left together
             disks[pool.disk] = max(disks.get(pool.disk, 0), available(pool))
         answer = csi_pb2.GetCapacityResponse(
@@ -153,8 +156,7 @@ class Controller:
             maximum_volume_size=Int64Value(value=max(disks.values(), default=0)),
         )
         if able:
-            fs = (draft.fs or "ext4") if draft.access == "mount" else ""
-            least = min(BACKENDS[backend].fit(0, draft.access, fs) for _, backend in able)
+            least = min(BACKENDS[backend].fit(0, draft.access, fs_of(backend, draft)) for _, backend in able)
             answer.minimum_volume_size.CopyFrom(Int64Value(value=least))
         return answer
 
@@ -193,11 +195,11 @@ class Controller:
         name = requests.name(request.name)
         ident = requests.identity(request.source_volume_id, "source_volume_id")
         requests.only_known(request.parameters, "parameters of a snapshot")
-        return csi_pb2.CreateSnapshotResponse(snapshot=answers.snapshot(self._life.snap(name, ident)[1]))
+        return csi_pb2.CreateSnapshotResponse(snapshot=answers.snapshot(self._snapshots.take(name, ident)[1]))
 
     def DeleteSnapshot(self, request: csi_pb2.DeleteSnapshotRequest, _context: Any) -> csi_pb2.DeleteSnapshotResponse:
         """Delete a snapshot; what was made from it stays."""
-        self._life.unsnap(requests.identity(request.snapshot_id, "snapshot_id"))
+        self._snapshots.delete(requests.identity(request.snapshot_id, "snapshot_id"))
         return csi_pb2.DeleteSnapshotResponse()
 
     def ListSnapshots(self, request: csi_pb2.ListSnapshotsRequest, _context: Any) -> csi_pb2.ListSnapshotsResponse:

@@ -13,12 +13,13 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from . import kernel
 from .backend import Extent
 
-__all__ = ["Piece", "allocated", "changed", "clone", "copy", "differing", "parse", "pieces", "share"]
+__all__ = ["Piece", "allocated", "changed", "clone", "copy", "differing", "gather", "parse", "pieces", "share"]
 
 _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP
 _SYNC = 1
@@ -27,6 +28,9 @@ _LAST, _UNKNOWN, _DELALLOC, _UNWRITTEN = 0x1, 0x2, 0x4, 0x800
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _VAGUE = _UNKNOWN | _DELALLOC | 0x8 | 0x80 | 0x100 | 0x200 | 0x400  # ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, INLINE, TAIL
 _HEADER, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")
+_GETXATTR, _SETXATTR = 0x801C581F, 0x401C5820  # FS_IOC_FS[GS]ETXATTR
+_HINTED = 0x800 | 0x10000  # FS_XFLAG_EXTSIZE | FS_XFLAG_COWEXTSIZE
+_GRANULE = 1 << 20  # bytes
 _BATCH = 512
 _CHUNK = 1 << 20  # bytes compared at a time
 _GRAIN = 4096  # bytes that are told apart by content
@@ -163,6 +167,16 @@ def changed(old: int, new: int, size: int) -> Iterator[Extent]:
     apart = sum(end - start for start, end in differing(pieces(old, size), pieces(new, size)))
     ranges = differing(pieces(old, size), pieces(new, size))
     return _merged(ranges if apart < data else _unequal(old, new, ranges))
+
+
+def gather(fd: int) -> None:
+    """Ask for room in pieces of 1 MiB, for an empty file that will be written at random and cloned: each extent of a
+    clone costs some 50 µs. XFS does it, others ignore it."""
+    value = (ctypes.c_uint32 * 7)()  # struct fsxattr: flags, extent size, extents, project, CoW extent size, padding
+    with suppress(OSError):
+        kernel.ioctl(fd, _GETXATTR, value)
+        value[0], value[1], value[4] = value[0] | _HINTED, _GRANULE, _GRANULE
+        kernel.ioctl(fd, _SETXATTR, value)
 
 
 def clone(source: int, target: int) -> bool:

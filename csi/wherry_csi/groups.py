@@ -7,8 +7,9 @@ from typing import Any
 from csi_spec import csi_pb2
 
 from . import answers, requests
+from .catalog import Catalog
 from .errors import CsiError
-from .life import Life, check_members
+from .snapshots import Snapshots, check_members
 
 __all__ = ["Groups"]
 
@@ -16,8 +17,9 @@ __all__ = ["Groups"]
 class Groups:
     """GroupController of the spec."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._snapshots = Snapshots(catalog)
 
     def GroupControllerGetCapabilities(
         self, _request: csi_pb2.GroupControllerGetCapabilitiesRequest, _context: Any
@@ -38,7 +40,7 @@ class Groups:
         if not sources or len(set(sources)) < len(sources):
             raise CsiError("INVALID_ARGUMENT", "source_volume_ids are missing, or one is named twice")
         requests.only_known(request.parameters, "parameters of a group snapshot")
-        pool, group = self._life.snap_group(name, sources)
+        pool, group = self._snapshots.take_group(name, sources)
         answer = answers.group(group, answers.members(pool, group))
         return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=answer)
 
@@ -47,7 +49,7 @@ class Groups:
     ) -> csi_pb2.DeleteVolumeGroupSnapshotResponse:
         """The group and its snapshots."""
         ident = requests.identity(request.group_snapshot_id, "group_snapshot_id")
-        self._life.unsnap_group(ident, [requests.identity(one, "snapshot_ids") for one in request.snapshot_ids])
+        self._snapshots.delete_group(ident, [requests.identity(one, "snapshot_ids") for one in request.snapshot_ids])
         return csi_pb2.DeleteVolumeGroupSnapshotResponse()
 
     def GetVolumeGroupSnapshot(
@@ -55,6 +57,6 @@ class Groups:
     ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
         """A group with its snapshots."""
         ident = requests.identity(request.group_snapshot_id, "group_snapshot_id")
-        pool, group = self._life.group(ident)
+        pool, group = self._catalog.group(ident)
         check_members(group, request.snapshot_ids)
         return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=answers.group(group, answers.members(pool, group)))

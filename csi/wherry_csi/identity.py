@@ -9,8 +9,8 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from csi_spec import csi_pb2
 
+from .catalog import Catalog
 from .errors import CsiError
-from .life import Life
 
 __all__ = ["NAME", "Identity"]
 
@@ -24,12 +24,12 @@ _SERVICES = (
 class Identity:
     """Identity of the spec."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
 
     def GetPluginInfo(self, _request: csi_pb2.GetPluginInfoRequest, _context: Any) -> csi_pb2.GetPluginInfoResponse:
         """Name and version."""
-        manifest = {"pools": ",".join(pool.name for pool in self._life.pools)[:128]}
+        manifest = {"pools": ",".join(pool.name for pool in self._catalog.pools)[:128]}
         return csi_pb2.GetPluginInfoResponse(name=NAME, vendor_version=_version(), manifest=manifest)
 
     def GetPluginCapabilities(
@@ -46,8 +46,8 @@ class Identity:
 
         One dead disk of several must not have the driver restarted again and again: conditions and capacity tell of it.
         """
-        troubles = self._life.probe()
-        if len(troubles) == len(self._life.pools):
+        troubles = self._catalog.probe()
+        if len(troubles) == len(self._catalog.pools):
             raise CsiError("FAILED_PRECONDITION", "; ".join(troubles))
         return csi_pb2.ProbeResponse(ready=BoolValue(value=True))
 

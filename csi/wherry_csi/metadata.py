@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from csi_spec import csi_pb2
 
 from . import requests
 from .backend import Extent
+from .catalog import Catalog
 from .errors import CsiError
-from .life import Life
 from .records import Snapshot
 
 __all__ = ["Metadata", "ranges"]
 
 _BLOCK = 1024  # ranges of a message, if the caller does not ask for fewer
+_STREAMS = 4  # at once: one whose reader stalls has a thread of the server's for as long as it does
 
 A = TypeVar("A", csi_pb2.GetMetadataAllocatedResponse, csi_pb2.GetMetadataDeltaResponse)
 
@@ -24,16 +26,17 @@ A = TypeVar("A", csi_pb2.GetMetadataAllocatedResponse, csi_pb2.GetMetadataDeltaR
 class Metadata:
     """SnapshotMetadata of the spec; answers are streamed, so that no snapshot is too fragmented."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._free = threading.BoundedSemaphore(_STREAMS)
 
     def GetMetadataAllocated(
         self, request: csi_pb2.GetMetadataAllocatedRequest, _context: Any
     ) -> Iterator[csi_pb2.GetMetadataAllocatedResponse]:
         """Where a snapshot has data."""
         ident, most = requests.identity(request.snapshot_id, "snapshot_id"), _most(request.max_results)
-        with self._life.locks.hold(shared=(ident,)):
-            pool, snapshot = self._life.snapshot(ident)
+        with self._one_of_few(), self._catalog.locks.hold(shared=(ident,)):
+            pool, snapshot = self._catalog.snapshot(ident)
             start = requests.offset(request.starting_offset, snapshot.shape.size)
             with pool.home(snapshot) as home:
                 found = pool.backend(snapshot).extents(home, snapshot.shape)
@@ -46,9 +49,10 @@ class Metadata:
         first = requests.identity(request.base_snapshot_id, "base_snapshot_id")
         second = requests.identity(request.target_snapshot_id, "target_snapshot_id")
         most = _most(request.max_results)
-        with self._life.locks.hold(shared=tuple({first, second})), ExitStack() as stack:
-            _, base = self._life.snapshot(first)
-            pool, target = self._life.snapshot(second)
+        both = self._catalog.locks.hold(shared=tuple({first, second}))
+        with self._one_of_few(), both, ExitStack() as stack:
+            _, base = self._catalog.snapshot(first)
+            pool, target = self._catalog.snapshot(second)
             if base.volume != target.volume or base.backend != target.backend or base.created > target.created:
                 raise CsiError(
                     "INVALID_ARGUMENT", f"{first!r} is not an older snapshot of the volume that {second!r} is of"
@@ -57,6 +61,16 @@ class Metadata:
             old, new = stack.enter_context(pool.home(base)), stack.enter_context(pool.home(target))
             found = pool.backend(target).changed(old, new, target.shape)
             yield from _stream(csi_pb2.GetMetadataDeltaResponse, found, start, target, most)
+
+    @contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        if not self._free.acquire(blocking=False):
+            sentence = f"{_STREAMS} streams of metadata are open already; ask again when one has been read to its end"
+            raise CsiError("RESOURCE_EXHAUSTED", sentence)
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _most(number: int) -> int:

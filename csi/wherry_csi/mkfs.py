@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import kernel
+from . import kernel, thaw
 from .errors import CsiError
 
 __all__ = ["BLOCK", "FILE_SYSTEMS", "FileSystem", "grow", "grow_offline", "make", "mend"]
@@ -44,13 +44,19 @@ def _grow_ext4(root: int, device: int, size: int) -> None:
 
 
 def _grow_xfs(root: int, _device: int, size: int) -> None:
-    """struct xfs_fsop_geom_v1 has the block size first, inode percentage eighth, then the number of blocks."""
+    """struct xfs_fsop_geom_v1 has the block size first, inode percentage eighth, then the number of blocks.
+
+    Frozen for a moment after it, which empties the log: recovery after a power cut reads the size of old from disk, and
+    fails at what was logged in the new part (Linux 6.18: xfs_buf_map_verify "out of range", EUCLEAN at mount).
+    """
     geometry = (ctypes.c_uint8 * 112)()
     kernel.ioctl(root, _XFS_GEOMETRY, geometry)
     words = struct.unpack_from("=8IQ", bytes(geometry))
     if words[8] < size // words[0]:
         change = (ctypes.c_uint64 * 2)(size // words[0], words[7])
         kernel.ioctl(root, _XFS_GROW, change)
+        with thaw.frozen([root]):
+            pass
 
 
 FILE_SYSTEMS = {

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ __all__ = [
     "parse",
     "real_path",
     "root",
+    "spots",
     "table",
     "unmount",
 ]
@@ -109,6 +110,20 @@ def table() -> list[Mount]:
 def of_device(device: str) -> list[Mount]:
     """The mounts of the superblock "major:minor"; only their lines are parsed, of what may be thousands."""
     return [parse(line) for line in _lines() if line.split(" ", 3)[2] == device]
+
+
+def spots(mounts: Sequence[Mount]) -> dict[int, tuple[str, str]]:
+    """By id where in its parent's file system a mount is: device and path there. Copies by propagation are at one."""
+    wanted = {str(mount.parent) for mount in mounts}
+    parents = {found.id: found for found in (parse(line) for line in _lines() if line.split(" ", 1)[0] in wanted)}
+    return {mount.id: _spot(mount, parents.get(mount.parent)) for mount in mounts}
+
+
+def _spot(mount: Mount, parent: Mount | None) -> tuple[str, str]:
+    if not parent:
+        return "", mount.target
+    inside = os.path.relpath(mount.target, parent.target)
+    return parent.device, os.path.normpath(os.path.join(parent.root, inside))
 
 
 def real_path(fd: int) -> str:

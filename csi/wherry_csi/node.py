@@ -18,7 +18,8 @@ from csi_spec import csi_pb2
 from . import answers, fsgroup, iolimits, kernel, loop, mounts, requests, targets
 from .conditions import trouble
 from .errors import CsiError
-from .life import Life, exclusive, unfit
+from .life import Life
+from .placement import exclusive, unfit
 from .pools import NODE_KEY, POOL_KEY, Pool
 from .records import Volume
 from .requests import Capability

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import mounts, records, tree
 from .backend import Backend, PoolFacts
@@ -28,7 +28,7 @@ from .errors import CsiError
 from .records import RECORD, Group, Snapshot, Unreadable, Volume
 from .trash import Reaper
 
-__all__ = ["NODE_KEY", "POOL_KEY", "ROOMS", "TOP", "Pool", "PoolDown", "PoolHeld", "Record", "matches", "mint"]
+__all__ = ["NODE_KEY", "POOL_KEY", "ROOMS", "TOP", "Claim", "Pool", "PoolDown", "PoolHeld", "Record", "matches", "mint"]
 
 NODE_KEY = "topology.csi.wherry.dev/node"
 POOL_KEY = "pool.csi.wherry.dev/"
@@ -40,6 +40,13 @@ _VERSION = 1
 _HOME = re.compile(r"[a-z0-9-]{1,64}")
 _GROUP_FILE = re.compile(r"([a-z0-9-]{1,64})\.json")
 _PROJECTS = (1 << 20, 1 << 31)  # below are those of administrators, above those that some tools take as negative
+
+
+class Claim(NamedTuple):
+    """Bytes reserved for what is being made."""
+
+    size: int
+    apart: bool  # what it takes in making/ is taken from the free bytes: not so for a copy by reflink
 
 
 class PoolDown(Exception):
@@ -63,6 +70,9 @@ class _Place:
         self.root = self._keep(os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         status = os.fstat(self.root)
         self.key = (status.st_dev, status.st_ino)
+        mount = mounts.containing(self.root)
+        #: the file system's device, of which a btrfs subvolume's st_dev tells nothing
+        self.disk = mount.device if mount else str(status.st_dev)
         if config.mount and not mounts.at(mounts.real_path(self.root)):
             raise PoolDown(f"{config.path} is not a mount point: is its disk mounted?")
 
@@ -147,7 +157,7 @@ class Pool:
         self.snapshots: dict[str, Snapshot] = {}
         self.groups: dict[str, Group] = {}
         self.damaged: dict[str, str] = {}  # "volumes/NAME" -> why it is not in the index
-        self.claims: dict[str, int] = {}  # id of what is being made -> bytes
+        self.claims: dict[str, Claim] = {}  # by the id of what is being made
 
     # --- open, watch, close ---------------------------------------------------------------------------------------
 
@@ -239,9 +249,9 @@ class Pool:
         return place
 
     @property
-    def disk(self) -> int:
-        """st_dev of its file system."""
-        return self.place.key[0]
+    def disk(self) -> str:
+        """The device of its file system, as mount tables have it."""
+        return self.place.disk
 
     @property
     def up(self) -> bool:
@@ -276,17 +286,18 @@ class Pool:
         """The backend of a record."""
         return BACKENDS[record.backend]
 
-    def begin(self, ident: str) -> None:
-        """Make an empty home in making/: nothing of it counts until `finish`."""
+    @contextmanager
+    def making(self, ident: str) -> Iterator[int]:
+        """A new home in making/, which counts from `finish` on; whatever fails takes it away again."""
         place = self.place
         os.mkdir(ident, 0o700, dir_fd=place.rooms["making"])
-
-    @contextmanager
-    def half_made(self, ident: str) -> Iterator[int]:
-        """A home in making/ as a descriptor."""
-        place = self.place
-        with tree.opened(ident, place.rooms["making"]) as fd:
-            yield fd
+        try:
+            with tree.opened(ident, place.rooms["making"]) as home:
+                yield home
+        except BaseException:
+            with suppress(OSError, CsiError):
+                self.discard(ident, "making")
+            raise
 
     def finish(self, record: Record) -> None:
         """What was made and recorded becomes a volume or snapshot, durably: this is the moment of its creation."""

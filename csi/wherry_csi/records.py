@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from .backend import Shape
 
-__all__ = ["RECORD", "Group", "Published", "Snapshot", "Unreadable", "Volume", "load", "read", "save", "write"]
+__all__ = [
+    "RECORD", "Group", "Published", "Snapshot", "Unreadable", "Volume", "family", "load", "read", "save", "write",
+]
 
 RECORD = "record.json"
 _VERSION = 1
@@ -83,6 +85,13 @@ class Group(NamedTuple):
     created: int
     volumes: tuple[str, ...]
     snapshots: tuple[str, ...]
+
+
+def family(source: Volume | Snapshot | None) -> str:
+    """The volume that a copy of `source` descends from."""
+    if source is None:
+        return ""
+    return source.family or (source.volume if isinstance(source, Snapshot) else source.id)
 
 
 R = TypeVar("R", Volume, Snapshot, Group)

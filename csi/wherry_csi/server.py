@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -196,14 +197,20 @@ def _notify(state: str) -> None:
 
 
 def _clear(path: str) -> None:
-    """Make room for the socket: its directory is made, a stale one removed. CsiError if a driver answers there."""
+    """Make room for the socket: its directory is made, a stale one removed. CsiError if a driver answers there, or if
+    what is there is no socket."""
     os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)  # one that has more callers than it takes is alive (EAGAIN)
         try:
             probe.connect(path)
         except FileNotFoundError:
             return
-        except ConnectionRefusedError:
+        except BlockingIOError:
+            pass
+        except ConnectionRefusedError as error:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise CsiError("FAILED_PRECONDITION", f"{path} is no socket: choose another --endpoint") from error
             os.unlink(path)
             return
     raise CsiError("FAILED_PRECONDITION", f"somebody serves {path} already: stop it, or choose another --endpoint")

@@ -36,8 +36,17 @@ class Places(NamedTuple):
         return next((mount for mount in reversed(self.found) if mount.target == path), None)
 
     def beside(self, *paths: str) -> list[str]:
-        """Other paths that it is mounted on."""
-        return sorted({mount.target for mount in self.found} - set(paths))
+        """Other paths that it is mounted on.
+
+        Where the directory that holds a path is mounted a second time, and propagates, what is mounted on it is there
+        twice: a copy is no other path.
+        """
+        others = [mount for mount in self.found if mount.target not in paths]
+        if not others or len(others) == len(self.found):
+            return sorted({mount.target for mount in others})
+        spots = mounts.spots(self.found)
+        here = {spots[mount.id] for mount in self.found if mount.target in paths}
+        return sorted({mount.target for mount in others if spots[mount.id] not in here})
 
 
 def real(path: str) -> str:

@@ -9,7 +9,9 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["Reaper"]
+__all__ = ["REAP_WAIT", "Reaper"]
+
+REAP_WAIT = 5.0  # seconds that a delete waits for its bytes to be gone, so that the next create finds them free
 
 
 class _Bin(Protocol):

@@ -44,6 +44,20 @@ def place(request: pytest.FixtureRequest, pool: Pool, tmp_path: Path) -> Iterato
 class TestImage(Contract):
     """Images on each pool."""
 
+    def test_writes_at_random_do_not_shred_an_image_on_xfs(self, place: Place) -> None:
+        if place.facts.fs != "xfs" or place.access != "block":
+            pytest.skip("a hint that XFS takes; seen best without a file system inside")
+        volume = place.make(64 * MIB).stage()
+        pieces = [number * 65536 for number in range(0, 1024, 2)] + [number * 65536 for number in range(1, 1024, 2)]
+        with open(place.backend.source(volume.home, volume.shape, "", False), "r+b", buffering=0) as device:
+            for offset in pieces:
+                os.pwrite(device.fileno(), b"\xa5" * 65536, offset)
+                os.fsync(device.fileno())
+        copy = place.copy(volume)
+        with _image(place, copy) as image:
+            assert len(list(extents.pieces(image, copy.shape.size))) <= 96
+        assert copy.trouble == ""
+
     def test_extents_and_changes_cover_the_truth(self, place: Place) -> None:
         volume = place.make().stage()
         volume.write(b"\1" * MIB, 4 * MIB)

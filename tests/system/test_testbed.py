@@ -47,7 +47,8 @@ def prepare(*flags: str) -> None:
     except subprocess.TimeoutExpired:
         pytest.skip(f"the testbed's kernel was not built within {PREPARE_SECONDS} s")
     if done.returncode:
-        pytest.skip(f"no testbed here: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"not prepared ({VM_RUN.name} {' '.join([*flags, '--prepare'])}): {why}")
 
 
 def checkout() -> list[str]:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from wherry_csi import extents, kernel, loop, mkfs, mounts, thaw, tree
 from wherry_csi.errors import CsiError
@@ -48,10 +48,13 @@ def _opened(home: int, flags: int = os.O_RDWR) -> Iterator[int]:
         os.close(fd)
 
 
-def _created(home: int) -> AbstractContextManager[int]:
+@contextmanager
+def _created(home: int) -> Iterator[int]:
     """A new image file, never one that had other bytes before."""
     tree.remove(_NAME, home)
-    return _opened(home, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    with _opened(home, os.O_RDWR | os.O_CREAT | os.O_EXCL) as image:
+        extents.gather(image)
+        yield image
 
 
 def _sized(image: int, size: int, thick: bool) -> None:
