@@ -345,7 +345,7 @@ def end_drivers(state: str) -> None:
     """The driver that wherry started on demand leaves by itself in half a minute: now."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
-            if f"unix://{state}/csi.sock".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if f"unix://{state}/csi-own.sock".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                 os.kill(int(pid), signal.SIGTERM)
 
 
