@@ -65,7 +65,8 @@ def mounted(wherry: Wherry) -> list[str]:
 def at_rest(wherry: Wherry) -> None:
     """Nothing of any volume is mounted, attached or locked: also what a command does after its answer is done."""
     until(lambda: not mounted(wherry) and not list(audit._loops(wherry.mark)), 15, "mounts or loop devices are left")
-    assert [path for path in (wherry.state / "csi").glob("*") if path.is_dir()] == []
+    folders = (wherry.state / "csi").glob
+    until(lambda: not any(path.is_dir() for path in folders("*")), 5, "directories of volumes are left")
 
 
 def kept(wherry: Wherry, kind: str = "volumes") -> list[str]:
