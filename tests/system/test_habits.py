@@ -92,7 +92,7 @@ def test_a_volume_that_is_a_directory_of_the_host(own: Wherry, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "opts", ["type=tmpfs", "type=nfs o=addr=10.0.0.1 device=:/x", "size=1g", "o=bind device=/no/dir"]
+    "opts", ["type=tmpfs", "type=nfs o=addr=10.0.0.1 device=:/x", "size=1x", "o=bind device=/no/dir"]
 )
 def test_volume_options_that_cannot_be_are_refused(own: Wherry, opts: str) -> None:
     flags = [word for opt in opts.split() for word in ("-o", opt)]
