@@ -150,6 +150,19 @@ def test_a_tar_goes_through_pipes(wherry: Wherry, run: Callable[..., str], tmp_p
     assert tree(data(wherry, "copy")) == tree(data(wherry, "data"))
 
 
+def test_a_tar_brings_no_marks_of_overlayfs(wherry: Wherry, tmp_path: Path) -> None:
+    """They would redirect a directory of whoever stacks the volume; other attributes come along."""
+    member = tarfile.TarInfo("sub")
+    member.type, member.mode = tarfile.DIRTYPE, 0o755
+    marks = ("trusted.overlay.redirect", "user.overlay.redirect", "trusted.mine", "user.colour")
+    member.pax_headers = {f"SCHILY.xattr.{name}": "/etc" for name in marks}
+    with tarfile.open(tmp_path / "in.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
+    wherry("volume", "create", "data")
+    wherry("volume", "import", "data", tmp_path / "in.tar")
+    assert sorted(os.listxattr(f"{data(wherry, 'data')}/sub")) == ["trusted.mine", "user.colour"]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_tar_stays_inside(wherry: Wherry, tmp_path: Path, name: str) -> None:
     wherry("volume", "create", "data")

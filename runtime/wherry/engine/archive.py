@@ -396,7 +396,9 @@ class Target:
 
 
 def _set_xattr(fd: int, name: str, value: bytes) -> None:
-    """The file's own ones; what the file system cannot hold is left out, as tar does."""
-    if name.startswith(("user.", "trusted.")) or name == "security.capability":
+    """The file's own ones, none that overlayfs reads (an archive could redirect a directory of whoever stacks it); what
+    the file system cannot hold is left out, as tar does."""
+    own = name.startswith(("user.", "trusted.")) and not name.startswith(("user.overlay.", "trusted.overlay."))
+    if own or name == "security.capability":
         with contextlib.suppress(OSError):
             os.setxattr(fd, name, value)

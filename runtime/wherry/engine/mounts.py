@@ -12,8 +12,6 @@ from typing import NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, MountRequest, RunOptions
 
-from . import voloptions
-
 __all__ = ["Resolved", "collect", "inspect_row", "oci"]
 
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable"})
@@ -92,6 +90,8 @@ def _one(request: MountRequest) -> Resolved:
 
 def _volume(request: MountRequest, found: Resolved) -> Resolved:
     """One that is to be made is checked before anything is."""
+    from . import voloptions
+
     wanted = dict(request.driver_options)
     driver = request.driver or voloptions.LOCAL
     voloptions.read(driver, wanted)

@@ -126,31 +126,28 @@ def take(house: House, row: Volume, name: str) -> VolumeSnapshot:
 def remove(house: House, row: Volume) -> None:
     """Row first, then bytes; what a driver cannot do now is left for `gc`, what it refuses stays a volume."""
     left = Leftover(row.dir, row.driver, "volume", row.handle)
-    with house.db.write():
-        house.db.remove_volume(row.name)
-        house.db.add_leftover(left)
-    house.db.sync()  # a row must not come back after what it names
-    try:
-        _delete(house, left, _about(row))
-    except WherryError as error:
-        if error.kind not in _LATER:
-            house.db.add_volume(row)
-            raise
-        house.warn(f"{error.message}: `wherry gc` will try again to delete it")
+    _remove(house, left, _about(row), lambda: house.db.remove_volume(row.name), lambda: house.db.add_volume(row))
 
 
 def remove_snapshot(house: House, row: VolumeSnapshot) -> None:
     """As `remove`."""
-    left = Leftover(row.dir, row.driver, "snapshot", row.handle)
+    left, about = Leftover(row.dir, row.driver, "snapshot", row.handle), f"volume snapshot {row.name}"
+    _remove(house, left, about, lambda: house.db.remove_snapshot(row.name), lambda: house.db.add_snapshot(row))
+
+
+def _remove(
+    house: House, left: Leftover, about: str, forget: Callable[[], object], keep: Callable[[], object]
+) -> None:  # fmt: skip
+    """The row becomes a leftover, and that goes with the bytes; if the driver refuses, the row comes back."""
     with house.db.write():
-        house.db.remove_snapshot(row.name)
+        forget()
         house.db.add_leftover(left)
     house.db.sync()  # a row must not come back after what it names
     try:
-        _delete(house, left, f"volume snapshot {row.name}")
+        _delete(house, left, about)
     except WherryError as error:
         if error.kind not in _LATER:
-            house.db.add_snapshot(row)
+            keep()
             raise
         house.warn(f"{error.message}: `wherry gc` will try again to delete it")
 
