@@ -22,6 +22,7 @@ BASE = {"digest", "errors", "model", "terminal"}
 #: a room and the rooms that it may import, beside itself and the base (docs/layers.md)
 LAYERS = {
     "cli": {"engine"},
+    "daemon": {"engine"},
     "ocicli": {"engine", "container", "oci", "kernel"},  # a face without policy: bundles only (docs/decisions/0009)
     "engine": {"container", "image", "net", "volume", "oci", "kernel"},
     "container": {"oci", "kernel"},
@@ -52,9 +53,10 @@ FENCES = {
     "cffi": ("wherry/kernel/",),
     "prctl": ("wherry/kernel/process.py",),
     "pyroute2": ("wherry_cni/", "wherry/net/"),
-    "grpc": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
-    "google": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
+    "grpc": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py", "wherry/daemon/"),
+    "google": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py", "wherry/daemon/"),
     "csi_spec": ("wherry_csi/", "csi_spec/", "wherry/volume/csi.py"),
+    "aiohttp": ("wherry/daemon/",),
     "zstandard": ("wherry/image/",),
     "dns": ("wherry/net/",),
     "isal": ("wherry/image/",),
@@ -79,7 +81,7 @@ BANNED = {
 FORKS = ("wherry/warm/server.py",)
 #: read or measured by hot verbs never at import: they load at the edge, where they are used
 HEAVY = ("requests", "rich", "pyroute2", "zstandard", "isal", "asyncio", "http.client", "email", "prctl", "jeepney",
-         "dns", "grpc", "google")
+         "dns", "grpc", "google", "aiohttp")
 HOT = {
     "run": "wherry.cli.commands.run",
     "exec": "wherry.cli.commands.exec",

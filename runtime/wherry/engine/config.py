@@ -34,6 +34,9 @@ class Settings(NamedTuple):
     snapshot_format: str = "auto"  # of layers from now on: erofs where a probe says that it can be
     cni_conf: str = ""  # a directory of CNI lists in the stead of /etc/cni/net.d
     volume_driver_idle: int = 30  # seconds after which wherry's own CSI driver, started on demand, leaves
+    pod_network: str = ""  # the CNI network of pods; "": the first list of the CNI directory
+    pod_cgroup_driver: str = "auto"  # cgroupfs or systemd, as the kubelet is told; auto: systemd where it runs
+    stream_address: str = "127.0.0.1:0"  # where exec, attach and port-forward of the CRI are served
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 
 

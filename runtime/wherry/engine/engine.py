@@ -18,9 +18,12 @@ from wherry.model import Attachment, ImageRecord, Json, Limits, Place, ProgressE
 from .house import House
 
 if TYPE_CHECKING:
+    import socket
+
     from wherry.engine.build.values import BuildEvent, BuildOptions, Built
     from wherry.image.inflate import Readable
 
+    from .pods.values import Member, MemberOptions, Pod, PodOptions, Usage
     from .running import Running
     from .values import Check, ExecOptions, LogLine, Section
 
@@ -266,6 +269,101 @@ class Engine:
         from . import explain
 
         return explain.run(self._house, options)
+
+    # ---- pods ----
+
+    def run_pod(self, options: PodOptions) -> str:
+        """Make a pod and what it holds; its id. The same pod again is the same id: ready, or an EXISTS if it is not."""
+        from .pods import sandbox
+
+        return sandbox.run(self._house, options)
+
+    def stop_pod(self, pod: str) -> None:
+        """Stop its containers and give back what it holds. One that is not there, or not ready, is success."""
+        from .pods import sandbox
+
+        sandbox.stop(self._house, pod)
+
+    def remove_pod(self, pod: str) -> None:
+        """Stop it, remove its containers, forget it. One that is not there is success."""
+        from .pods import sandbox
+
+        sandbox.remove(self._house, pod)
+
+    def pod(self, pod: str) -> Pod:
+        """One pod by its id or an unambiguous prefix; NOT_FOUND."""
+        from .pods import sandbox
+
+        return sandbox.get(self._house, pod)
+
+    def pods(self) -> list[Pod]:
+        """All pods, newest first."""
+        from .pods import sandbox
+
+        return sandbox.every(self._house)
+
+    def update_pod(self, pod: str, resources: Json, overhead: Json) -> None:
+        """Change the limits of a pod's cgroup (OCI linux.resources; what is absent stays)."""
+        from .pods import sandbox
+
+        sandbox.update(self._house, pod, resources, overhead)
+
+    def create_member(self, pod: str, options: MemberOptions) -> str:
+        """Make a container in a ready pod, not started; its id. `start`, `exec` and `attach` take it as any other.
+
+        The same container again (pod, name, attempt) is the same id. The image must be there (NOT_FOUND)."""
+        from .pods import member
+
+        return member.create(self._house, pod, options)
+
+    def stop_member(self, container: str, timeout: int) -> None:
+        """The stop signal, `timeout` seconds of grace, then KILL; done when its end is settled. One that is not there
+        is success."""
+        from .pods import member
+
+        member.stop(self._house, container, timeout)
+
+    def remove_member(self, container: str) -> None:
+        """Stop it at once if it runs, and forget it. One that is not there is success."""
+        from .pods import member
+
+        member.remove(self._house, container)
+
+    def member(self, container: str) -> Member:
+        """One container of a pod, by its id or an unambiguous prefix; NOT_FOUND."""
+        from .pods import member
+
+        return member.get(self._house, container)
+
+    def members(self) -> list[Member]:
+        """All containers of pods, newest first."""
+        from .pods import member
+
+        return member.every(self._house)
+
+    def update_member(self, container: str, resources: Json, annotations: Mapping[str, str]) -> None:
+        """Change limits (OCI linux.resources; what is absent stays), of a running one at once."""
+        from .pods import member
+
+        member.update(self._house, container, resources, annotations)
+
+    def reopen_log(self, container: str) -> None:
+        """Its log goes on in a new file at the same path: the kubelet has renamed the old one."""
+        from .pods import member
+
+        member.reopen_log(self._house, container)
+
+    def usage(self, ids: Sequence[str] = ()) -> dict[str, Usage]:
+        """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand."""
+        from .pods import usage
+
+        return usage.of(self._house, ids)
+
+    def dial_pod(self, pod: str, port: int) -> socket.socket:
+        """A TCP connection to a port of localhost inside a pod's network (v4 first, then v6). UNAVAILABLE if none."""
+        from .pods import dial
+
+        return dial.tcp(self._house, pod, port)
 
     # ---- images ----
 

@@ -1,0 +1,1 @@
+"""The CRI's streaming server: exec, attach and port-forward for clients that speak SPDY/3.1 or WebSocket."""
