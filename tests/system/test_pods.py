@@ -160,10 +160,14 @@ def test_a_user_namespace_owns_the_others(pods: Pods, pid: str) -> None:
     assert read.split() == ["2000", "3000", "0", "65535"]
     assert namespace(held.uts, "hostname", kind="uts") == "mapped"
     inside = ["nsenter", f"--user={held.user}", f"--net={held.netns}", "--setuid", "1000", "--setgid", "1000"]
-    done = subprocess.run([*inside, "ping", "-c1", "-W2", "127.0.0.1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    ping = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
+    low = "import socket; socket.create_server(('127.0.0.1', 80))"
+    for program in (ping, low):
+        done = subprocess.run([*inside, "/usr/bin/python3", "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     assert "10.88.9.2/24" in namespace(held.netns, "ip", "-br", "addr")
-    assert Path(f"/proc/{held.pause.pid}/uid_map").read_text().split() == ["0", "300000", "65536"] if held.pause else True
+    if held.pause:
+        assert Path(f"/proc/{held.pause.pid}/uid_map").read_text().split() == ["0", "300000", "65536"]
 
 
 def test_a_shared_pid_namespace_has_a_pause_without_rights(pods: Pods) -> None:
@@ -273,7 +277,7 @@ def test_an_add_that_fails_is_undone_by_del(pods: Pods) -> None:
     Path(f"{calls}.fail-ADD").touch()
     with pytest.raises(WherryError, match="told to fail"):
         pods.run()
-    assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]
+    assert [name.name.partition("-")[2] for name in sorted(calls.iterdir())][:2] == ["ADD", "DEL"]
     assert pods.leftovers() == []
     assert pods.engine.pods() == []
 
@@ -377,9 +381,11 @@ def fail() -> None:
 def test_a_failure_after_any_step_leaves_nothing(
     pods: Pods, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, maps: Any
 ) -> None:
-    with monkeypatch.context() as patched, pytest.raises(WherryError, match="injected"):
+    asked = pods.options(pid="pod", uids=maps, gids=maps, sysctls={"kernel.shmmax": "12345678"})
+    with monkeypatch.context() as patched:
         after(patched, module, name, fail)
-        pods.run(pid="pod", uids=maps, gids=maps, sysctls={"kernel.shmmax": "12345678"})
+        with pytest.raises(WherryError, match="injected"):
+            pods.engine.run_pod(asked)
     assert pods.engine.pods() == []
     if name != "_make_directory":  # nothing but an empty directory is there before there is an undo
         assert pods.leftovers() == []

@@ -94,8 +94,9 @@ def _hold(house: House, pod: str, options: PodOptions, undo: Undo) -> tuple[Held
     shm = namespaces.shm(house, pod, options)
     ips = _join(it, paths)
     texts = files.write(house, pod, options, hostname, ips)
-    made = cgroups.make(house, it.place, options)
+    made = cgroups.absent(it.place)
     undo.add(partial(cgroups.remove, it.place, made=made))
+    cgroups.make(house, it.place, options)
     held = Held(
         pod, paths.get("net", ""), paths.get("ipc", ""), paths.get("uts", ""), user=paths.get("user", ""),
         uids=options.uids, gids=options.gids, shm=shm, files=texts, cgroup=it.place.path, slice=it.place.slice,
