@@ -36,7 +36,10 @@ from .undo import Undo
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["Ready", "cgroup_path", "inputs", "launch_how", "monitor_how", "namespaces", "prepare"]
+__all__ = [
+    "Ready", "cgroup_path", "inputs", "launch_how", "make_way", "monitor_how", "namespaces", "note_cgroup",
+    "other", "prepare", "write_config",
+]  # fmt: skip
 
 MONITORS = "/wherry-monitors"
 
@@ -79,12 +82,12 @@ def namespaces(
         found["cgroup"] = ""
     for kind, value in list(found.items()):
         if value.startswith("container:"):
-            fds[f"ns_{kind}"], found[kind] = _other(house, kind, value.partition(":")[2], held)
+            fds[f"ns_{kind}"], found[kind] = other(house, kind, value.partition(":")[2], held)
     return found, fds
 
 
-def _other(house: House, kind: str, ref: str, held: contextlib.ExitStack) -> tuple[int, str]:
-    """Open another container's namespace while its pidfd proves that the pid is still its own."""
+def other(house: House, kind: str, ref: str, held: contextlib.ExitStack) -> tuple[int, str]:
+    """Open another container's namespace while its pidfd proves that the pid is still its own: (descriptor, path)."""
     from wherry.kernel import process
 
     from .status import running
@@ -205,9 +208,9 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
         mounts=_mounts(house, row, user, made.id_map),
     )  # fmt: skip
     config = specgen.generate(made)
-    _write_config(house.container_dir(row.id), config)
+    write_config(house.container_dir(row.id), config)
     how = launch_how(house, row, options, config, fds)
-    _make_way(house, row.id, how)
+    make_way(house, row.id, how)
     degraded = limits.degraded(options.limits, house.facts, house.settings.pids_limit)
     text = options.user or image.user
     return Ready(config, how, monitor_how(house, row), fds, made.id_map[0] + user.uid, text, degraded)
@@ -228,21 +231,26 @@ def _with_volumes(house: House, row: Container, made: specgen.Inputs, undo: Undo
     return made._replace(resources={**made.resources, **limited})
 
 
-def _write_config(directory: str, config: Json) -> None:
+def write_config(directory: str, config: Json) -> None:
+    """config.json into a bundle, whole or not at all."""
     with open(f"{directory}/config.json.new", "w", encoding="utf-8") as file:
         file.write(json.dumps(config))
     os.replace(f"{directory}/config.json.new", f"{directory}/config.json")
 
 
-def _make_way(house: House, cid: str, how: LaunchHow) -> None:
+def make_way(house: House, cid: str, how: LaunchHow) -> None:
     """Note the cgroup before it exists, for a sweep must find it whatever dies when; then make its parents."""
     from wherry.kernel import cgroup
 
-    if not how.cgroup:
-        return
+    if how.cgroup:
+        note_cgroup(house, cid, how.cgroup)
+        cgroup.prepare(house.facts, how.cgroup)  # every controller: an update may ask for what the start did not
+
+
+def note_cgroup(house: House, cid: str, path: str) -> None:
+    """Of a start that may never come to its record."""
     with open(f"{house.state_dir(cid)}/cgroup", "w", encoding="utf-8") as file:
-        file.write(how.cgroup)
-    cgroup.prepare(house.facts, how.cgroup)  # every controller: an update may ask for what the start did not
+        file.write(path)
 
 
 def launch_how(
@@ -299,7 +307,7 @@ def monitor_how(house: House, row: Container) -> MonitorHow:
               f"CONTAINER_TAG={row.id[:12]}", f"IMAGE_NAME={row.config['image_name']}")  # fmt: skip
     return MonitorHow(
         log_driver=log["monitor"],
-        log_path=f"{house.container_dir(row.id)}/{log['file']}" if log["file"] else "",
+        log_path=os.path.join(house.container_dir(row.id), log["file"]) if log["file"] else "",
         log_bytes=log["bytes"],
         log_files=log["files"],
         log_fields=fields if log["monitor"] == "journald" else (),
