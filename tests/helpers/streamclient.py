@@ -26,5 +26,6 @@ def _built() -> Path:
             for name in ("go.mod", "go.sum"):
                 shutil.copy(_SOURCE / name, cache / name)
             shutil.copytree(_SOURCE / "streamclient", cache / "streamclient", dirs_exist_ok=True)
-            gotools._go(cache, "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/", "./streamclient")
+            words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
+            gotools._go(cache, "build", *words, "./streamclient")
     return cache / "bin" / "streamclient"
