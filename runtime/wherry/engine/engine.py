@@ -65,6 +65,12 @@ class Engine:
         """Make the directories of the place."""
         self._house.prepare()
 
+    def preload(self) -> None:
+        """Load what the life of a pod needs, before anybody waits for it."""
+        from . import preload
+
+        preload.preload(self._house)
+
     def reload(self) -> None:
         """Read the settings again, for what is asked from now on."""
         self._house.reload()

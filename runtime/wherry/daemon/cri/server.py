@@ -79,6 +79,7 @@ class Server:
             self._relay = sockets.Relay(given, path)
             self._relay.start()
         self._parts.catalog.start()
+        self._parts.work.later(self._parts.engine.preload)
 
     def reload(self) -> None:
         """Read the settings again; they stay as they were where they are wrong (WherryError)."""
