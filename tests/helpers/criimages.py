@@ -25,6 +25,7 @@ from .tools import need, run
 __all__ = ["BUSYBOX", "NGINX", "NGINX_NEXT", "PAUSE", "REGISTRIES", "hosts", "publish"]
 
 REGISTRIES = ("gcr.io", "registry.k8s.io", "k8s.gcr.io")
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _E2E, _CRI = "e2e-test-images", "k8s-staging-cri-tools"
 #: for runtimes whose sandboxes hold an image; another than pause:3.9, which critest pulls and removes
 PAUSE = "registry.k8s.io/sandbox:latest"
@@ -74,7 +75,7 @@ def publish(registry: str, scratch: Path) -> None:
     for names, config, more in _table(_programs(scratch)):
         layers = [base, *([_layer(more)] if more else [])]
         for name in names.split():
-            _push(registry, name, layers, {"Cmd": ["sh"], "Labels": {"of": names}, **config})
+            _push(registry, name, layers, {"Cmd": ["sh"], "Env": [_PATH], "Labels": {"of": names}, **config})
 
 
 def _table(programs: dict[str, bytes]) -> list[tuple[str, dict[str, Any], list[tuple[str, int, bytes]]]]:
