@@ -24,7 +24,7 @@ Json = dict[str, Any]
 NODE, TOKEN = "node", "a-token-of-the-tests"
 PODS, SERVICES = "10.88.0.0/16", "10.96.0.0/16"
 #: what programs know by these paths only
-_PRIVATE = ("/var/lib/kubelet", "/var/log", "/run/containerd", "/run/netns", "/var/lib/cni", "/opt", "/run/xtables.lock.d")
+_PRIVATE = ("/var/lib", "/var/log", "/run/containerd", "/run/netns", "/opt")
 
 
 def eventually(look: Callable[[], Any], seconds: float = 90, what: str = "") -> Any:
@@ -124,7 +124,7 @@ class Cluster:
     def get(self, *words: object) -> Any:
         """One object, or the items of a list."""
         told = json.loads(self.kubectl("get", *words, "-o", "json").stdout)
-        return told["items"] if "items" in told else told
+        return told.get("items", told)
 
     def condition(self, kind: str, name: str, wanted: str, *words: object) -> str:
         """The status of one of its conditions, "" where it has none."""

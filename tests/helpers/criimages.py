@@ -19,6 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .gotools import plain_busybox
 from .images import TOP
 from .tools import need, run
 
@@ -106,7 +107,8 @@ def _table(programs: dict[str, bytes]) -> list[tuple[str, dict[str, Any], list[t
         (f"{_CRI}/test-image-user-uid-group:latest", {"User": "1003:users"}, []),
         (f"{_CRI}/test-image-user-username-group:latest", {"User": "www-data:100"}, []),
         (f"{_CRI}/test-image-predefined-group:latest", {"User": "1000"}, []),
-        *((name, {"Cmd": ["sleep", "infinity"]}, []) for name in ("pause:3.9", "sandbox:latest")),
+        # no `sleep`: a case looks whether there is one in a pod
+        *((name, {"Cmd": ["tail", "-f", "/dev/null"]}, []) for name in ("pause:3.9", "sandbox:latest")),
     ]
 
 
@@ -123,7 +125,7 @@ def _programs(scratch: Path) -> dict[str, bytes]:
 def _base() -> _Layer:
     """busybox with hard-linked applets, as the original has them, and a shell that starts programs by their path:
     busybox-static's runs its own applets in their place, in which no test of what a process is can see them."""
-    need("busybox", "dash", "ipcs")
+    need("busybox", "ipcs")
     busybox = Path(shutil.which("busybox") or "").read_bytes()
     listed = subprocess.run(["busybox", "--list-full"], capture_output=True, text=True, check=True).stdout.split()
     applets = sorted({name.lstrip("/") for name in listed} - {"bin/busybox", "bin/sh"})
@@ -135,7 +137,8 @@ def _base() -> _Layer:
         _add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox)
         for name in applets:
             _add(archive, name, tarfile.LNKTYPE, 0o755, link="bin/busybox")
-        for name, data in {**_dynamic("dash", "bin/sh"), **_dynamic("ipcs", "usr/bin/ipcs")}.items():
+        found = {**_dynamic(plain_busybox(), "bin/sh"), **_dynamic(Path(shutil.which("ipcs") or ""), "usr/bin/ipcs")}
+        for name, data in found.items():
             _add(archive, name, tarfile.REGTYPE, 0o755, data)
         _add(archive, "usr/bin/pgrep", tarfile.REGTYPE, 0o755, _PGREP.encode())
         for name, text in (("passwd", _USERS), ("group", _GROUPS), ("nsswitch.conf", "hosts: files dns\n")):
@@ -143,11 +146,10 @@ def _base() -> _Layer:
     return _packed(out.getvalue())
 
 
-def _dynamic(program: str, name: str) -> dict[str, bytes]:
-    """A program of the host under this name, and the libraries that it needs."""
-    path = shutil.which(program) or ""
-    libraries = [word for word in run("ldd", path).stdout.split() if word.startswith("/")]
-    return {name: Path(path).read_bytes(), **{word.lstrip("/"): Path(word).read_bytes() for word in libraries}}
+def _dynamic(program: Path, name: str) -> dict[str, bytes]:
+    """A program under this name, and the libraries that it needs."""
+    libraries = [word for word in run("ldd", program).stdout.split() if word.startswith("/")]
+    return {name: program.read_bytes(), **{word.lstrip("/"): Path(word).read_bytes() for word in libraries}}
 
 
 def _layer(files: list[tuple[str, int, bytes]]) -> _Layer:
