@@ -1,7 +1,7 @@
-"""A kubelet's calls on containerd and on wherryd, interleaved (A B A B) in one run: a pod's life, 110 pods, 1,000 containers.
+"""A kubelet's calls on containerd and on wherryd, interleaved (A B A B): a pod's life, 110 pods, 1,000 containers.
 
-Started by `scripts/bench cri` inside the bench's namespaces, where it starts and ends the runtimes itself. Each is there
-twice: with the reference's CNI plugins and with ours, by the same list. Times are a gRPC client's on the runtime's socket.
+Started by `scripts/bench cri` inside the bench's namespaces, where it starts and ends the runtimes itself. Each is
+there twice: with the reference's CNI plugins and with ours, by the same list. Times are a gRPC client's on the socket.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ class Runtime:
 
     def __init__(self, kind: Kind, process: subprocess.Popen[bytes], socket: Path) -> None:
         self.kind, self.process = kind, process
-        self._channel = grpc.insecure_channel(f"unix://{socket}", options=[("grpc.max_receive_message_length", 1 << 26)])
+        options = [("grpc.max_receive_message_length", 1 << 26)]
+        self._channel = grpc.insecure_channel(f"unix://{socket}", options=options)
         self.image = f"{os.environ.get('REGISTRY', '127.0.0.1:5000')}/busybox:test"
 
     def call(self, method: str, request: Any, answer: Any) -> Any:
@@ -339,7 +341,7 @@ def node(runtimes: list[Runtime], options: argparse.Namespace, samples: Samples)
     """A full node: 110 pods with a container each."""
     for runtime in runtimes:
         before, start = measure.pss_by_program(), time.perf_counter()
-        several([lambda name=f"node-{number}": one_pod(runtime, name, 1) for number in range(options.pods)])  # type: ignore[misc]
+        several([partial(one_pod, runtime, f"node-{number}", 1) for number in range(options.pods)])
         keep(samples, runtime, {"110 pods: all running, s": time.perf_counter() - start})
         time.sleep(2)
         growth = measure.pss_by_program()
@@ -370,8 +372,7 @@ def crowd(runtimes: list[Runtime], options: argparse.Namespace, samples: Samples
     for runtime in runtimes:
         per = min(PER_POD, options.containers)
         start = time.perf_counter()
-        several([lambda name=f"crowd-{number}": one_pod(runtime, name, per)  # type: ignore[misc]
-                 for number in range(options.containers // per)])  # fmt: skip
+        several([partial(one_pod, runtime, f"crowd-{number}", per) for number in range(options.containers // per)])
         keep(samples, runtime, {"1,000 containers: all running, s": time.perf_counter() - start,
                                 "1,000 containers: daemon's RSS, MiB": runtime.resident_mib()})  # fmt: skip
     lists(runtimes, options, samples, "1,000 containers: ")
@@ -445,15 +446,16 @@ def tables(samples: Samples) -> str:
 
 PAGE = """# Benchmarks of the CRI
 
-Written by `scripts/bench cri --markdown docs/benchmarks-cri.md` on {date}: {cpu}, {system}, kernel
-{kernel}, Python {python}. Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} % of those at the end.
+Written by `scripts/bench cri --markdown docs/benchmarks-cri.md` on {date}:
+{cpu}, {system}, kernel {kernel}, Python {python}.
+Tasks waited for a CPU {before:.0f} % of the ten seconds before and {after:.0f} % of those at the end.
 
-One gRPC client calls each runtime in turn (A B A B), in the same network and mount namespace; run states are on a tmpfs.
-The pod asks what most ask: namespaces of its own, DNS, a log, the runtime's default seccomp profile; its container is
-`sleep`, pulled before from a registry on loopback. CNI: bridge with host-local and ipMasq, portmap, by the same list;
-once the reference's plugins on both sides, once ours on both. The end of a pod includes killing its running container.
-The 1,000 containers are in ten pods, running on both sides at once while the lists are asked in turn. Memory is what all
-processes outside the pods grew by (PSS), the daemons' own growth included; containerd's pause process is inside a pod.
+One gRPC client calls each runtime in turn (A B A B), in the same network and mount namespace; run states are on a
+tmpfs. The pod asks what most ask: namespaces of its own, DNS, a log, the runtime's default seccomp profile; its
+container is `sleep`, of an image that is there. CNI: bridge with host-local and ipMasq, portmap, by the same list; once
+the reference's plugins on both sides, once ours on both. The end of a pod includes killing its running container.
+The 1,000 containers are in ten pods, running on both sides at once while the lists are asked in turn. Memory is what
+all processes outside the pods grew by (PSS), the daemon's own growth included; containerd's pause process is inside.
 
 {versions}
 
