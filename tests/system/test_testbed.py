@@ -84,7 +84,8 @@ class Boot:
         path = f"{python.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         command = [
             "nice", "-n", str(nice), str(VM_RUN), *flags,
-            "--timeout", str(BOOT_SECONDS), "--rw", str(results), *checkout(), "--env", f"PATH={path}", "--env", "WHERRY_TESTBED=1", "--",
+            "--timeout", str(BOOT_SECONDS), "--rw", str(results), *checkout(),
+            "--env", f"PATH={path}", "--env", "WHERRY_TESTBED=1", "--",
             str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=/scratch/t",
             f"--junitxml={xml}", str(inner),
         ]  # fmt: skip
