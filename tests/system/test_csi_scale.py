@@ -1,7 +1,7 @@
 """A CSI driver with many volumes, and the sums of a pool's capacity after anything that happened to it.
 
-The count is WHERRY_CSI_VOLUMES's (scripts/soak: 1000). The bars are those of a thousand; a shared machine gets room, and
-each test prints what it measured.
+The count is WHERRY_CSI_VOLUMES's (scripts/soak: 1000). The bars are those of a thousand; a shared machine gets room,
+and each test prints what it measured.
 """
 
 from __future__ import annotations
