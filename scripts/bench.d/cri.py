@@ -34,6 +34,7 @@ PAYLOAD = ("sleep", "100000")
 PODS, CONTAINERS, PER_POD = 110, 1000, 100
 DEADLINE_SECONDS = 120
 THEIRS, OURS = "containerd", "wherryd"
+NEWER = f"{THEIRS} (newer)"
 Json = dict[str, Any]
 Samples = dict[str, dict[str, list[float]]]  # by what was done, by whom
 
@@ -94,7 +95,7 @@ class Runtime:
         """Whether it answers and its network is ready."""
         with suppress(grpc.RpcError):
             conditions = self.call("Status", api.StatusRequest(), api.StatusResponse).status.conditions
-            return len(conditions) > 1 and all(one.status for one in conditions)
+            return {"RuntimeReady", "NetworkReady"} <= {one.type for one in conditions if one.status}
         return False
 
     def version(self) -> str:
@@ -290,7 +291,7 @@ def kinds(options: argparse.Namespace) -> list[Kind]:
     """Which runtimes there are here, with whose plugins."""
     programs = {THEIRS: shutil.which("containerd") or "", OURS: str(TOP / ".venv/bin/wherryd")}
     if options.containerd:
-        programs[f"{THEIRS} of {options.containerd}"] = options.containerd
+        programs[NEWER] = options.containerd
     wanted = options.peers.split(",")
     return [Kind(name, program, plugins) for name, program in programs.items() if program
             for plugins in options.plugins.split(",") if name.partition(" ")[0] in wanted]  # fmt: skip
@@ -407,21 +408,22 @@ def bars(samples: Samples) -> str:
     """What was wished for and what was reached."""
     lines = ["### Bars", "", "| work | bar | reached | |", "|---|---|---|---|"]
 
-    def ratio(work: str, what: str, plugins: str, most: float) -> None:
-        ours, theirs = middle(samples, what, OURS, plugins), middle(samples, what, THEIRS, plugins)
+    def ratio(work: str, what: str, plugins: str, most: float, peer: str) -> None:
+        ours, theirs = middle(samples, what, OURS, plugins), middle(samples, what, peer, plugins)
         if ours and theirs:
             part = ours / theirs
-            lines.append(f"| {work} | at most {most} of {THEIRS}'s | {part:.2f} | {report.verdict(part <= most)} |")
+            lines.append(f"| {work} | at most {most} of {peer}'s | {part:.2f} | {report.verdict(part <= most)} |")
 
     def most(work: str, what: str, limit: float, unit: str) -> None:
         ours = middle(samples, what, OURS)
         if ours is not None:
             lines.append(f"| {work} | at most {limit:g} {unit} | {ours:.2f} {unit} | {report.verdict(ours <= limit)} |")
 
-    for what, plugins, limit in BARS:
-        ratio(f"{what}, with CNI, {plugins} plugins on both sides", what, plugins, limit)
-    for what in LISTS[:2]:
-        ratio(f"{what} with 1,000 containers", f"1,000 containers: {what}", "reference", LIST_RATIO)
+    for peer in (THEIRS, NEWER):
+        for what, plugins, limit in BARS:
+            ratio(f"{what}, with CNI, {plugins} plugins on both sides", what, plugins, limit, peer)
+        for what in LISTS[:2]:
+            ratio(f"{what} with 1,000 containers", f"1,000 containers: {what}", "reference", LIST_RATIO, peer)
     if (ready := middle(samples, "110 pods: ready", OURS)) is not None:
         lines.append(f"| pods that run on one node | {PODS} | {ready:g} | {report.verdict(ready >= PODS)} |")
     most("110 pods: ListPodSandbox", "110 pods: ListPodSandbox", LIST_MS, "ms")
