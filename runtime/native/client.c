@@ -122,6 +122,11 @@ int wh_clients_full(struct wh_monitor *m, size_t limit) {
 
 /* ---- from the client ---- */
 
+static int answer(struct wh_client *c, int type, int number) {
+    char payload[4] = {(char)(number >> 24), (char)(number >> 16), (char)(number >> 8), (char)number};
+    return send_frame(c, type, payload, sizeof payload);
+}
+
 static int control(struct wh_monitor *m, struct wh_client *c) {
     switch (c->head[0]) {
     case WH_EOF:
@@ -133,6 +138,7 @@ static int control(struct wh_monitor *m, struct wh_client *c) {
     case WH_CLAIM: c->claimed = 1; return 0;
     case WH_DONE: wh_settled(m); return 0;
     case WH_QUIET: c->quiet = 1; return 0;
+    case WH_REOPEN: return answer(c, WH_REOPEN, wh_reopen_log(m));
     default: return -1;
     }
 }
@@ -150,6 +156,7 @@ static int begin(struct wh_monitor *m, struct wh_client *c) {
 static int payload(struct wh_monitor *m, struct wh_client *c, const char *data, size_t n) {
     c->left -= (uint32_t)n;
     if (c->head[0] == WH_STDIN) {
+        if (wh_stdin_unclaimed(m)) c->first = 1;
         wh_input(m, data, n);
         return 0;
     }

@@ -149,6 +149,19 @@ static void rotate(struct wh_log *log) {
     open_file(log); /* if it fails, every flush tries again */
 }
 
+int wh_log_reopen(struct wh_log *log) {
+    if (log->driver == WH_LOG_NONE || log->driver == WH_LOG_JOURNALD) return 0;
+    wh_log_flush(log); /* what came before belongs to the old file */
+    struct wh_log old = *log;
+    if (open_file(log) < 0) {
+        int err = errno;
+        *log = old;
+        return err;
+    }
+    if (old.fd >= 0) close(old.fd);
+    return 0;
+}
+
 /* Writes part of the batch; on an error the rest of it is lost, and the next record starts a line of its own. */
 static void write_out(struct wh_log *log, size_t n) {
     if (log->fd < 0 && open_file(log) < 0) return;

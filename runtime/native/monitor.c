@@ -71,6 +71,8 @@ static char lines[2][WH_LINE_MAX] __attribute__((aligned(4096)));
 int wh_epoll(const struct wh_monitor *m) { return m->epoll; }
 struct wh_client *wh_clients(struct wh_monitor *m) { return m->client; }
 int wh_stdin_once(const struct wh_monitor *m) { return m->once; }
+int wh_stdin_unclaimed(const struct wh_monitor *m) { return m->once && !m->first; }
+int wh_reopen_log(struct wh_monitor *m) { return wh_log_reopen(&m->log); }
 void wh_settled(struct wh_monitor *m) { m->settled = 1; }
 
 int64_t wh_now(void) {

@@ -5,14 +5,17 @@
  * Frames of the attach socket, both ways: type u8, three zero bytes, length u32 big endian, payload.
  *
  *   to the client    STDOUT, STDERR  bytes          ACK   "started", once at the start
+ *                    REOPEN          errno u32 big endian: 0, the log goes on in a new file
  *                    EXIT            code i32 big endian (docker's: 128 + n by signal), oom u8; then nothing more
  *   from the client  STDIN           bytes          RESIZE rows u16, columns u16, big endian
  *                    EOF             closes standard input where it was opened for one client (see WH_STDIN_ONCE)
  *                    CLAIM           "I will do the cleanup"     DONE "and have done it"
- *                    QUIET           nothing but EXIT is sent to this client: one that stops or waits need not read
+ *                    QUIET           no output is sent to this client: one that stops or waits need not read
+ *                    REOPEN          "the log's file was renamed": the next line goes to a new one at the same path
  *
- * Standard input belongs to one client ("once") where the plan names a first client: its EOF, or its end, is the end
- * of the input, as docker's StdinOnce. Else it stays open for whoever attaches next.
+ * Standard input belongs to one client ("once") where the plan names a first client, or says so (then the first that
+ * sends some): its EOF, or its end, is the end of the input, as docker's StdinOnce. Else it stays open for whoever
+ * attaches next.
  */
 #ifndef WH_MONITOR_H
 #define WH_MONITOR_H
@@ -21,7 +24,7 @@
 
 #include "exec.h"
 
-enum { WH_STDIN, WH_STDOUT, WH_STDERR, WH_EXIT, WH_ACK, WH_EOF, WH_RESIZE, WH_CLAIM, WH_DONE, WH_QUIET };
+enum { WH_STDIN, WH_STDOUT, WH_STDERR, WH_EXIT, WH_ACK, WH_EOF, WH_RESIZE, WH_CLAIM, WH_DONE, WH_QUIET, WH_REOPEN };
 
 #define WH_CHUNK 65536      /* one read of output, one read from a client */
 #define WH_LINE_MAX 16384   /* a longer line is logged in parts */
@@ -50,6 +53,9 @@ struct wh_line {
 int wh_log_open(struct wh_log *log);
 /* journald: adds FIELD=value to every message; -1 if it cannot be. */
 int wh_log_field(struct wh_log *log, const char *field);
+/* Goes on in a new file at the same path, where there may be one already; no line is lost or torn apart. On an error (the
+ * errno is returned) it goes on in the old one. */
+int wh_log_reopen(struct wh_log *log);
 /* Takes output in; whole lines go to the batch. */
 void wh_log_feed(struct wh_log *log, struct wh_line *line, const char *data, size_t n);
 /* The stream has ended: its last line may have no newline. */
@@ -87,6 +93,8 @@ int wh_epoll(const struct wh_monitor *m);
 struct wh_client *wh_clients(struct wh_monitor *m);
 void wh_settled(struct wh_monitor *m); /* DONE: the cleanup has been done */
 int wh_stdin_once(const struct wh_monitor *m);
+int wh_stdin_unclaimed(const struct wh_monitor *m); /* for one client, and no plan names it */
+int wh_reopen_log(struct wh_monitor *m);
 int64_t wh_now(void); /* ms, monotonic */
 
 #define WH_TAG_CLIENT 64 /* epoll data of client i: WH_TAG_CLIENT + i */

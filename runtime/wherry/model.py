@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 __all__ = [
-    "ATTACH_ACK", "ATTACH_CLAIM", "ATTACH_DONE", "ATTACH_EOF", "ATTACH_EXIT", "ATTACH_QUIET", "ATTACH_RESIZE",
-    "ATTACH_STDERR", "ATTACH_STDIN", "ATTACH_STDOUT", "Address", "Attachment", "Descriptor", "ExitStatus",
+    "ATTACH_ACK", "ATTACH_CLAIM", "ATTACH_DONE", "ATTACH_EOF", "ATTACH_EXIT", "ATTACH_QUIET", "ATTACH_REOPEN",
+    "ATTACH_RESIZE", "ATTACH_STDERR", "ATTACH_STDIN", "ATTACH_STDOUT", "Address", "Attachment", "Descriptor", "ExitStatus",
     "HealthCheck", "ImageConfig", "ImageRecord", "Interface", "Json", "Limits", "LogConfig", "Mount", "MountRequest",
     "NetworkResult", "Place", "Platform", "PortMapping", "ProgressEvent", "RestartPolicy", "RunOptions",
 ]
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 # Frames of the attach socket (native/monitor.h): type u8, three zero bytes, length u32 big endian, payload.
 ATTACH_STDIN, ATTACH_STDOUT, ATTACH_STDERR, ATTACH_EXIT, ATTACH_ACK = 0, 1, 2, 3, 4
-ATTACH_EOF, ATTACH_RESIZE, ATTACH_CLAIM, ATTACH_DONE, ATTACH_QUIET = 5, 6, 7, 8, 9
+ATTACH_EOF, ATTACH_RESIZE, ATTACH_CLAIM, ATTACH_DONE, ATTACH_QUIET, ATTACH_REOPEN = 5, 6, 7, 8, 9, 10
 
 
 class Place(NamedTuple):

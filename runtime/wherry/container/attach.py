@@ -22,6 +22,7 @@ from wherry.model import (
     ATTACH_EOF,
     ATTACH_EXIT,
     ATTACH_QUIET,
+    ATTACH_REOPEN,
     ATTACH_RESIZE,
     ATTACH_STDERR,
     ATTACH_STDIN,
@@ -145,6 +146,16 @@ class AttachStream:
     def quiet(self) -> None:
         """Ask for nothing but EXIT: output that we would not read must not hold the container back."""
         self._send(ATTACH_QUIET)
+
+    def reopen_log(self) -> int:
+        """Let the log go on in a new file at the same path; the errno of that, 0 for success, -1 if the end was faster.
+        Output that comes meanwhile is not kept: for a connection of its own."""
+        self.quiet()
+        self._send(ATTACH_REOPEN)
+        for kind, payload in self.frames():
+            if kind == ATTACH_REOPEN:
+                return int.from_bytes(payload, "big")
+        return -1
 
     def close(self) -> None:
         """Hang up."""

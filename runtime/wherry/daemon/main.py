@@ -1,13 +1,113 @@
-"""`wherryd`: reads its arguments, opens its sockets, serves until it is told to stop."""
+"""`wherryd`: reads its arguments, opens its sockets, serves until it is told to stop.
+
+Decides the order of a start and of an end. Whoever kills it loses nothing: it holds no truth of its own.
+"""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
 import sys
-from typing import NoReturn
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["main"]
+import wherry
+from wherry.engine import config
+from wherry.errors import Kind, WherryError
+from wherry.model import Place
+
+from . import check, log, sockets
+from .notify import Notifier
+
+if TYPE_CHECKING:
+    from .cri.server import Server
+
+__all__ = ["main", "parser"]
+
+_log = logging.getLogger("wherryd")
 
 
-def main() -> NoReturn:
-    """The program."""
-    sys.exit("wherryd: not built yet")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="wherryd", description="Serves the Kubernetes Container Runtime Interface on STATE/cri.sock."
+    )
+    top.add_argument("--root", metavar="DIR", default="", help="where images and containers are kept")
+    top.add_argument("--state", metavar="DIR", default="", help="where run state and sockets are")
+    top.add_argument("--config", metavar="FILE", default="", help="wherry.toml")
+    top.add_argument("--log-level", choices=tuple(log.LEVELS), help="default: log_level of the settings, info")
+    top.add_argument("--log-format", choices=log.FORMATS, help="default: log_format of the settings, auto")
+    top.add_argument("--check-config", action="store_true", help="look at the settings, say what is wrong, and leave")
+    top.add_argument("--version", action="version", version=f"wherryd {wherry.__version__}")
+    return top
+
+
+def main(argv: Sequence[str] | None = None, env: MutableMapping[str, str] = os.environ) -> int:
+    """The exit code: 0, 1 for what went wrong (a sentence on stderr), 2 for a wrong command line."""
+    given = parser().parse_args(argv)
+    try:
+        place = config.place(given.root, given.state, given.config, env)
+        known = config.settings(place.config, env)
+        check.settings(place.config, known)
+        if given.check_config:
+            print(f"{place.config}: good")
+            return 0
+        log.start(given.log_level or known.log_level, given.log_format or known.log_format, env)
+        return _run(place, known, env)
+    except WherryError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(WherryError(Kind.INTERNAL, f"cannot start: {error.filename or ''} {error.strerror or error}"))
+
+
+def _fail(error: WherryError) -> int:
+    print(f"wherryd: {error}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+    return 1
+
+
+def _run(place: Place, known: config.Settings, env: MutableMapping[str, str]) -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor for each container, and for each stream
+    given = sockets.activated(env)
+    os.makedirs(place.state, 0o711, exist_ok=True)
+    with sockets.held(place.state):
+        asyncio.run(_serve(place, known, given, Notifier(env)))
+    return 0
+
+
+async def _serve(place: Place, known: config.Settings, given: Mapping[str, socket.socket], notifier: Notifier) -> None:
+    from .cri.server import Server
+
+    stop = asyncio.Event()
+    server = Server(place, known)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, notifier))
+    try:
+        await server.start(given.get("cri"))
+        watch = loop.create_task(notifier.watch())
+        notifier.tell("READY=1", f"STATUS=serving {server.path}")
+        _log.info("serving %s", server.path)
+        await stop.wait()
+        notifier.tell("STOPPING=1")
+        _log.info("stopping: calls that run have %d seconds", server.GRACE)
+        watch.cancel()
+    finally:
+        await server.stop()
+
+
+def _reload(server: Server, notifier: Notifier) -> None:
+    notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        server.reload()
+        _log.info("settings are read again")
+    except WherryError as error:
+        _log.error("settings stay as they were: %s", error)
+    notifier.tell("READY=1")

@@ -146,8 +146,9 @@ def _wanted_by_others(house: House, row: Container, options: RunOptions) -> bool
     whatever a network of the host's own lists gives out."""
     from . import joining
 
-    asked = any(a.ip or a.mac or not house.networks.is_own(a.network) for a in options.network)
-    return bool(row.config["ports"]) or (asked and not joining.mode(options))
+    if row.config["ports"] or joining.mode(options):
+        return bool(row.config["ports"])
+    return any(a.ip or a.mac or not house.networks.is_own(a.network) for a in options.network)
 
 
 def await_rest(house: House, but: str = "") -> None:

@@ -18,7 +18,7 @@ from wherry.model import (
     RunOptions,
 )
 
-__all__ = ["decode_image", "decode_options", "encode"]
+__all__ = ["decode_image", "decode_options", "encode", "many", "of", "plain"]
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,8 @@ def encode(value: Any) -> Any:
     return dict(value) if hasattr(value, "keys") else value
 
 
-def _plain(kind: type[_T], data: Json, inner: dict[str, Callable[[Any], Any]] | None = None) -> _T:
+def plain(kind: type[_T], data: Json, inner: dict[str, Callable[[Any], Any]] | None = None) -> _T:
+    """A NamedTuple from what `encode` made of it; `inner`: how to read its members that are NamedTuples too."""
     members: Json = {}
     for name in kind._fields:  # type: ignore[attr-defined]
         if name in data:
@@ -46,31 +47,33 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
-def _of(kind: type[Any]) -> Callable[[Json], Any]:
-    return lambda data: _plain(kind, data)
+def of(kind: type[Any]) -> Callable[[Json], Any]:
+    """Reads one of a kind, for `plain`."""
+    return lambda data: plain(kind, data)
 
 
-def _many(kind: type[Any]) -> Callable[[list[Json]], tuple[Any, ...]]:
-    return lambda items: tuple(_plain(kind, item) for item in items)
+def many(kind: type[Any]) -> Callable[[list[Json]], tuple[Any, ...]]:
+    """Reads a list of a kind, for `plain`."""
+    return lambda items: tuple(plain(kind, item) for item in items)
 
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "network": _many(Attachment),
-    "ports": _many(PortMapping),
-    "mounts": _many(MountRequest),
-    "limits": _of(Limits),
-    "restart": _of(RestartPolicy),
-    "log": _of(LogConfig),
-    "health": _of(HealthCheck),
+    "network": many(Attachment),
+    "ports": many(PortMapping),
+    "mounts": many(MountRequest),
+    "limits": of(Limits),
+    "restart": of(RestartPolicy),
+    "log": of(LogConfig),
+    "health": of(HealthCheck),
 }
 
 
 def decode_options(data: Json) -> RunOptions:
     """Read what `encode` made of RunOptions."""
-    return _plain(RunOptions, data, _OPTIONS)
+    return plain(RunOptions, data, _OPTIONS)
 
 
 def decode_image(data: Json) -> ImageConfig:
     """Read what `encode` made of an ImageConfig; platform and history stay behind."""
     kept = {key: value for key, value in data.items() if key not in ("platform", "history")}
-    return _plain(ImageConfig, kept, {"healthcheck": lambda value: value})
+    return plain(ImageConfig, kept, {"healthcheck": lambda value: value})

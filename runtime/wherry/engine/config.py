@@ -37,6 +37,10 @@ class Settings(NamedTuple):
     pod_network: str = ""  # the CNI network of pods; "": the first list of the CNI directory
     pod_cgroup_driver: str = "auto"  # cgroupfs or systemd, as the kubelet is told; auto: systemd where it runs
     stream_address: str = "127.0.0.1:0"  # where exec, attach and port-forward of the CRI are served
+    log_level: str = "info"  # of wherryd: debug (each call), info, warning, error
+    log_format: str = "auto"  # of wherryd: text, json; auto: text, with the journal's priorities where it reads
+    socket_group: str = "wherry"  # who beside root may talk to wherryd, where such a group exists
+    handlers: Mapping[str, str] = {}  # RuntimeClass handlers beside "wherry": a name and an OCI runtime's path
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 
 

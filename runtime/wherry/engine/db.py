@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["Container", "Database", "Leftover", "Volume", "VolumeSnapshot"]
+__all__ = ["Container", "Database", "Leftover", "PodRow", "Volume", "VolumeSnapshot"]
 
 _LOG_PAGES = 256  # who opens the database while nobody else has it open reads the whole log
 _BUSY_SECONDS = 30
@@ -58,17 +58,40 @@ CREATE TABLE leftovers (
   dir TEXT PRIMARY KEY, driver TEXT NOT NULL, kind TEXT NOT NULL, handle TEXT NOT NULL
 ) STRICT;
 """,
+    """
+CREATE TABLE pods (
+  id TEXT PRIMARY KEY, namespace TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL, attempt INTEGER NOT NULL,
+  created REAL NOT NULL, config TEXT NOT NULL,
+  UNIQUE (namespace, name, uid, attempt)
+) STRICT;
+ALTER TABLE containers ADD COLUMN pod TEXT REFERENCES pods (id) ON DELETE RESTRICT;
+CREATE INDEX containers_pod ON containers (pod) WHERE pod IS NOT NULL;
+""",
 )
 _VERSION = len(_SCRIPTS)
 
 
 class Container(NamedTuple):
-    """One row: `config` is what `create` resolved (docs/state.md), never a status."""
+    """One row: `config` is what `create` resolved (docs/state.md), never a status. `pod`: the id of the pod that it is
+    a member of, or ""."""
 
     id: str
     name: str
     created: float
     image: str
+    config: Json
+    pod: str = ""
+
+
+class PodRow(NamedTuple):
+    """One row: `config` is what was asked and what was given for good (engine/pods/sandbox.py), never a status."""
+
+    id: str
+    namespace: str
+    name: str
+    uid: str
+    attempt: int
+    created: float
     config: Json
 
 
@@ -110,7 +133,12 @@ class Leftover(NamedTuple):
 
 
 def _container(row: Sequence[Any]) -> Container:
-    return Container(row[0], row[1], row[2], row[3], json.loads(row[4]))
+    return Container(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5] or "")
+
+
+def _pod(row: Sequence[Any]) -> PodRow:
+    pod, namespace, name, uid, attempt, created, config = row
+    return PodRow(pod, namespace, name, uid, attempt, created, json.loads(config))
 
 
 def _volume(row: Sequence[Any]) -> Volume:
@@ -122,7 +150,12 @@ def _snapshot(row: Sequence[Any]) -> VolumeSnapshot:
     return VolumeSnapshot(row[0], row[1], row[2], row[3], row[4], json.loads(row[5]))
 
 
-_C = "SELECT id, name, created, image, config FROM containers"
+def _is_hex(text: str) -> bool:
+    return bool(text) and all(c in "0123456789abcdef" for c in text)
+
+
+_C = "SELECT id, name, created, image, config, pod FROM containers"
+_P = "SELECT id, namespace, name, uid, attempt, created, config FROM pods"
 _V = "SELECT name, dir, created, anonymous, labels, options, driver, handle FROM volumes"
 _S = "SELECT name, dir, created, volume, driver, handle FROM volume_snapshots"
 
@@ -222,8 +255,8 @@ class Database:
         """Insert a container and what it uses. With `size`, gives it a range of host ids; returns the range's start."""
         try:
             with self.write():
-                values = (row.id, row.name, row.created, row.image, json.dumps(row.config))
-                self._db.execute("INSERT INTO containers VALUES (?, ?, ?, ?, ?)", values)
+                values = (row.id, row.name, row.created, row.image, json.dumps(row.config), row.pod or None)
+                self._db.execute("INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?)", values)
                 self._db.executemany("INSERT INTO container_volumes VALUES (?, ?)", [(row.id, v) for v in volumes])
                 self._db.executemany("INSERT INTO container_networks VALUES (?, ?)", [(row.id, n) for n in networks])
                 return self._add_range(row.id, base, size) if size else 0
@@ -253,7 +286,8 @@ class Database:
             hint = "remove or rename that container, or choose another name"
             return WherryError(Kind.EXISTS, f'the container name "/{row.name}" is already in use{by}', hint=hint)
         if "FOREIGN KEY" in str(error):
-            return WherryError(Kind.CONFLICT, "a volume of the container was removed meanwhile", hint="try again")
+            what = "the pod or a volume" if row.pod else "a volume"
+            return WherryError(Kind.CONFLICT, f"{what} of the container was removed meanwhile", hint="try again")
         return WherryError(Kind.INTERNAL, f"container {row.id}: {error}")
 
     def containers(self) -> list[Container]:
@@ -273,7 +307,7 @@ class Database:
         """The container of a name, an id, or a unique prefix of an id: in this order, as docker."""
         ref = ref.removeprefix("/")
         rows = self._rows(_C + " WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1", ref) if ref else []
-        if not rows and ref and all(c in "0123456789abcdef" for c in ref):
+        if not rows and _is_hex(ref):
             rows = self._rows(_C + " WHERE id >= ? AND id < ? LIMIT 2", ref, ref + "g")
         if len(rows) == 1:
             return _container(rows[0])
@@ -319,6 +353,67 @@ class Database:
         """Note that it does not any more."""
         with self.write():
             self._db.execute("DELETE FROM container_networks WHERE container = ? AND network = ?", (cid, network))
+
+    # ---- pods ----
+
+    def add_pod(self, row: PodRow) -> None:
+        """Insert a pod; EXISTS if there is one of the same namespace, name, uid and attempt."""
+        try:
+            with self.write():
+                values = (*row[:6], json.dumps(row.config))
+                self._db.execute("INSERT INTO pods VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        except sqlite3.IntegrityError as error:
+            message = f"pod {row.namespace}/{row.name} (uid {row.uid}, attempt {row.attempt}) exists already"
+            raise WherryError(Kind.EXISTS, message, hint="remove it first, or ask for the next attempt") from error
+
+    def pod(self, pod: str) -> PodRow | None:
+        """The pod of this exact id."""
+        rows = self._rows(_P + " WHERE id = ?", pod)
+        return _pod(rows[0]) if rows else None
+
+    def pod_of(self, namespace: str, name: str, uid: str, attempt: int) -> PodRow | None:
+        """The pod that is called so."""
+        sql = _P + " WHERE namespace = ? AND name = ? AND uid = ? AND attempt = ?"
+        rows = self._rows(sql, namespace, name, uid, attempt)
+        return _pod(rows[0]) if rows else None
+
+    def find_pod(self, ref: str) -> PodRow:
+        """The pod of an id or a unique prefix of one."""
+        rows = self._rows(_P + " WHERE id >= ? AND id < ? LIMIT 2", ref, ref + "g") if _is_hex(ref) else []
+        if not rows:
+            raise WherryError(Kind.NOT_FOUND, f"no such pod: {ref[:80]}")
+        if len(rows) > 1:
+            raise WherryError(Kind.INVALID, f"multiple pods have ids that start with {ref}", hint="give more of the id")
+        return _pod(rows[0])
+
+    def pods(self) -> list[PodRow]:
+        """All pods, newest first."""
+        return [_pod(row) for row in self._rows(_P + " ORDER BY created DESC")]
+
+    def pod_ids(self) -> set[str]:
+        """The ids of all pods."""
+        return {row[0] for row in self._rows("SELECT id FROM pods")}
+
+    def set_pod(self, pod: str, config: Json) -> None:
+        """Replace what a pod was asked (update)."""
+        with self.write():
+            self._db.execute("UPDATE pods SET config = ? WHERE id = ?", (json.dumps(config), pod))
+
+    def remove_pod(self, pod: str) -> None:
+        """Delete a pod's row; absent is success, CONFLICT while it has containers."""
+        try:
+            with self.write():
+                self._db.execute("DELETE FROM pods WHERE id = ?", (pod,))
+        except sqlite3.IntegrityError as error:
+            raise WherryError(Kind.CONFLICT, f"pod {pod[:12]} has containers", hint="remove them first") from error
+
+    def members(self, pod: str = "") -> list[Container]:
+        """The containers of a pod, or of all pods; newest first."""
+        if pod:
+            return [_container(row) for row in self._rows(_C + " WHERE pod = ? ORDER BY created DESC", pod)]
+        return [_container(row) for row in self._rows(_C + " WHERE pod IS NOT NULL ORDER BY created DESC")]
+
+    # ---- who uses what ----
 
     def image_users(self, image: str) -> list[Container]:
         """The containers made from an image."""

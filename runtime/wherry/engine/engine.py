@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from wherry.engine.build.values import BuildEvent, BuildOptions, Built
     from wherry.image.inflate import Readable
 
+    from .events import Tail
+    from .pods.features import Features
     from .pods.values import Member, MemberOptions, Pod, PodOptions, Usage
     from .running import Running
-    from .values import Check, ExecOptions, LogLine, Section
+    from .values import Check, ExecOptions, LogLine, RegistryLogin, Section
 
 __all__ = ["Engine"]
 
@@ -58,6 +60,14 @@ class Engine:
     def catch_up(self) -> None:
         """Do what was left until after the answer. What fails is found by the next sweep, as after a crash."""
         self._house.catch_up()
+
+    def prepare(self) -> None:
+        """Make the directories of the place."""
+        self._house.prepare()
+
+    def reload(self) -> None:
+        """Read the settings again, for what is asked from now on."""
+        self._house.reload()
 
     def close(self) -> None:
         """Close the database. Containers are not concerned."""
@@ -272,6 +282,18 @@ class Engine:
 
     # ---- pods ----
 
+    def pod_features(self) -> Features:
+        """What pods can be on this host, as it is set."""
+        from .pods import features
+
+        return features.of(self._house)
+
+    def changes(self) -> Tail:
+        """What happens from now on: `more()` gives the events (see `events`) since the last time."""
+        from . import events
+
+        return events.tail(self._house)
+
     def run_pod(self, options: PodOptions) -> str:
         """Make a pod and what it holds; its id. The same pod again is the same id: ready, or an EXISTS if it is not."""
         from .pods import sandbox
@@ -384,6 +406,26 @@ class Engine:
         if all_platforms:
             return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
+
+    def pull_as(self, reference: str, login: RegistryLogin | None) -> ImageRecord:
+        """Fetch and unpack an image of a registry with these credentials, or with none; none are looked up."""
+        from . import images
+
+        return images.pull_as(self._house, reference, login)
+
+    def image_records(self) -> list[ImageRecord]:
+        """All images, each once."""
+        return self._house.images.list()
+
+    def image_record(self, ref: str) -> ImageRecord:
+        """One image by a name, an id or an id's unambiguous prefix; NOT_FOUND."""
+        return self._house.images.get(ref)
+
+    def image_usage(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(bytes, inodes) on disk of all images, and of what containers wrote; layers are counted once and remembered."""
+        from . import imageroom
+
+        return imageroom.usage(self._house)
 
     def build(self, options: BuildOptions, progress: Callable[[BuildEvent], None] | None = None) -> Built:
         """Build an image from a Dockerfile. A step that fails is `StepFailed`."""

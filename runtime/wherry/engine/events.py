@@ -18,7 +18,7 @@ from .house import House
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["container", "emit", "read"]
+__all__ = ["Tail", "container", "emit", "read", "tail"]
 
 _MAX_BYTES = 4 << 20
 _POLL_SECONDS = 0.1
@@ -123,37 +123,73 @@ def read(house: House, *, since: float, until: float, filters: Filters, follow: 
 
 def _stream(house: House, since: float, until: float, filters: Filters, follow: bool) -> Iterator[Json]:
     path = _path(house)
-    tail = _Tail(path)
-    past = [*_lines(f"{path}.1"), *tail.more()]
+    follower = Tail(path)
+    past = [*_lines(f"{path}.1"), *follower.more()]
     wanted = bool(since or until or not follow)
     for event in past if wanted else ():
         when = event["timeNano"] / 1e9
         if when >= since and (not until or when <= until) and _matches(event, filters):
             yield event
     while follow and (not until or time.time() < until):
-        for event in tail.more():
+        for event in follower.more():
             if _matches(event, filters):
                 yield event
         time.sleep(_POLL_SECONDS)
 
 
-class _Tail:
-    """Reads a growing file on, over its replacement too."""
+def tail(house: House) -> Tail:
+    """Follow from now on."""
+    house.prepare()
+    made = Tail(_path(house))
+    made.more()
+    return made
+
+
+class Tail:
+    """Reads a growing file on, over its replacement too: the rest of the old one first."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._inode, self._offset, self._rest = path, 0, 0, b""
+        self._path, self._file, self._rest = path, -1, b""
 
     def more(self) -> list[Json]:
-        """What was added since."""
-        try:
-            with open(self._path, "rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                if inode != self._inode:
-                    self._inode, self._offset, self._rest = inode, 0, b""
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
+        """What was added since; a look that finds nothing new is two system calls."""
+        found: list[Json] = []
+        while True:
+            found += self._read()
+            if not self._replaced():
+                return found
+
+    def _read(self) -> list[Json]:
+        data = b""
+        while self._file >= 0 and (part := os.read(self._file, 1 << 20)):
+            data += part
+        if not data:
             return []
-        self._offset += len(data)
         whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
         return list(_parsed(whole)) if newline else []
+
+    def _replaced(self) -> bool:
+        """Go over to the file that has the name now, if it is another than ours."""
+        try:
+            now = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        if self._file >= 0:
+            have = os.fstat(self._file)
+            if (have.st_ino, have.st_dev) == (now.st_ino, now.st_dev):
+                return False
+        self.close()
+        try:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._rest = -1, b""
+
+    def __del__(self) -> None:
+        self.close()

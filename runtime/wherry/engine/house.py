@@ -6,6 +6,7 @@ Decides nothing about containers. Everything here is cheap to make and safe to d
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class House:
         self.place = where or place()
         self.warn: Callable[[str], None] = warn or (lambda _text: None)
         self._answer_first = answer_first
-        self._put_off: list[Callable[[], object]] = []
+        self._put_off: deque[Callable[[], object]] = deque()
 
     def later(self, step: Callable[[], object]) -> None:
         """Something that nobody waits for: done now, or where the answer goes first, with `catch_up`."""
@@ -49,9 +50,13 @@ class House:
     def catch_up(self) -> None:
         """Do what was put off, in order; also before this process wants a lock, which a step of that may hold. What
         fails is told as a warning, for it is no failure of what is done now, and found by the next sweep."""
-        while self._put_off:
+        while True:
             try:
-                self._put_off.pop(0)()
+                step = self._put_off.popleft()
+            except IndexError:  # another thread may have taken the last one
+                return
+            try:
+                step()
             except (WherryError, OSError) as error:
                 self.warn(f"what was left of a container could not be removed yet: {error}")
 
@@ -113,6 +118,12 @@ class House:
     def drivers(self) -> dict[str, Client]:
         """The CSI drivers that were talked to, by what a volume's row calls them (served.py)."""
         return {}
+
+    def reload(self) -> None:
+        """Read the settings again; if they are wrong, all stays as it was. What is under way keeps what it has."""
+        self.__dict__["settings"] = settings(self.place.config)
+        for part in ("images", "networks"):
+            self.__dict__.pop(part, None)
 
     def leave_no_traces(self) -> None:
         """Measure the facts without their cache, where it is not written yet: `explain` writes nothing."""

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from wherry.image.inflate import Readable
 
     from .db import Container
+    from .values import RegistryLogin
 
 __all__ = [
-    "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "remove", "save", "sweep", "tag",
-    "tags", "untag",
+    "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "pull_as", "remove", "save", "sweep",
+    "tag", "tags", "untag",
 ]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
@@ -81,6 +82,26 @@ def pull(house: House, name: str, wanted: str, progress: Progress | None) -> Ima
         events.emit(house, "image", "load", record.id, {"name": name})
         return record
     record = house.images.pull(name, platform(wanted), progress or _silent)
+    events.emit(house, "image", "pull", name, {"name": name})
+    return record
+
+
+def pull_as(house: House, name: str, login: RegistryLogin | None) -> ImageRecord:
+    """Fetch from the registry with these credentials, or with none: those that this user has stored are not a pod's."""
+    from wherry.image import auth
+    from wherry.image.reference import Reference, is_source
+
+    if is_source(name):
+        raise WherryError(Kind.INVALID, f"{name[:200]} is not in a registry", hint="wherry load, or wherry pull")
+    house.prepare()
+    registry = Reference.parse(name).registry
+    meant = login is not None and (not login.server or auth.is_of(login.server, auth.keys_of(registry)))
+    known = None
+    if login is not None and meant:
+        known = auth.Credentials(
+            login.user, login.secret, identity=login.kind == "identity", bearer=login.kind == "bearer"
+        )
+    record = house.images.pull(name, credentials=lambda asked: known if asked == registry else None)
     events.emit(house, "image", "pull", name, {"name": name})
     return record
 

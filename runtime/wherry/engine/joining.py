@@ -34,9 +34,9 @@ class Joined(NamedTuple):
 
 
 def mode(options: RunOptions) -> str:
-    """none, host, container:ID, or "" for real networks."""
+    """none, host, container:ID, pod:ID, or "" for real networks."""
     first = options.network[0].network if options.network else ""
-    return first if first in ("none", "host") or first.startswith("container:") else ""
+    return first if first in ("none", "host") or first.startswith(("container:", "pod:")) else ""
 
 
 def netns_path(house: House, cid: str) -> str:

@@ -79,7 +79,7 @@ def read(
     if log["driver"] not in _PARSERS:
         hint = "the container was made with --log-driver none"
         raise WherryError(Kind.UNSUPPORTED, "configured logging driver does not support reading", hint=hint)
-    path = f"{house.container_dir(row.id)}/{log['file']}"
+    path = os.path.join(house.container_dir(row.id), log["file"])  # that of a pod's container lies elsewhere
     reader = _Reader(path, log["files"], _PARSERS[log["driver"]])
     return _lines(house, row.id, reader, wanted, bounds, tail, follow)
 

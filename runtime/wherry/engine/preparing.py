@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -36,7 +37,9 @@ from .undo import Undo
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["Ready", "cgroup_path", "inputs", "launch_how", "monitor_how", "namespaces", "prepare"]
+__all__ = [
+    "Ready", "cgroup_path", "inputs", "launch_how", "make_way", "monitor_how", "namespaces", "prepare", "write_config",
+]  # fmt: skip
 
 MONITORS = "/wherry-monitors"
 
@@ -51,6 +54,7 @@ class Ready(NamedTuple):
     host_uid: int
     user_text: str
     degraded: tuple[str, ...]
+    then: tuple[Callable[[], object], ...] = ()  # once it runs
 
 
 def cgroup_path(house: House, row_id: str, options: RunOptions) -> str:
@@ -205,9 +209,9 @@ def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
         mounts=_mounts(house, row, user, made.id_map),
     )  # fmt: skip
     config = specgen.generate(made)
-    _write_config(house.container_dir(row.id), config)
+    write_config(house.container_dir(row.id), config)
     how = launch_how(house, row, options, config, fds)
-    _make_way(house, row.id, how)
+    make_way(house, row.id, how)
     degraded = limits.degraded(options.limits, house.facts, house.settings.pids_limit)
     text = options.user or image.user
     return Ready(config, how, monitor_how(house, row), fds, made.id_map[0] + user.uid, text, degraded)
@@ -228,13 +232,14 @@ def _with_volumes(house: House, row: Container, made: specgen.Inputs, undo: Undo
     return made._replace(resources={**made.resources, **limited})
 
 
-def _write_config(directory: str, config: Json) -> None:
+def write_config(directory: str, config: Json) -> None:
+    """config.json into a bundle, whole or not at all."""
     with open(f"{directory}/config.json.new", "w", encoding="utf-8") as file:
         file.write(json.dumps(config))
     os.replace(f"{directory}/config.json.new", f"{directory}/config.json")
 
 
-def _make_way(house: House, cid: str, how: LaunchHow) -> None:
+def make_way(house: House, cid: str, how: LaunchHow) -> None:
     """Note the cgroup before it exists, for a sweep must find it whatever dies when; then make its parents."""
     from wherry.kernel import cgroup
 
@@ -299,7 +304,7 @@ def monitor_how(house: House, row: Container) -> MonitorHow:
               f"CONTAINER_TAG={row.id[:12]}", f"IMAGE_NAME={row.config['image_name']}")  # fmt: skip
     return MonitorHow(
         log_driver=log["monitor"],
-        log_path=f"{house.container_dir(row.id)}/{log['file']}" if log["file"] else "",
+        log_path=os.path.join(house.container_dir(row.id), log["file"]) if log["file"] else "",
         log_bytes=log["bytes"],
         log_files=log["files"],
         log_fields=fields if log["monitor"] == "journald" else (),

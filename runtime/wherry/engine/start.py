@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.model import ExitStatus, ProgressEvent, RunOptions
 
 from . import cleanup, codec, events, health, joining, preparing, records
@@ -118,6 +118,8 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
         before = records.load(house.container_dir(row.id))
         if look(house, row.id).running:
             return _join(house, row) if attach else _detached(house, row)
+        if row.pod:
+            _only_once(row, before)
         if policy and before.restarting is None:
             return _detached(house, row)  # a stop came in between
         try:
@@ -128,9 +130,16 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
     return _attached(house, row, options, stream) if stream else _detached(house, row)
 
 
+def _only_once(row: Container, before: records.Life) -> None:
+    """A container of a pod has one run: what is to run again is another one."""
+    if before.started or before.error:
+        raise WherryError(Kind.CONFLICT, f"container {row.name} has ended", hint="make another one of the same pod")
+
+
 def _failed(house: House, row: Container, before: records.Life, error: WherryError) -> None:
-    code = error.code if error.code is not None else 128
-    life = before._replace(error=error.message, code=code, finished=before.finished, restarting=None, settled=True)
+    code = error.code if error.code is not None and not row.pod else 128
+    finished = time.time() if row.pod else before.finished  # whose only start that was
+    life = before._replace(error=error.message, code=code, finished=finished, restarting=None, settled=True)
     with contextlib.suppress(OSError):
         records.store(house.container_dir(row.id), life)
 
@@ -155,17 +164,30 @@ def _launch(
         undo.add(place.remove)
         undo.add(joining.be_gone, house, row.id, options)
         place.make()
-        joined = joining.join(house, row, options, undo)
-        ready = preparing.prepare(house, row, options, joined, undo, held)
+        ready, net = _prepared(house, row, options, undo, held)
         undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
         _write_life(house, row, before, policy=policy)  # first: a run without state.json is found and ended
-        _write_state(house, row, place, ready, launched, joined.facts)
+        _write_state(house, row, place, ready, launched, net)
+        for step in ready.then:
+            step()
         if stream is not None:
             stream.claim()
     events.container(house, row, "start")
     return stream
+
+
+def _prepared(
+    house: House, row: Container, options: RunOptions, undo: Undo, held: contextlib.ExitStack
+) -> tuple[preparing.Ready, Mapping[str, Any]]:
+    """What the launch takes, and what is known of the network."""
+    if row.pod:
+        from .pods import starting
+
+        return starting.prepare(house, row, held)
+    joined = joining.join(house, row, options, undo)
+    return preparing.prepare(house, row, options, joined, undo, held), joined.facts
 
 
 def _spawn(

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-__all__ = ["Check", "ExecOptions", "LogLine", "Section"]
+__all__ = ["Check", "ExecOptions", "LogLine", "RegistryLogin", "Section"]
 
 
 class ExecOptions(NamedTuple):
@@ -40,3 +40,16 @@ class Check(NamedTuple):
     status: str
     detail: str
     cure: str = ""
+
+
+class RegistryLogin(NamedTuple):
+    """What the registry of one image may be told for one pull. `server` "": the image's own, else only if it is that
+    one. `kind`: password, identity (a refresh token), bearer (sent as it is)."""
+
+    user: str
+    secret: str
+    server: str = ""
+    kind: str = "password"
+
+    def __repr__(self) -> str:  # secrets do not belong in logs
+        return f"RegistryLogin({self.user!r}, ..., {self.server!r}, {self.kind!r})"

@@ -37,11 +37,13 @@ _NOT_FOUND = "credentials not found"  # docker-credential-helpers: the word for 
 
 
 class Credentials(NamedTuple):
-    """A user's name and secret. `identity`: the secret is a refresh token (docker's <token>)."""
+    """A user's name and secret. `identity`: the secret is a refresh token (docker's <token>); `bearer`: it is what a
+    registry wants to see, whatever its token server may be."""
 
     user: str
     secret: str
     identity: bool = False
+    bearer: bool = False
 
     def basic(self) -> str:
         """The value of an Authorization header."""

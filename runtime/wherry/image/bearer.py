@@ -75,7 +75,7 @@ class Login:
 
     def _basic(self, used: str) -> bool:
         found = self._lookup()
-        if not found or found.identity or found.basic() == used:
+        if not found or found.identity or found.bearer or found.basic() == used:
             return False
         self._value = found.basic()
         return True
@@ -84,6 +84,9 @@ class Login:
         self._challenge = (challenge, url)
         realm = challenge.parameters["realm"]
         credentials = self._lookup()
+        if credentials and credentials.bearer:
+            self._value = f"Bearer {credentials.secret}"
+            return
         if credentials and not _may_know(realm, url):
             raise WherryError(
                 Kind.DENIED,

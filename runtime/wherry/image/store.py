@@ -34,6 +34,7 @@ from wherry.model import Descriptor, ImageRecord, Json, Platform, ProgressEvent
 __all__ = ["ImageStore", "Progress"]
 
 if TYPE_CHECKING:
+    from wherry.image.auth import Credentials
     from wherry.image.check import Finding, Report
     from wherry.image.hosts import Reach
     from wherry.image.inflate import Readable
@@ -104,15 +105,18 @@ class ImageStore:
         progress: Progress = _silent,
         *,
         all_platforms: bool = False,
+        credentials: Callable[[str], Credentials | None] | None = None,
     ) -> ImageRecord:
         """Fetch `name` from its registry and unpack it. `platform` None: this machine's.
 
         `all_platforms`: keep the index and the images of all its platforms; this machine's is unpacked.
+        `credentials`: what a registry may be told, by its name; None: what this user has stored.
         """
         from wherry.image.registry import RegistrySource
 
         reference = Reference.parse(name)
-        source = RegistrySource(reference, self.reach)
+        reach = self.reach if credentials is None else self.reach._replace(credentials=credentials)
+        source = RegistrySource(reference, reach)
         with contextlib.closing(source):
             if all_platforms:
                 return self._take_all(source, [reference.stored()], progress)

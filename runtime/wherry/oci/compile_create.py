@@ -36,6 +36,7 @@ def create(config: Json, bundle: str, facts: HostFacts, how: LaunchHow) -> Plan:
         (
             *proc.process_slots(process, config, how),
             *dict.fromkeys(how.namespace_slots.values()),
+            *how.mount_slots.values(),
             *idmap_slots(config, how),
         )
     )

@@ -99,6 +99,9 @@ class Mounts:
             _check(index, options)
         self._cloned: dict[int, int] = {}  # index of a mount -> slot of its tree, cloned before its turn
         self._early: set[int] = set()  # those of them that the child cloned
+        for index, (mount, _) in enumerate(self._entries):
+            if slot := job.how.mount_slots.get(mount["destination"]):
+                self._cloned[index] = self.b.inherited_slot(slot)
 
     # ---- trees that must be cloned before anything else
 
@@ -110,6 +113,8 @@ class Mounts:
             wants = _wants_idmap(mount)
             if wants and not self.facts.idmap:
                 raise WherryError(Kind.UNSUPPORTED, f"mount {mount['destination']}: this kernel maps no ids of mounts")
+            if index in self._cloned:
+                continue
             if wants or (_is_bind(mount, options) and on_host(self.ns, self.facts)):
                 slot = self._cloned[index] = self._host_tree(mount, options)
                 if wants:

@@ -117,7 +117,8 @@ def _monitor_stdio(process: Json, how: LaunchHow, master: int, b: Builder) -> No
         return
     for number, stream in enumerate(_STREAMS):
         if stream in how.stdio:
-            b.monitor("MON_STDIO", fd0=b.inherited_slot(_MONITOR_END[stream]), n0=number)
+            once = how.monitor is not None and how.monitor.stdin_once and stream == "stdin"
+            b.monitor("MON_STDIO", fd0=b.inherited_slot(_MONITOR_END[stream]), n0=number, n1=int(once))
 
 
 def _monitor_log(mon: MonitorHow, b: Builder) -> None:

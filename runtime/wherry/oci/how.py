@@ -39,6 +39,7 @@ class MonitorHow(NamedTuple):
     cleanup_env: tuple[str, ...] = ()
     timers: tuple[Timer, ...] = ()
     oom: bool = True  # read memory.events at the exit (needs a cgroup)
+    stdin_once: bool = False  # the first client that sends input is the only one: its end is the end of the input
     kill: bool = False  # cgroup.kill once init is gone: for containers that share the host's pid namespace
     cgroup: str = ""  # leaf cgroup that the monitor itself enters before the clone
 
@@ -68,6 +69,7 @@ class LaunchHow(NamedTuple):
     init: bool = False  # --init: the helper stays as pid 1, reaps, and passes signals on
     no_new_keyring: bool = False
     namespace_slots: Mapping[str, str] = {}  # namespace type -> slot name, instead of its path
+    mount_slots: Mapping[str, str] = {}  # mounts[].destination -> slot name: a detached mount instead of its source
     asked: tuple[str, ...] = ()  # rlimits and "oom_score_adj" that must not be clamped: asked for by name
     monitor: MonitorHow | None = None  # None: role launch
 

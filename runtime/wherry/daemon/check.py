@@ -1,0 +1,42 @@
+"""What of the settings only wherryd can judge, before it serves. Decides what is wrong, and says so."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from wherry.engine.config import Settings
+from wherry.errors import Kind, WherryError
+
+from .log import FORMATS, LEVELS
+
+__all__ = ["address", "settings"]
+
+_DRIVERS = ("auto", "cgroupfs", "systemd")
+
+
+def settings(path: str, known: Settings) -> None:
+    """INVALID, naming the key, for a value that could not be served."""
+    _one_of(path, "pod_cgroup_driver", known.pod_cgroup_driver, _DRIVERS)
+    _one_of(path, "log_level", known.log_level, tuple(LEVELS))
+    _one_of(path, "log_format", known.log_format, FORMATS)
+    try:
+        address(known.stream_address)
+    except ValueError as error:
+        raise WherryError(
+            Kind.INVALID, f"{path}: stream_address must be ADDRESS:PORT, not {known.stream_address[:80]!r}",
+            hint="127.0.0.1:0 is every free port of this host",
+        ) from error  # fmt: skip
+
+
+def _one_of(path: str, key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise WherryError(Kind.INVALID, f"{path}: {key} must be one of {', '.join(known)}, not {value[:80]!r}")
+
+
+def address(text: str) -> tuple[str, int]:
+    """ADDRESS:PORT or [ADDRESS]:PORT of an IP address; ValueError."""
+    host, _, port = text.rpartition(":")
+    number = int(port)
+    if not 0 <= number <= 65535:
+        raise ValueError(text)
+    return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), number

@@ -1,0 +1,44 @@
+"""What all calls share: the engine, the threads, what runs now. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from wherry.engine.engine import Engine
+
+from ..work import Work
+from .gate import Joined
+
+if TYPE_CHECKING:
+    from .catalog import Catalog
+    from .streams import Streams
+
+__all__ = ["Parts"]
+
+_T = TypeVar("_T")
+
+
+class Parts:
+    """One wherryd's CRI."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, streams: Streams) -> None:
+        self.engine, self.catalog, self.streams = engine, catalog, streams
+        self.work = Work()
+        self.joined = Joined()
+
+    async def change(self, key: object, call: Callable[[], _T]) -> _T:
+        """Something that changes a pod or a container, once for all who ask for it now (`key`); what nobody waits for
+        is done after the answer."""
+        return await self._joined(key, lambda: self.work.change(call))
+
+    async def waited(self, key: object, call: Callable[[], _T]) -> _T:
+        """The same for what mostly waits."""
+        return await self._joined(key, lambda: self.work.wait(call))
+
+    async def _joined(self, key: object, make: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            return await self.joined.do(key, make)
+        finally:
+            if self.engine.behind:
+                self.work.later(self.engine.catch_up)

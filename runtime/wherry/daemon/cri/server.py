@@ -1,0 +1,90 @@
+"""The CRI's server: its socket, its services, its end. Decides which module serves which call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+
+import grpc.aio
+
+from wherry.engine.config import Settings
+from wherry.engine.engine import Engine
+from wherry.model import Place
+
+from .. import sockets
+from . import gate, services
+from .about import About
+from .catalog import Catalog
+from .containers import Containers
+from .happenings import Happenings
+from .images import Images
+from .metrics import Metrics
+from .parts import Parts
+from .pods import Pods
+from .processes import Processes
+from .streams import Streams
+from .usage import Usage
+
+__all__ = ["Server"]
+
+_log = logging.getLogger("wherryd")
+_MESSAGE_MAX = 16 << 20  # bytes of a request, as containerd's
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MESSAGE_MAX),
+    ("grpc.max_send_message_length", -1),  # a node with many containers has long lists
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Server:
+    """One CRI. `start` once, `stop` once."""
+
+    GRACE = 10  # seconds that running calls have at the end
+
+    def __init__(self, place: Place, known: Settings) -> None:
+        self.path = f"{place.state}/cri.sock"
+        self._group = known.socket_group
+        engine = Engine(place, _log.warning, answer_first=True)
+        self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
+        self._server = grpc.aio.server(options=_OPTIONS)
+        for name in services.SERVICES:
+            self._server.add_generic_rpc_handlers((services.handlers(name, self._wrapped()),))
+        self._relay: sockets.Relay | None = None
+
+    def _wrapped(self) -> Any:
+        parts = self._parts
+        servicers = [kind(parts) for kind in (About, Pods, Containers, Processes, Usage, Metrics, Images, Happenings)]
+
+        def wrap(method: services.Method) -> Any:
+            found = (getattr(servicer, method.name, None) for servicer in servicers)
+            return gate.wrap(method, next(filter(None, found), None))
+
+        return wrap
+
+    async def start(self, given: socket.socket | None) -> None:
+        """Listen: on the socket that systemd gave, else on our own."""
+        await self._parts.work.look(self._parts.engine.prepare)
+        path = self.path if given is None else f"{os.path.dirname(self.path)}/cri-inner.sock"
+        group = self._group if given is None else ""
+        sockets.bound(path, lambda found: self._server.add_insecure_port(f"unix:{found}"), group)
+        await self._server.start()
+        if given is not None:
+            self._relay = sockets.Relay(given, path)
+            self._relay.start()
+        self._parts.catalog.start()
+
+    def reload(self) -> None:
+        """Read the settings again; they stay as they were where they are wrong (WherryError)."""
+        self._parts.engine.reload()
+
+    async def stop(self) -> None:
+        """Take no call any more, let those that run end, let go."""
+        await self._server.stop(self.GRACE)
+        if self._relay is not None:
+            self._relay.stop()
+        await self._parts.streams.stop()
+        self._parts.catalog.stop()
+        self._parts.work.close()
+        self._parts.engine.close()
