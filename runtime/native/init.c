@@ -1,5 +1,6 @@
 /* Role init: pid 1 of a container with --init. Starts the command, hands every signal on, reaps what is orphaned, and ends
- * with the command's status (128+n for a signal, as docker-init). argv: init FILE ARGV0 ARGS... */
+ * with the command's status (128+n for a signal, as docker-init). argv: init FILE ARGV0 ARGS... With "" for FILE it has
+ * nothing to start: pid 1 of a pod, which reaps until it is killed. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -37,8 +38,9 @@ int wh_role_init(int argc, char **argv) {
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     if (getpid() != 1) prctl(PR_SET_CHILD_SUBREAPER, 1L, 0, 0, 0);
-    pid_t command = fork();
-    if (!command) {
+    pid_t command = *argv[1] ? fork() : 0;
+    int starts = !!*argv[1];
+    if (starts && !command) {
         signal(SIGTTOU, SIG_IGN);
         in_command(argv);
     }
@@ -46,7 +48,7 @@ int wh_role_init(int argc, char **argv) {
     for (;;) {
         int number = sigwaitinfo(&all, &info), status = -1;
         if (number == SIGCHLD) status = reap(command);
-        else if (number > 0) kill(-command, number), kill(command, number == SIGTSTP ? SIGSTOP : 0);
+        else if (number > 0 && starts) kill(-command, number), kill(command, number == SIGTSTP ? SIGSTOP : 0);
         if (status >= 0) return status;
     }
 }

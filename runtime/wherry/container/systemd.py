@@ -17,17 +17,15 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from wherry.container.waiting import Waiting
 from wherry.errors import Kind, WherryError
-from wherry.kernel import cgroup, process
-from wherry.kernel.process import Process
+from wherry.kernel import cgroup
 from wherry.oci.facts import HostFacts
-from wherry.oci.plan import Op, Plan
 from wherry.oci.systemd import INFINITY, Property, Scope
 
-__all__ = ["Holder", "Manager", "available", "set_properties", "start", "stop"]
+__all__ = ["Holder", "Manager", "available", "set_properties", "start", "start_slice", "stop", "stop_slice"]
 
 Properties = Sequence[Property]
-_CREATED = 1  # WH_CREATED of native/plan.h
 _NAME, _PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 _MANAGER: Final = f"{_NAME}.Manager"
 _BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -68,7 +66,7 @@ class Holder:
     """A scope with nothing in it but a process that waits. `path` is the cgroup's absolute path: start the container
     there, then `release`. As a context: released at the end, and an error takes the unit along."""
 
-    def __init__(self, scope: Scope, manager: Manager, waiting: _Waiting, path: str, tasks: int) -> None:
+    def __init__(self, scope: Scope, manager: Manager, waiting: Waiting, path: str, tasks: int) -> None:
         self.scope, self.manager, self.path = scope, manager, path
         self._waiting, self._tasks = waiting, tasks
 
@@ -103,7 +101,7 @@ def start(scope: Scope, properties: Properties, facts: HostFacts, *, description
     if kind != "t" or tasks == INFINITY:
         tasks = 0
     with _Bus(manager, deadline) as bus, ExitStack() as undo:
-        waiting = _Waiting(scope.unit)
+        waiting = Waiting(f"in {scope.unit}")
         undo.callback(waiting.end)
         job = _ask(bus, scope, [*_unit(scope, waiting.process.pid, description), *properties], facts)
         undo.callback(_give_up, scope, manager)
@@ -123,6 +121,29 @@ def stop(scope: Scope, manager: Manager = SYSTEM, timeout: float = 30.0) -> None
     """End the unit and whatever runs in it; one that is not there is fine."""
     with _Bus(manager, time.monotonic() + timeout) as bus:
         _stop(bus, scope)
+
+
+def start_slice(name: str, properties: Properties, *, description: str = "", timeout: float = 30.0) -> None:
+    """Make a slice ("a-b.slice"; those above it come with it) that stays until `stop_slice`. One that is there gets the
+    properties."""
+    unit = [("Description", ("s", description or f"wherry slice {name}")),
+            *((f"{what}Accounting", ("b", True)) for what in ("CPU", "Memory", "IO", "Tasks"))]  # fmt: skip
+    with _Bus(SYSTEM, time.monotonic() + timeout) as bus:
+        try:
+            job = bus.call(f"start {name}", "StartTransientUnit", "ssa(sv)a(sa(sv))",
+                           (name, "fail", [*unit, *properties], []))[0]  # fmt: skip
+        except WherryError as error:
+            if error.kind is not Kind.EXISTS:
+                raise
+            bus.call(f"change {name}", "SetUnitProperties", "sba(sv)", (name, True, list(properties)))
+            return
+        _done(Scope("", name), bus.job(job))
+
+
+def stop_slice(name: str, timeout: float = 30.0) -> None:
+    """End a slice and all units in it; one that is not there is fine."""
+    with _Bus(SYSTEM, time.monotonic() + timeout) as bus, suppress(_Absent):
+        bus.job(bus.call(f"stop {name}", "StopUnit", "ss", (name, "replace"))[0])
 
 
 def set_properties(scope: Scope, properties: Properties, manager: Manager = SYSTEM, timeout: float = 30.0, *,
@@ -225,50 +246,6 @@ def _stop(bus: _Bus, scope: Scope) -> None:
     except _Absent:
         return
 
-
-# ---- the holder
-
-
-class _Waiting:
-    """A child that waits and never goes on; it ends when our end of the pipe is closed, also by our death."""
-
-    def __init__(self, unit: str) -> None:
-        from wherry.container import launch
-
-        reader, self._pipe = os.pipe2(os.O_CLOEXEC)
-        try:
-            self.process: Process = launch.start("/", _PLAN, "launch", {"fifo": reader}, name=f"in {unit}").init
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(reader)
-
-    @property
-    def open(self) -> bool:
-        """Not ended by us yet."""
-        return self._pipe >= 0
-
-    def end(self) -> bool:
-        """Whether it still waited."""
-        waited = process.alive(self.process) and process.signal(self.process, _SIGKILL)
-        if self.open:
-            os.close(self._pipe)
-            self._pipe = -1
-        process.wait_gone(self.process, 5)
-        return waited
-
-
-_PLAN: Final = Plan(
-    ops=(
-        Op("CLONE", "H", s0="a process that waits"),
-        Op("REPORT", "H", n0=_CREATED, s0="created"),
-        Op("WAIT_START", "C", fd0=0),
-        Op("EXEC", "C", s0="/", s1=("/",), n0=1),
-    ),
-    inherited=("fifo",),
-    slots=1,
-)
 
 # ---- D-Bus
 

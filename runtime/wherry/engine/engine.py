@@ -330,6 +330,12 @@ class Engine:
 
         sandbox.update(self._house, pod, resources, overhead)
 
+    def network_ready(self) -> str:
+        """"" where a new pod could join the network now, else why not."""
+        from .pods import network
+
+        return network.ready(self._house)
+
     def create_member(self, pod: str, options: MemberOptions) -> str:
         """Make a container in a ready pod, not started; its id. `start`, `exec` and `attach` take it as any other.
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["apart", "create", "exists", "inside", "remove"]
+__all__ = ["apart", "create", "exists", "in_thread", "inside", "remove"]
 
 _T = TypeVar("_T")
 
@@ -28,15 +28,16 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 
-def create(path: str) -> str:
-    """A new network namespace at `path` (its directory is made 0700 where missing), loopback up. Returns `path`."""
+def create(path: str, source: str = "") -> str:
+    """A network namespace at `path` (its directory is made 0700 where missing). Returns `path`. A new one, loopback up;
+    or that which `source` names, as it is (/proc/PID/ns/net of one that a user namespace owns)."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     except FileExistsError:
         raise WherryError(Kind.EXISTS, f"network namespace {path} exists already") from None
     try:
-        apart(lambda: _pin(path))
+        _pin(source, path) if source else apart(lambda: _pin("/proc/thread-self/ns/net", path))
     except OSError as problem:
         remove(path)
         raise _explained(problem, path) from problem
@@ -49,7 +50,7 @@ def apart(work: Callable[[], _T]) -> _T:
         _check(_libc().unshare(_CLONE_NEWNET))
         _loopback_up()
 
-    return _in_thread(enter, work)
+    return in_thread(enter, work)
 
 
 def inside(path: str, work: Callable[[], _T]) -> _T:
@@ -61,11 +62,12 @@ def inside(path: str, work: Callable[[], _T]) -> _T:
         finally:
             os.close(fd)
 
-    return _in_thread(enter, work)
+    return in_thread(enter, work)
 
 
-def _in_thread(enter: Callable[[], None], work: Callable[[], _T]) -> _T:
-    """A namespace is a thread's (setns(2), unshare(2)): one of its own, which ends with the work."""
+def in_thread(enter: Callable[[], None], work: Callable[[], _T]) -> _T:
+    """What `work` returns after `enter`. A namespace is a thread's (setns(2), unshare(2)): one of its own, which ends
+    with the work."""
     results: list[_T] = []
     problems: list[BaseException] = []
 
@@ -110,8 +112,8 @@ def exists(path: str) -> bool:
         os.close(fd)
 
 
-def _pin(path: str) -> None:
-    _check(_libc().mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, ctypes.c_ulong(_MS_BIND), None))
+def _pin(source: str, path: str) -> None:
+    _check(_libc().mount(os.fsencode(source), os.fsencode(path), None, ctypes.c_ulong(_MS_BIND), None))
 
 
 def _loopback_up() -> None:

@@ -170,16 +170,36 @@ class Networks:
         """Whether we made it: not a list of the host."""
         return self._own(DEFAULT if name in ("", "default") else name) is not None
 
+    def host_lists(self) -> Names:
+        """The names of the host's CNI lists, in the order of their files; unusable files are left out."""
+        return [str(conflist["name"]) for conflist in self._lists[1].lists()]
+
+    def problems(self) -> Names:
+        """Why files of the host's directory are no CNI configuration, as last seen."""
+        return [f"{path} is no CNI configuration: {why}" for path, why in self._lists[1].problems().items()]
+
+    def probe(self, name: str) -> None:
+        """Raise unless the network could be joined now, as far as can be told: its plugins are there, and those of a
+        list of the host's are asked (STATUS)."""
+        conflist = self._get(name)
+        ours = "wherry" in conflist
+        for plugin in conflist["plugins"]:
+            self.cni.find(str(plugin.get("type", "")), ours=ours)
+        if not ours:
+            self.cni.status(conflist)
+
     def settings(self, name: str) -> Json:
         """What is known of a network by name or id without looking who is on it: name, id, driver, bridge, publishes
-        (whether its plugins publish ports), icc (members reach each other), isolate (others do not reach them); and of
-        one of ours what it was told: internal, subnets, prefix, host_ip."""
+        (whether its plugins publish ports), capabilities (all that they declare), icc (members reach each other),
+        isolate (others do not reach them); and of one of ours what it was told: internal, subnets, prefix, host_ip."""
         conflist = self._get(name)
         first = conflist["plugins"][0]
         return {"subnets": [], **conflist.get("wherry", {}), "name": str(conflist["name"]), "id": _identity(conflist),
                 "driver": _driver(conflist), "bridge": str(first.get("bridge", "")),
                 "icc": not first.get("portIsolation"), "isolate": bool(first.get("isolate")),
-                "publishes": wishes.declares(conflist, "portMappings")}
+                "publishes": wishes.declares(conflist, "portMappings"),
+                "capabilities": {key for plugin in conflist["plugins"] for key in plugin.get("capabilities") or {}
+                                 if wishes.declares(conflist, key)}}
 
     def collect(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """GC of our own networks and of those lists of the host that were ever used, or of `names`: the plugins drop

@@ -16,8 +16,8 @@ from wherry.model import Attachment, Json, PortMapping
 __all__ = ["arguments", "capabilities", "declares", "port_mappings"]
 
 _BANDWIDTH = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")  # bits a second, bits
-_ENDPOINT = (*(f"bandwidth.{key}" for key in _BANDWIDTH), "infinibandGUID", "deviceID", "ipRanges",
-             "com.docker.network.endpoint.ifname", "args.NAME")  # fmt: skip
+_ENDPOINT = (*(f"bandwidth.{key}" for key in _BANDWIDTH), "infinibandGUID", "deviceID", "cgroupPath",
+             "ipRanges", "com.docker.network.endpoint.ifname", "args.NAME")  # fmt: skip
 
 
 def arguments(conflist: Json, attachment: Attachment, extra: Mapping[str, str]) -> dict[str, str]:
@@ -75,7 +75,8 @@ def capabilities(conflist: Json, attachment: Attachment, ports: Sequence[PortMap
 
 def _asked(options: Mapping[str, str]) -> dict[str, object]:
     """The capabilities that --driver-opt asks for."""
-    made: dict[str, object] = {key: options[key] for key in ("infinibandGUID", "deviceID") if key in options}
+    texts = ("infinibandGUID", "deviceID", "cgroupPath")
+    made: dict[str, object] = {key: options[key] for key in texts if key in options}
     numbers = {key: options[f"bandwidth.{key}"] for key in _BANDWIDTH if f"bandwidth.{key}" in options}
     for key, value in numbers.items():
         if not (value.isascii() and value.isdigit()):

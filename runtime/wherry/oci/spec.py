@@ -645,20 +645,28 @@ def _sysctl_namespace(key: str) -> str:
     return next((kind for prefix, kind in _SYSCTL_PREFIX if key.startswith(prefix)), "")
 
 
+def sysctl_owner(key: str) -> str | None:
+    """The kind of namespace that owns a kernel parameter, written with dots or slashes (sysctl(8)): "" where it is the
+    host's; None: it is no name of one."""
+    first = next((char for char in key if char in "./"), ".")
+    dotted = key.translate(str.maketrans("./", "/.")) if first == "/" else key
+    if any(part in {"", ".", ".."} for part in dotted.replace("/", ".").split(".")):
+        return None
+    return _sysctl_namespace(dotted)
+
+
 def _sysctl_rules(config: Json) -> None:
     kinds = _kinds(config)
     for key in config["linux"].get("sysctl") or {}:
         path = f"linux.sysctl.{key}"
-        first = next((char for char in key if char in "./"), ".")
-        dotted = key.translate(str.maketrans("./", "/.")) if first == "/" else key
-        if any(part in {"", ".", ".."} for part in dotted.replace("/", ".").split(".")):
+        kind = sysctl_owner(key)
+        if kind is None:
             raise _fail(path, "is not the name of a kernel parameter")
-        kind = _sysctl_namespace(dotted)
         if not kind:
             raise _fail(path, "is not owned by any namespace: it would change the host")
         if kind not in kinds:
             raise _fail(path, f"needs a {kind} namespace in linux.namespaces: it would change the host")
-        if dotted == "kernel.hostname" and config.get("hostname"):
+        if key in {"kernel.hostname", "kernel/hostname"} and config.get("hostname"):
             raise _fail(path, "contradicts hostname")
 
 

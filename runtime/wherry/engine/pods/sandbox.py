@@ -1,38 +1,271 @@
-"""The life of a pod."""
+"""The life of a pod: made, told about, stopped, removed.
+
+Decides the order in which what a pod holds comes to be and goes: files before the row, pod.json last, for it says that
+the pod is ready; back in the other order, every step idempotent, so that a verb that was killed is finished by the next
+one. Decides too that one verb at a time is at a pod.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from wherry.engine import events, names
+from wherry.engine.db import PodRow
 from wherry.engine.house import House
+from wherry.engine.undo import Undo, making
+from wherry.errors import Kind, WherryError
+from wherry.kernel import files as kernel
 from wherry.model import Json
 
-from .values import Pod, PodOptions
+from . import cgroups, checking, files, namespaces, network, records
+from .values import Held, Pod, PodOptions
+
+__all__ = ["clear", "every", "get", "remove", "run", "stop", "update"]
+
+
+# ---- making ----
 
 
 def run(house: House, options: PodOptions) -> str:
-    """Make it."""
-    raise NotImplementedError
+    """The verb. Its id; the same pod again is the same id while it is ready, else EXISTS."""
+    checking.check(options)
+    known = house.db.pod_of(options.namespace, options.name, options.uid, options.attempt)
+    if known is not None:
+        return _again(house, known)
+    try:
+        return _run(house, options)
+    except WherryError as error:
+        known = house.db.pod_of(options.namespace, options.name, options.uid, options.attempt)
+        if error.kind is not Kind.EXISTS or known is None:
+            raise
+    return _again(house, known)  # another process was faster
 
 
-def stop(house: House, pod: str) -> None:
-    """Stop it."""
-    raise NotImplementedError
+def _again(house: House, row: PodRow) -> str:
+    if records.load(house, row.id) is None:
+        message = f"pod {row.namespace}/{row.name} (attempt {row.attempt}) exists and is not ready any more"
+        raise WherryError(Kind.EXISTS, message, hint=f"remove it ({row.id[:12]}), or ask for the next attempt")
+    return row.id
 
 
-def remove(house: House, pod: str) -> None:
-    """Remove it."""
-    raise NotImplementedError
+def _run(house: House, options: PodOptions) -> str:
+    pod = names.mint()
+    with making(house), Undo() as undo:
+        _make_directory(house, pod)
+        undo.add(kernel.remove_tree, records.directory(house, pod))
+        with records.lock(house, pod, create=True):
+            held, config = _hold(house, pod, options, undo)
+            row = PodRow(pod, options.namespace, options.name, options.uid, options.attempt, time.time(), config)
+            house.db.add_pod(row)
+            undo.add(house.db.remove_pod, pod)
+            records.store(house, held)
+    for action in ("create", "start"):
+        _tell(house, row, action)
+    return pod
+
+
+def _make_directory(house: House, pod: str) -> None:
+    for top in (house.place.root, house.place.state):
+        os.makedirs(f"{top}/pods", 0o700, exist_ok=True)
+    os.mkdir(records.directory(house, pod), 0o700)
+
+
+class _Making(NamedTuple):
+    """A pod on its way."""
+
+    house: House
+    id: str
+    options: PodOptions
+    undo: Undo
+    place: cgroups.Place
+
+
+def _hold(house: House, pod: str, options: PodOptions, undo: Undo) -> tuple[Held, Json]:
+    """Everything that it holds, and what its row says."""
+    it = _Making(house, pod, options, undo, cgroups.locate(house, pod, options))
+    hostname = os.uname().nodename if options.network == "host" else options.hostname or pod[:12]
+    undo.add(namespaces.release, house, pod)
+    paths = namespaces.make(house, pod, options, hostname)
+    shm = namespaces.shm(house, pod, options)
+    ips = _join(it, paths)
+    texts = files.write(house, pod, options, hostname, ips)
+    made = cgroups.make(house, it.place, options)
+    undo.add(partial(cgroups.remove, it.place, made=made))
+    held = Held(
+        pod, paths.get("net", ""), paths.get("ipc", ""), paths.get("uts", ""), user=paths.get("user", ""),
+        uids=options.uids, gids=options.gids, shm=shm, files=texts, cgroup=it.place.path, slice=it.place.slice,
+        hostname=hostname, ips=ips, **_pause(it, paths),
+    )  # fmt: skip
+    return held, {"options": records.encode(options), "ips": list(ips), "cgroup_made": made}
+
+
+def _join(it: _Making, paths: Mapping[str, str]) -> tuple[str, ...]:
+    if "net" not in paths:
+        return ()
+    it.undo.add(network.leave, it.house, it.id)
+    ips = network.join(it.house, it.id, it.options, it.place.path)
+    namespaces.set_sysctls(paths["net"], it.options)  # with the links there, as some speak of one
+    return ips
+
+
+def _pause(it: _Making, paths: Mapping[str, str]) -> dict[str, Any]:
+    if it.options.pid != "pod":
+        return {}
+    from . import pause
+
+    it.undo.add(pause.end, it.house, it.id)
+    made = pause.start(it.house, it.id, it.options, paths, it.place)
+    return {"pid": f"{records.run_directory(it.house, it.id)}/ns/pid", "pause": made}
+
+
+def _tell(house: House, row: PodRow, action: str) -> None:
+    attributes = {"name": row.name, "namespace": row.namespace, "uid": row.uid}
+    events.emit(house, "pod", action, row.id, attributes)
+
+
+# ---- telling ----
 
 
 def get(house: House, pod: str) -> Pod:
-    """One."""
-    raise NotImplementedError
+    """One by its id or an unambiguous prefix; NOT_FOUND."""
+    row = house.db.find_pod(pod)
+    return _pod(row, records.load(house, row.id))
 
 
 def every(house: House) -> list[Pod]:
-    """All."""
-    raise NotImplementedError
+    """All, newest first."""
+    rows = house.db.pods()
+    held = records.load_many(house, [row.id for row in rows])
+    return [_pod(row, held.get(row.id)) for row in rows]
+
+
+def _pod(row: PodRow, held: Held | None) -> Pod:
+    return Pod(row.id, records.decode(row.config["options"]), row.created, held, tuple(row.config["ips"]))
+
+
+# ---- ending ----
+
+
+def stop(house: House, pod: str) -> None:
+    """The verb. Not there, not ready, stopped by another at this moment: success."""
+    with contextlib.ExitStack() as held:
+        row = _own(house, pod, held)
+        if row is not None:
+            _stop(house, row)
+
+
+def remove(house: House, pod: str) -> None:
+    """The verb. Not there: success."""
+    with contextlib.ExitStack() as held:
+        row = _own(house, pod, held)
+        if row is None:
+            return
+        _stop(house, row)
+        _forget(house, row)
+        _tell(house, row, "destroy")
+        kernel.remove_tree(records.directory(house, row.id))
+
+
+def _own(house: House, pod: str, held: contextlib.ExitStack) -> PodRow | None:
+    """The pod's row, its lock in `held`; None if there is none, any more."""
+    try:
+        row = house.db.find_pod(pod)
+        damaged = not os.path.isdir(records.directory(house, row.id))
+        if damaged:
+            os.makedirs(records.directory(house, row.id), 0o700)
+        held.enter_context(records.lock(house, row.id, create=damaged))
+    except WherryError as error:
+        if error.kind is Kind.NOT_FOUND:
+            return None
+        raise
+    found = house.db.pod(row.id)
+    if found is None:  # removed meanwhile; a directory that we made is nobody's
+        kernel.remove_tree(records.directory(house, row.id))
+    return found
+
+
+def _stop(house: House, row: PodRow) -> None:
+    """From "not ready any more" to nothing held. What was begun before shows by what is still there."""
+    ready = records.forget(house, row.id)
+    if not (ready or os.path.isdir(records.run_directory(house, row.id)) or network.owed(house, row.id)):
+        return
+    from . import member, pause
+
+    _all_of([
+        *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
+        partial(pause.end, house, row.id),
+        partial(network.leave, house, row.id),
+    ])  # fmt: skip
+    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
+    _all_of([
+        partial(namespaces.release, house, row.id),
+        partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
+    ])  # fmt: skip
+    if ready:
+        _tell(house, row, "stop")
+
+
+def _all_of(steps: Sequence[Callable[[], object]]) -> None:
+    """Each has its turn; then the first failure is raised."""
+    problems: list[Exception] = []
+    for step in steps:
+        try:
+            step()
+        except (WherryError, OSError) as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]
+
+
+def _forget(house: House, row: PodRow) -> None:
+    """Its containers, then its row. One more container may come while we are at it: no new one after the row."""
+    from . import member
+
+    for last in (False, False, True):
+        for one in house.db.members(row.id):
+            member.remove(house, one.id)
+        try:
+            house.db.remove_pod(row.id)
+        except WherryError as error:
+            if error.kind is not Kind.CONFLICT or last:
+                raise
+        else:
+            return
+
+
+def clear(house: House, pod: str) -> None:
+    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made."""
+    from . import pause
+
+    place = cgroups.locate(house, pod, PodOptions("", "", ""))
+    _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
+    _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
+    kernel.remove_tree(records.directory(house, pod))
+
+
+# ---- changing ----
 
 
 def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
-    """Change limits."""
-    raise NotImplementedError
+    """Change the limits; what is absent stays."""
+    row = house.db.find_pod(pod)
+    with records.lock(house, row.id):
+        found = house.db.pod(row.id)
+        if found is None:
+            raise WherryError(Kind.NOT_FOUND, f"no such pod: {pod[:80]}")
+        before = records.decode(found.config["options"])
+        after = before._replace(resources=_over(before.resources, resources), overhead=_over(before.overhead, overhead))
+        if records.load(house, row.id) is not None:
+            cgroups.set_limits(house, cgroups.locate(house, row.id, after), after)
+        house.db.set_pod(row.id, {**found.config, "options": records.encode(after)})
+
+
+def _over(before: Json, change: Json) -> Json:
+    """`change` over `before`, section by section."""
+    return {**before, **{key: {**before.get(key, {}), **value} if isinstance(value, dict) else value
+                         for key, value in change.items()}}  # fmt: skip
