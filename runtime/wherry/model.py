@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "ATTACH_ACK", "ATTACH_CLAIM", "ATTACH_DONE", "ATTACH_EOF", "ATTACH_EXIT", "ATTACH_QUIET", "ATTACH_REOPEN",
-    "ATTACH_RESIZE", "ATTACH_STDERR", "ATTACH_STDIN", "ATTACH_STDOUT", "Address", "Attachment", "Descriptor", "ExitStatus",
-    "HealthCheck", "ImageConfig", "ImageRecord", "Interface", "Json", "Limits", "LogConfig", "Mount", "MountRequest",
-    "NetworkResult", "Place", "Platform", "PortMapping", "ProgressEvent", "RestartPolicy", "RunOptions",
+    "ATTACH_RESIZE", "ATTACH_STDERR", "ATTACH_STDIN", "ATTACH_STDOUT", "Address", "Attachment", "Descriptor",
+    "ExitStatus", "HealthCheck", "ImageConfig", "ImageRecord", "Interface", "Json", "Limits", "LogConfig", "Mount",
+    "MountRequest", "NetworkResult", "Place", "Platform", "PortMapping", "ProgressEvent", "RestartPolicy", "RunOptions",
 ]
 
 Json = dict[str, Any]

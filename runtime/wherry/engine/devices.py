@@ -15,7 +15,7 @@ from typing import Final
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["Devices", "everything", "resolve"]
+__all__ = ["Devices", "add", "everything", "resolve"]
 
 _CDI = r"[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*"
 _CDI_DIRS = ("/etc/cdi", "/var/run/cdi")
@@ -62,14 +62,15 @@ def _plain(text: str, found: Devices) -> None:
         target, access = parts[1] or source, parts[2]
     if not target.startswith("/") or not _is_access(access):
         raise WherryError(Kind.INVALID, f'invalid --device "{text}"', hint="/dev/host[:/dev/inside[:rwm]]")
-    _add_tree(source, target, access, found)
+    add(source, target, access, found)
 
 
 def _is_access(text: str) -> bool:
     return bool(text) and set(text) <= set("rwm")
 
 
-def _add_tree(source: str, target: str, access: str, found: Devices) -> None:
+def add(source: str, target: str, access: str, found: Devices) -> None:
+    """A node of the host, or all below a directory."""
     try:
         kind = os.stat(source)
     except OSError as error:
@@ -170,7 +171,7 @@ def _cdi_file(path: str) -> Json:
 def _edit(edits: Json, found: Devices) -> None:
     found.env += edits.get("env") or []
     for node in edits.get("deviceNodes") or []:
-        _add_tree(node.get("hostPath") or node["path"], node["path"], node.get("permissions") or "rwm", found)
+        add(node.get("hostPath") or node["path"], node["path"], node.get("permissions") or "rwm", found)
     for mount in edits.get("mounts") or []:
         options = mount.get("options") or ["ro", "nosuid", "nodev", "bind"]
         found.mounts.append(

@@ -64,12 +64,14 @@ def _session(house: House, row: Container, options: ExecOptions) -> Session:
     )  # fmt: skip
     kinds = tuple(ns["type"] for ns in config["linux"]["namespaces"])
     plan = planner.compile_exec(process, Target(kinds, config, row.id), house.facts, how)
-    return sessions.start(folder(house, row.id), plan, uid=process["user"]["uid"] + _first_id(config))
+    return sessions.start(folder(house, row.id), plan, uid=_host_id(config, process["user"]["uid"]))
 
 
-def _first_id(config: Json) -> int:
-    maps = config["linux"].get("uidMappings") or [{"hostID": 0}]
-    return int(maps[0]["hostID"])
+def _host_id(config: Json, uid: int) -> int:
+    """What the container's `uid` is on the host."""
+    from .pods.starting import host_id
+
+    return host_id(config["linux"].get("uidMappings"), uid)
 
 
 def _config(house: House, row: Container) -> Json:
@@ -79,6 +81,8 @@ def _config(house: House, row: Container) -> Json:
 
 
 def _process(house: House, row: Container, state: State, config: Json, options: ExecOptions) -> Json:
+    if row.pod and not (options.user or options.privileged):
+        return _of_member(config, options)
     asked = codec.decode_options(row.config["options"])
     image = codec.decode_image(row.config["image_config"])
     who = options.user or asked.user or image.user
@@ -101,6 +105,14 @@ def _process(house: House, row: Container, state: State, config: Json, options: 
         process["noNewPrivileges"] = False
         process.pop("apparmorProfile", None)
     return process
+
+
+def _of_member(config: Json, options: ExecOptions) -> Json:
+    """In a container of a pod all is as for its first process, whose user may be of nobody's passwd file."""
+    first = config["process"]
+    env = [*first["env"], *(["TERM=xterm"] if options.tty else []), *options.env]
+    changed = {"terminal": options.tty, "args": list(options.command), "env": env, "cwd": _cwd(options, config)}
+    return {**first, **changed}
 
 
 def _cwd(options: ExecOptions, config: Json) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
     from .db import Container
 
 __all__ = [
-    "Ready", "cgroup_path", "inputs", "launch_how", "make_way", "monitor_how", "namespaces", "prepare", "write_config",
+    "Ready", "cgroup_path", "inputs", "launch_how", "make_way", "monitor_how", "namespaces", "note_cgroup",
+    "other", "prepare", "write_config",
 ]  # fmt: skip
 
 MONITORS = "/wherry-monitors"
@@ -54,7 +54,6 @@ class Ready(NamedTuple):
     host_uid: int
     user_text: str
     degraded: tuple[str, ...]
-    then: tuple[Callable[[], object], ...] = ()  # once it runs
 
 
 def cgroup_path(house: House, row_id: str, options: RunOptions) -> str:
@@ -83,12 +82,12 @@ def namespaces(
         found["cgroup"] = ""
     for kind, value in list(found.items()):
         if value.startswith("container:"):
-            fds[f"ns_{kind}"], found[kind] = _other(house, kind, value.partition(":")[2], held)
+            fds[f"ns_{kind}"], found[kind] = other(house, kind, value.partition(":")[2], held)
     return found, fds
 
 
-def _other(house: House, kind: str, ref: str, held: contextlib.ExitStack) -> tuple[int, str]:
-    """Open another container's namespace while its pidfd proves that the pid is still its own."""
+def other(house: House, kind: str, ref: str, held: contextlib.ExitStack) -> tuple[int, str]:
+    """Open another container's namespace while its pidfd proves that the pid is still its own: (descriptor, path)."""
     from wherry.kernel import process
 
     from .status import running
@@ -243,11 +242,15 @@ def make_way(house: House, cid: str, how: LaunchHow) -> None:
     """Note the cgroup before it exists, for a sweep must find it whatever dies when; then make its parents."""
     from wherry.kernel import cgroup
 
-    if not how.cgroup:
-        return
+    if how.cgroup:
+        note_cgroup(house, cid, how.cgroup)
+        cgroup.prepare(house.facts, how.cgroup)  # every controller: an update may ask for what the start did not
+
+
+def note_cgroup(house: House, cid: str, path: str) -> None:
+    """Of a start that may never come to its record."""
     with open(f"{house.state_dir(cid)}/cgroup", "w", encoding="utf-8") as file:
-        file.write(how.cgroup)
-    cgroup.prepare(house.facts, how.cgroup)  # every controller: an update may ask for what the start did not
+        file.write(path)
 
 
 def launch_how(

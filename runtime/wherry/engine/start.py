@@ -110,7 +110,12 @@ def _last(house: House, row: Container) -> ExitStatus:
 
 
 def _start(house: House, row: Container, *, attach: bool, policy: bool = False) -> Stream:
-    with container_lock(house, row.id):
+    with contextlib.ExitStack() as locked:
+        if row.pod:  # before the container's own lock, as a stop of the pod takes them
+            from .pods import held
+
+            locked.enter_context(held.using(house, row.pod))
+        locked.enter_context(container_lock(house, row.id))
         if not look(house, row.id).running:
             cleanup.settle_now(house, row)  # an end, or a killed start, that nobody has cleaned up after
         row = house.db.find(row.id)  # as of now: it may have joined a network since the caller read it
@@ -170,8 +175,6 @@ def _launch(
         undo.add(_kill, house, row, launched)
         _write_life(house, row, before, policy=policy)  # first: a run without state.json is found and ended
         _write_state(house, row, place, ready, launched, net)
-        for step in ready.then:
-            step()
         if stream is not None:
             stream.claim()
     events.container(house, row, "start")

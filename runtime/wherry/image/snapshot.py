@@ -124,6 +124,16 @@ class Snapshotter:
         return [mount._replace(options=tuple(_without(option, ours, empty) for option in mount.options))
                 for mount in self.mounts(key)]  # fmt: skip
 
+    def shown(self, diff_ids: Sequence[str]) -> list[Mount]:
+        """Layers (lowest first) read-only and without a snapshot, for who only shows an image. `below` is mounted."""
+        self._check_layers("image", diff_ids)
+        self._check_mounted("image", diff_ids)
+        lower = self._visible([os.path.join(layer_path(self.root, diff_id), "fs") for diff_id in reversed(diff_ids)])
+        if len(lower) == 1:
+            return [Mount("bind", lower[0], "/", ("bind", "ro"))]
+        options = ("lowerdir=" + ":".join(lower), "index=off", "redirect_dir=off", "metacopy=off", "ro")
+        return [Mount("overlay", "overlay", "/", options)]
+
     def remove(self, key: str) -> None:
         """Remove the snapshot; absent is success. Renamed first: a crash leaves garbage, no half snapshot."""
         self._check_key(key)

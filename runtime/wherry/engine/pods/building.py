@@ -1,0 +1,128 @@
+"""`create`: from what was asked of a container of a pod to a bundle that could start: files, then the row.
+
+Decides the order, and how each step is taken back. All that can be wrong with a request is found here: its start opens
+what the pod holds and goes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from wherry.engine import devices, events, imageusers, names, preparing, rootfs, users
+from wherry.engine.db import Container
+from wherry.engine.house import House
+from wherry.engine.undo import Undo, making
+from wherry.errors import Kind, WherryError
+from wherry.model import ImageRecord, Json
+
+from . import limiting, mounts, records, rows, security, spec, starting
+from .values import Held, MemberOptions, PodOptions
+
+__all__ = ["create"]
+
+
+def create(house: House, pod: str, asked: MemberOptions) -> str:
+    """The verb. The same container again is the same id."""
+    from . import held
+
+    owner = house.db.find_pod(pod)
+    options = records.decode(owner.config["options"])
+    name = rows.name(options, asked)
+    if known := house.db.named(name):
+        return _same(house, known, owner.id)
+    with held.using(house, owner.id) as ready:
+        _check(house, ready, asked)
+        record = house.images.get(asked.image)
+        house.images.ensure_unpacked(record)
+        return _make(house, options, ready, name, record, asked)
+
+
+def _same(house: House, known: str, pod: str) -> str:
+    row = house.db.container(known)
+    if row is not None and row.pod == pod:
+        return row.id
+    raise WherryError(Kind.EXISTS, f"the container name is in use by {known[:12]}", hint="remove that container first")
+
+
+def _check(house: House, ready: Held, asked: MemberOptions) -> None:
+    log = asked.log
+    if log and (not log.startswith("/") or os.path.normpath(log) != log or not log.isprintable()):
+        raise WherryError(Kind.INVALID, f"log path {log[:300]!r} is not a plain absolute path")
+    how, _, target = asked.security.pid.partition(":")
+    if how not in ("container", "pod", "host", "target"):
+        raise WherryError(Kind.INVALID, f'unknown pid namespace "{asked.security.pid[:80]}"')
+    if how == "target" and house.db.find(target).pod != ready.id:
+        raise WherryError(Kind.INVALID, f"container {target[:80]} is of another pod", hint="target one of the same")
+    limiting.check(house, asked.resources)
+
+
+def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
+    house: House, pod: PodOptions, ready: Held, name: str, record: ImageRecord, asked: MemberOptions
+) -> str:
+    cid = names.mint()
+    with making(house), Undo() as undo:
+        os.mkdir(house.container_dir(cid), 0o700)
+        undo.add(_remove_folder, house, cid)
+        rootfs.settle(house, record.config.diff_ids)
+        house.snapshots.make(cid, record.config.diff_ids)
+        undo.add(house.snapshots.remove, cid)
+        privileged = asked.security.privileged
+        made = mounts.make(house, ready.id, asked.mounts, undo, relabel=house.facts.selinux and not privileged)
+        starting.rehearse(house, made.images)
+        user = security.user(asked.security, record.config.user, lambda text: imageusers.lookup(house, cid, text, ()))
+        config = spec.generate(_inputs(house, cid, pod, ready, record, asked, made, user))
+        preparing.write_config(house.container_dir(cid), config)
+        if config["linux"].get("uidMappings"):
+            _own_upper(house, cid, config["linux"])
+        signal = _stop_signal(asked, record)
+        kept = rows.config(ready.id, asked, record, made, user, ready.hostname, signal)
+        row = Container(cid, name, time.time(), record.id, kept, ready.id)
+        house.db.add_container(row)
+    events.container(house, row, "create")
+    return cid
+
+
+def _remove_folder(house: House, cid: str) -> None:
+    from wherry.kernel import files
+
+    files.remove_tree(house.container_dir(cid))
+
+
+def _inputs(  # noqa: PLR0917  # all that a config.json is made of
+    house: House, cid: str, pod: PodOptions, ready: Held, record: ImageRecord, asked: MemberOptions,
+    made: mounts.Made, user: users.User,
+) -> spec.Inputs:  # fmt: skip
+    caps = security.capabilities(asked.security, house.facts, house.warn)
+    return spec.Inputs(
+        cid, asked, pod, ready, record.config, house.facts, user, caps,
+        mounts=made.oci,
+        devices=_devices(asked),
+        confinement=security.confinement(house, ready.id, asked.security, caps["bounding"]),
+        cgroup=limiting.cgroup(ready, cid),
+    )  # fmt: skip
+
+
+def _devices(asked: MemberOptions) -> devices.Devices:
+    found = devices.resolve(asked.cdi)
+    for source, target, access in asked.devices:
+        devices.add(source, target or source, access or "rwm", found)
+    if asked.security.privileged:
+        every = devices.everything()
+        found.nodes = [*every.nodes, *found.nodes]
+        found.rules = [*every.rules, *found.rules]
+    return found
+
+
+def _own_upper(house: House, cid: str, linux: Json) -> None:
+    """The mounter, root of the user namespace, must be able to write: the upper directories are its own."""
+    upper = house.snapshots.upper(cid)
+    uid, gid = (starting.host_id(linux[key], 0) for key in ("uidMappings", "gidMappings"))
+    for path in (upper, f"{os.path.dirname(upper)}/work"):
+        os.chown(path, uid, gid)
+
+
+def _stop_signal(asked: MemberOptions, record: ImageRecord) -> int:
+    from wherry.kernel import process
+
+    return process.signal_number(asked.stop_signal or record.config.stop_signal or "TERM")
