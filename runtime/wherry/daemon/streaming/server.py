@@ -53,6 +53,7 @@ class Streaming:
         self._starting = ThreadPoolExecutor(_STARTERS, "streaming")
         self._dialing = ThreadPoolExecutor(_DIALERS, "dialing")
         self._silent: set[RequestHandler] = set()
+        self._sessions: set[asyncio.Task[object]] = set()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self.base = ""  # of the URLs, known once started
@@ -77,6 +78,9 @@ class Streaming:
         """Take no more connections and end those that there are: exec'd processes with them."""
         if self._server is not None:
             self._server.close()
+        for session in self._sessions:
+            session.cancel()
+        await asyncio.gather(*self._sessions, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
         self._starting.shutdown(wait=False)
@@ -135,6 +139,10 @@ class Streaming:
         ticket = self._tickets.take(request.match_info["token"])
         if ticket is None or ticket.kind != request.match_info["kind"]:
             raise web.HTTPNotFound(text="no such streaming request: its token is good once, for 60 s\n")
+        session = asyncio.current_task()
+        assert session is not None
+        self._sessions.add(session)
+        session.add_done_callback(self._sessions.discard)
         return await ticket.serve(request)
 
     async def _remote(self, task: Task, request: web.Request) -> web.StreamResponse:
