@@ -203,6 +203,12 @@ class Engine:
 
         return inspection.inspect(self._house, ref, type, size=size)
 
+    def bundle_config(self, ref: str) -> Json:
+        """The OCI config.json that a container was last started by; {} before its first start."""
+        from . import inspection
+
+        return inspection.bundle_config(self._house, ref)
+
     def logs(
         self,
         ref: str,
@@ -428,7 +434,7 @@ class Engine:
         return self._house.images.get(ref)
 
     def image_usage(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(bytes, inodes) on disk of all images, and of what containers wrote; layers are counted once and remembered."""
+        """(bytes, inodes) on disk of all images, and of what containers wrote; layers are walked once."""
         from . import imageroom
 
         return imageroom.usage(self._house)

@@ -15,8 +15,10 @@ __all__ = ["container", "container_stats", "container_status", "limits", "pod", 
 
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
 _PROPAGATION = {
-    "private": pb.PROPAGATION_PRIVATE, "rslave": pb.PROPAGATION_HOST_TO_CONTAINER, "rshared": pb.PROPAGATION_BIDIRECTIONAL,
-}  # fmt: skip
+    "private": pb.PROPAGATION_PRIVATE,
+    "rslave": pb.PROPAGATION_HOST_TO_CONTAINER,
+    "rshared": pb.PROPAGATION_BIDIRECTIONAL,
+}
 _PID = {"pod": pb.POD, "container": pb.CONTAINER, "host": pb.NODE}
 _PRESSURE_NS = 1000  # the kernel's totals are microseconds
 
@@ -33,7 +35,7 @@ def _pod_metadata(pod: Pod) -> pb.PodSandboxMetadata:
     return pb.PodSandboxMetadata(name=asked.name, uid=asked.uid, namespace=asked.namespace, attempt=asked.attempt)
 
 
-def _pod_state(pod: Pod) -> int:
+def _pod_state(pod: Pod) -> pb.PodSandboxState:
     return pb.SANDBOX_READY if pod.ready else pb.SANDBOX_NOTREADY
 
 
@@ -131,7 +133,7 @@ def limits(found: Json, oom_score_adj: int | None = None) -> pb.LinuxContainerRe
         cpuset_cpus=cpu.get("cpus", ""), cpuset_mems=cpu.get("mems", ""),
         memory_limit_in_bytes=memory.get("limit", 0), memory_swap_limit_in_bytes=memory.get("swap", 0),
         hugepage_limits=[
-            pb.HugepageLimit(page_size=page["pageSize"], limit=page["limit"]) for page in found.get("hugepageLimits", ())
+            pb.HugepageLimit(page_size=one["pageSize"], limit=one["limit"]) for one in found.get("hugepageLimits", ())
         ],
         unified=found.get("unified", {}), oom_score_adj=oom_score_adj or 0,
     )  # fmt: skip
@@ -226,7 +228,8 @@ def _network(used: Usage, when: int) -> pb.NetworkUsage:
     """The default interface is the one that CNI made: the first beside the loopback."""
     links = [
         pb.NetworkInterfaceUsage(
-            name=name, rx_bytes=_number(received), rx_errors=_number(bad), tx_bytes=_number(sent), tx_errors=_number(lost)
+            name=name, rx_bytes=_number(received), rx_errors=_number(bad),
+            tx_bytes=_number(sent), tx_errors=_number(lost),
         )
         for name, received, bad, sent, lost in used.interfaces
         if name != "lo"

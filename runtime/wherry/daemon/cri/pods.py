@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wherry.engine.pods.values import Pod
 
@@ -99,5 +99,5 @@ def _info(pod: Pod) -> dict[str, str]:
     return {"info": json.dumps(told, default=_plain)}
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     return dict(value) if hasattr(value, "keys") else str(value)

@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc.aio
 
+from wherry.daemon import sockets
 from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
 from wherry.model import Place
 
-from .. import sockets
 from . import gate, services
 from .about import About
 from .catalog import Catalog

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from wherry.engine.config import networking
 from wherry.engine.house import House
 
 __all__ = ["Features", "of"]
@@ -40,6 +41,9 @@ def of(house: House) -> Features:
 
 
 def _network(house: House) -> str:
-    from . import network
-
-    return network.ready(house)
+    place = networking(house.place, house.settings)
+    try:
+        lists = [name for name in os.listdir(place.cni_conf) if name.endswith((".conflist", ".conf", ".json"))]
+    except FileNotFoundError:
+        lists = []
+    return "" if lists else f"no CNI network is configured in {place.cni_conf}"
