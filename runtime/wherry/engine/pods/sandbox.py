@@ -250,7 +250,9 @@ def clear(house: House, pod: str) -> None:
                 raise
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
         _all_of([
-            partial(pause.end, house, pod), partial(network.leave, house, pod), partial(cgroups.remove, place, made=False),
+            partial(pause.end, house, pod),
+            partial(network.leave, house, pod),
+            partial(cgroups.remove, place, made=False),
         ])  # fmt: skip
         namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
@@ -281,6 +283,7 @@ def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
         if records.load(house, row.id) is not None:
             cgroups.set_limits(house, cgroups.locate(house, row.id, after), after)
         house.db.set_pod(row.id, {**found.config, "options": records.encode(after)})
+    _tell(house, row, "update")
 
 
 def _over(before: Json, change: Json) -> Json:
