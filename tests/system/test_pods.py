@@ -157,7 +157,7 @@ def test_a_user_namespace_owns_the_others(pods: Pods, pid: str) -> None:
     assert (os.stat(held.shm).st_uid, os.stat(held.shm).st_gid) == (300000, 300000)
     assert namespace(held.ipc, "cat", "/proc/sys/kernel/shmmax", kind="ipc") == "12345678"
     read = namespace(held.netns, "cat", "/proc/sys/net/ipv4/ip_local_port_range", "/proc/sys/net/ipv4/ping_group_range")
-    assert read.split() == ["2000", "3000", "0", "65535"]
+    assert read.split() == ["2000", "3000", "300000", "365535"], "the ids of whoever reads"
     assert namespace(held.uts, "hostname", kind="uts") == "mapped"
     inside = ["nsenter", f"--user={held.user}", f"--net={held.netns}", "--setuid", "1000", "--setgid", "1000"]
     ping = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"

@@ -197,16 +197,14 @@ def _stop(house: House, row: PodRow) -> None:
         return
     from . import member, pause
 
+    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-    ])  # fmt: skip
-    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
-    _all_of([
-        partial(namespaces.release, house, row.id),
         partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
     ])  # fmt: skip
+    namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
     if ready:
         _tell(house, row, "stop")
 
@@ -251,8 +249,12 @@ def clear(house: House, pod: str) -> None:
             if error.kind is not Kind.NOT_FOUND:
                 raise
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
-        _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
-        _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
+        _all_of([
+            partial(pause.end, house, pod),
+            partial(network.leave, house, pod),
+            partial(cgroups.remove, place, made=False),
+        ])  # fmt: skip
+        namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
 
 
@@ -281,6 +283,7 @@ def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
         if records.load(house, row.id) is not None:
             cgroups.set_limits(house, cgroups.locate(house, row.id, after), after)
         house.db.set_pod(row.id, {**found.config, "options": records.encode(after)})
+    _tell(house, row, "update")
 
 
 def _over(before: Json, change: Json) -> Json:
