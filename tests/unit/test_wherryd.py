@@ -101,7 +101,8 @@ def test_one_wherryd_for_each_state(tmp_path: Path) -> None:
 def test_sockets_of_systemd_by_name(tmp_path: Path) -> None:
     """In a process of its own: descriptors 3 and up are its."""
     program = (
-        "import os, sys; os.dup2(int(sys.argv[1]), 3); from wherry.daemon import sockets; env = dict(os.environ, LISTEN_PID=str(os.getpid()));"
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); from wherry.daemon import sockets;"
+        "env = dict(os.environ, LISTEN_PID=str(os.getpid()));"
         "found = sockets.activated(env);"
         "print({k: (v.getsockname(), v.fileno(), os.get_inheritable(v.fileno())) for k, v in found.items()},"
         "      [k for k in env if k.startswith('LISTEN')])"
