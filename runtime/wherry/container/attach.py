@@ -40,10 +40,11 @@ _FRAME_MAX = 1 << 20  # the monitor sends at most 64 KiB; more is not a monitor
 
 
 class AttachStream:
-    """One connection to a monitor. Blocking; usable by one reader and one writer at a time."""
+    """One connection to a monitor. Blocking, unless `waits` is unset; usable by one reader and one writer at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.waits = True
         self._data = bytearray()
         self._at = 0
         self._out = bytearray()
@@ -73,7 +74,9 @@ class AttachStream:
     def fill(self) -> bool:
         """Read once from the socket; False at its end."""
         try:
-            data = self._sock.recv(4 * CHUNK)
+            data = self._sock.recv(4 * CHUNK, 0 if self.waits else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
         except ConnectionResetError:
             return False
         if self._at:
@@ -98,7 +101,7 @@ class AttachStream:
 
     def _send(self, kind: int, payload: bytes = b"") -> None:
         self.queue(kind, payload)
-        self.flush(wait=True)
+        self.flush(wait=self.waits)
 
     def queue(self, kind: int, payload: bytes = b"") -> None:
         """Add a frame to what `flush` sends."""
@@ -116,7 +119,7 @@ class AttachStream:
         return True
 
     def write(self, data: bytes) -> None:
-        """Send bytes to the process's standard input; blocks while it does not read."""
+        """Send bytes to the process's standard input; blocks while it does not read, if it `waits`."""
         for start in range(0, len(data), CHUNK):
             self._send(ATTACH_STDIN, data[start : start + CHUNK])
 

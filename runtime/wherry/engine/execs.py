@@ -41,7 +41,12 @@ def start(house: House, ref: str, options: ExecOptions) -> Stream:
     def lost() -> ExitStatus:
         return ExitStatus(0 if options.detach else 137)
 
-    return Stream(house, row.id, session.stream, tty=options.tty, lost=lost, ended=ended)
+    def kill() -> None:
+        from wherry.kernel import process
+
+        process.kill_group(session.launched.init)
+
+    return Stream(house, row.id, session.stream, tty=options.tty, lost=lost, ended=ended, kill=kill)
 
 
 def _session(house: House, row: Container, options: ExecOptions) -> Session:

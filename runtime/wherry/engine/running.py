@@ -48,6 +48,18 @@ class Running(Protocol):
         """Copy between these descriptors and the process (`container.attach.relay`). True: its end was reached or
         the monitor is gone, `wait` tells; False: the detach keys were typed, `close` lets go."""
 
+    def no_waiting(self) -> None:
+        """For an event loop: from now on `write`, `eof` and `resize` queue what does not go at once."""
+
+    def flush(self) -> bool:
+        """Send what is queued, as much as goes without waiting; whether all of it is gone."""
+
+    def arrived(self) -> list[tuple[int, bytes]] | None:
+        """Read once, after `no_waiting`, and return the frames that are complete; None when the stream has ended."""
+
+    def kill(self) -> None:
+        """Kill the process of an exec session, with what else is in its process group; a container is left alone."""
+
     def wait(self) -> ExitStatus:
         """Wait for the end, settle what the engine has to settle (cleanup, restart, --rm), and tell how it ended."""
 

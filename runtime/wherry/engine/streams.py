@@ -32,9 +32,10 @@ class Stream:
         settle: Callable[[], None] | None = None,
         lost: Callable[[], ExitStatus] | None = None,
         ended: Callable[[int], None] | None = None,
+        kill: Callable[[], None] | None = None,
     ) -> None:
         self._house, self._stream, self._settle, self._lost = house, stream, settle, lost
-        self._told = ended
+        self._told, self._kill = ended, kill
         self.id, self.tty = cid, tty
         self._status: ExitStatus | None = None
 
@@ -87,6 +88,30 @@ class Stream:
         if found.status is not None:
             self._status = found.status
         return found.end is not End.DETACHED
+
+    def no_waiting(self) -> None:
+        """See `Running`."""
+        if self._stream:
+            self._stream.waits = False
+
+    def flush(self) -> bool:
+        """See `Running`."""
+        return self._stream.flush() if self._stream else True
+
+    def arrived(self) -> list[tuple[int, bytes]] | None:
+        """See `Running`."""
+        alive = self._stream.fill() if self._stream else False
+        frames = []
+        while self._stream and (frame := self._stream.take()) is not None:
+            frames.append(frame)
+            if frame[0] == ATTACH_EXIT:
+                self._ended(frame[1])
+        return frames if frames or alive else None
+
+    def kill(self) -> None:
+        """See `Running`."""
+        if self._kill is not None:
+            self._kill()
 
     def wait(self) -> ExitStatus:
         """See `Running`."""

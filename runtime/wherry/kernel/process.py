@@ -14,12 +14,13 @@ from wherry.errors import Kind, WherryError
 
 __all__ = [
     "Process", "alive", "alive_many", "be_named", "become_subreaper", "die_with_parent", "held", "identify",
-    "open_pidfd", "parent", "reap", "securebits", "send", "signal", "signal_number", "start_time", "state",
-    "subreaper", "wait_gone", "wait_pidfd",
+    "kill_group", "open_pidfd", "parent", "reap", "securebits", "send", "signal", "signal_number", "start_time",
+    "state", "subreaper", "wait_gone", "wait_pidfd",
 ]
 
 _STAT_STATE, _STAT_PPID, _STAT_START = 0, 1, 19  # of proc(5) /proc/pid/stat, counted from behind comm
 _STAT_MAX, _STAT_USUAL = 4096, 512  # bytes
+_PROCESS_GROUP = 1 << 2  # linux/pidfd.h PIDFD_SIGNAL_PROCESS_GROUP
 
 
 class Process(NamedTuple):
@@ -126,6 +127,18 @@ def signal(process: Process, number: int) -> bool:
     """Signal exactly this process; False if it is gone."""
     with held(process) as fd:
         return fd is not None and send(fd, number)
+
+
+def kill_group(process: Process) -> bool:
+    """Kill this process and, where the kernel can do it by a pidfd (6.9), its process group; False if it is gone."""
+    with held(process) as fd:
+        if fd is None:
+            return False
+        try:
+            signals.pidfd_send_signal(fd, signals.SIGKILL, None, _PROCESS_GROUP)
+        except OSError:
+            return send(fd, signals.SIGKILL)
+        return True
 
 
 def wait_pidfd(pidfd: int, timeout: float | None = None) -> bool:

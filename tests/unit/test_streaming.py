@@ -1,0 +1,89 @@
+"""The streaming server's small parts: tickets, inboxes, statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from wherry.daemon.streaming import status
+from wherry.daemon.streaming.inbox import Inbox
+from wherry.daemon.streaming.tickets import Tickets
+from wherry.errors import Kind, WherryError
+
+
+def test_a_ticket_is_good_once_and_for_a_while() -> None:
+    now = [0.0]
+    tickets = Tickets[str](60, 10, lambda: now[0])
+    first, second = tickets.give("a"), tickets.give("b")
+    assert len(first) >= 43  # 256 bits
+    assert tickets.take(first) == "a"
+    assert tickets.take(first) is None
+    assert tickets.take("none") is None
+    now[0] = 60.0
+    assert tickets.take(second) is None
+
+
+def test_tickets_are_bounded_and_come_back() -> None:
+    now = [0.0]
+    tickets = Tickets[int](60, 3, lambda: now[0])
+    for number in range(3):
+        tickets.give(number)
+    with pytest.raises(WherryError) as caught:
+        tickets.give(3)
+    assert caught.value.kind is Kind.EXHAUSTED
+    now[0] = 61.0
+    assert tickets.take(tickets.give(4)) == 4
+
+
+def test_tickets_of_many_threads() -> None:
+    tickets = Tickets[int](60, 10_000)
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(tickets.give, range(2000)))
+        taken = list(pool.map(tickets.take, given + given))
+    assert len(set(given)) == 2000
+    assert sorted(one for one in taken if one is not None) == list(range(2000))
+
+
+def test_an_inbox_holds_back_who_puts_too_much() -> None:
+    async def work() -> None:
+        inbox = Inbox(10)
+        inbox.put(b"12345")
+        assert not inbox.full
+        inbox.put(b"67890")
+        assert inbox.full
+        waiting = asyncio.create_task(inbox.room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert await inbox.read() == b"12345"
+        await waiting
+        inbox.end()
+        inbox.put(b"late")
+        assert [await inbox.read(), await inbox.read(), await inbox.read()] == [b"67890", b"", b""]
+
+    asyncio.run(work())
+
+
+def test_an_inbox_that_is_forgotten_lets_go() -> None:
+    async def work() -> None:
+        inbox = Inbox(4)
+        inbox.put(b"12345")
+        inbox.forget()
+        assert not inbox.full
+        assert await inbox.read() == b""
+
+    asyncio.run(work())
+
+
+def test_statuses_are_those_of_kubernetes() -> None:
+    """metav1.Status: what clients take an exit code from."""
+    assert status.exited(0) == status.SUCCESS
+    told = json.loads(status.told(status.exited(3), structured=True))
+    assert told["status"] == "Failure"
+    assert told["reason"] == "NonZeroExitCode"
+    assert told["details"]["causes"] == [{"reason": "ExitCode", "message": "3"}]
+    assert b"exit code" in status.told(status.exited(3), structured=False)
+    assert status.told(status.SUCCESS, structured=False) == b""
+    assert json.loads(status.told(status.failed("why"), structured=True))["code"] == 500
