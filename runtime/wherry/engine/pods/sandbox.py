@@ -25,7 +25,7 @@ from wherry.model import Json
 from . import cgroups, checking, files, namespaces, network, records
 from .values import Held, Pod, PodOptions
 
-__all__ = ["clear", "every", "get", "remove", "run", "stop", "update"]
+__all__ = ["clear", "every", "finish", "get", "remove", "run", "stop", "update"]
 
 
 # ---- making ----
@@ -239,13 +239,30 @@ def _forget(house: House, row: PodRow) -> None:
 
 
 def clear(house: House, pod: str) -> None:
-    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made."""
+    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made. CONFLICT while a
+    removal that has deleted the row is still at the rest."""
     from . import pause
 
-    place = cgroups.locate(house, pod, PodOptions("", "", ""))
-    _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
-    _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
-    kernel.remove_tree(records.directory(house, pod))
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(records.lock(house, pod, 0))
+        except WherryError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+        place = cgroups.locate(house, pod, PodOptions("", "", ""))
+        _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
+        _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
+        kernel.remove_tree(records.directory(house, pod))
+
+
+def finish(house: House, pod: str) -> None:
+    """The rest of a stop that was killed, unless somebody is at it. For a sweep."""
+    if os.path.exists(f"{records.run_directory(house, pod)}/pod.json"):
+        return
+    with records.lock(house, pod, 0):
+        row = house.db.pod(pod)
+        if row is not None:
+            _stop(house, row)
 
 
 # ---- changing ----
