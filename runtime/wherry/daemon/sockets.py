@@ -11,8 +11,9 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from wherry.errors import Kind, WherryError
 
@@ -105,8 +106,8 @@ class Relay:
         for task in list(self._tasks):
             task.cancel()
 
-    def _keep(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

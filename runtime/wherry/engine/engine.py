@@ -65,6 +65,12 @@ class Engine:
         """Make the directories of the place."""
         self._house.prepare()
 
+    def preload(self) -> None:
+        """Load what the life of a pod needs, before anybody waits for it."""
+        from . import preload
+
+        preload.preload(self._house)
+
     def reload(self) -> None:
         """Read the settings again, for what is asked from now on."""
         self._house.reload()
@@ -202,6 +208,12 @@ class Engine:
         from . import inspection
 
         return inspection.inspect(self._house, ref, type, size=size)
+
+    def bundle_config(self, ref: str) -> Json:
+        """The OCI config.json that a container was last started by; {} before its first start."""
+        from . import inspection
+
+        return inspection.bundle_config(self._house, ref)
 
     def logs(
         self,
@@ -428,7 +440,7 @@ class Engine:
         return self._house.images.get(ref)
 
     def image_usage(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(bytes, inodes) on disk of all images, and of what containers wrote; layers are counted once and remembered."""
+        """(bytes, inodes) on disk of all images, and of what containers wrote; layers are walked once."""
         from . import imageroom
 
         return imageroom.usage(self._house)

@@ -119,6 +119,11 @@ class House:
         """The CSI drivers that were talked to, by what a volume's row calls them (served.py)."""
         return {}
 
+    @cached_property
+    def walked(self) -> dict[str, tuple[int, int]]:
+        """(bytes, inodes) of layers, which do not change, by their paths (imageroom.py)."""
+        return {}
+
     def reload(self) -> None:
         """Read the settings again; if they are wrong, all stays as it was. What is under way keeps what it has."""
         self.__dict__["settings"] = settings(self.place.config)

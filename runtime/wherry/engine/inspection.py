@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from .status import Seen, look
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["config_of", "inspect", "network_mode", "networks", "port_map", "ports", "sizes"]
+__all__ = ["bundle_config", "config_of", "inspect", "network_mode", "networks", "port_map", "ports", "sizes"]
 
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -44,6 +45,16 @@ def inspect(house: House, ref: str, type: str, *, size: bool) -> Json:
             if type or error.kind not in (Kind.NOT_FOUND, Kind.INVALID):
                 raise
     raise WherryError(Kind.NOT_FOUND, f"no such object: {ref}")
+
+
+def bundle_config(house: House, ref: str) -> Json:
+    """What the launcher was given."""
+    try:
+        with open(f"{house.container_dir(house.db.find(ref).id)}/config.json", encoding="utf-8") as file:
+            found: Json = json.load(file)
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 def _volume(house: House, ref: str) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from wherry.engine.pods.values import IdMap, Member, Pod, PodMount, Usage
 from wherry.model import Json
@@ -11,12 +12,14 @@ from wherry.model import Json
 from . import api_pb2 as pb
 from .requests import stop_signal
 
-__all__ = ["container", "container_stats", "container_status", "limits", "pod", "pod_stats", "pod_status"]
+__all__ = ["container", "container_stats", "container_status", "limits", "plain", "pod", "pod_stats", "pod_status"]
 
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
 _PROPAGATION = {
-    "private": pb.PROPAGATION_PRIVATE, "rslave": pb.PROPAGATION_HOST_TO_CONTAINER, "rshared": pb.PROPAGATION_BIDIRECTIONAL,
-}  # fmt: skip
+    "private": pb.PROPAGATION_PRIVATE,
+    "rslave": pb.PROPAGATION_HOST_TO_CONTAINER,
+    "rshared": pb.PROPAGATION_BIDIRECTIONAL,
+}
 _PID = {"pod": pb.POD, "container": pb.CONTAINER, "host": pb.NODE}
 _PRESSURE_NS = 1000  # the kernel's totals are microseconds
 
@@ -33,7 +36,7 @@ def _pod_metadata(pod: Pod) -> pb.PodSandboxMetadata:
     return pb.PodSandboxMetadata(name=asked.name, uid=asked.uid, namespace=asked.namespace, attempt=asked.attempt)
 
 
-def _pod_state(pod: Pod) -> int:
+def _pod_state(pod: Pod) -> pb.PodSandboxState:
     return pb.SANDBOX_READY if pod.ready else pb.SANDBOX_NOTREADY
 
 
@@ -131,10 +134,19 @@ def limits(found: Json, oom_score_adj: int | None = None) -> pb.LinuxContainerRe
         cpuset_cpus=cpu.get("cpus", ""), cpuset_mems=cpu.get("mems", ""),
         memory_limit_in_bytes=memory.get("limit", 0), memory_swap_limit_in_bytes=memory.get("swap", 0),
         hugepage_limits=[
-            pb.HugepageLimit(page_size=page["pageSize"], limit=page["limit"]) for page in found.get("hugepageLimits", ())
+            pb.HugepageLimit(page_size=one["pageSize"], limit=one["limit"]) for one in found.get("hugepageLimits", ())
         ],
         unified=found.get("unified", {}), oom_score_adj=oom_score_adj or 0,
     )  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them, named tuples as objects: what the verbose form of a status shows."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # ---- what is used ----
@@ -226,7 +238,8 @@ def _network(used: Usage, when: int) -> pb.NetworkUsage:
     """The default interface is the one that CNI made: the first beside the loopback."""
     links = [
         pb.NetworkInterfaceUsage(
-            name=name, rx_bytes=_number(received), rx_errors=_number(bad), tx_bytes=_number(sent), tx_errors=_number(lost)
+            name=name, rx_bytes=_number(received), rx_errors=_number(bad),
+            tx_bytes=_number(sent), tx_errors=_number(lost),
         )
         for name, received, bad, sent, lost in used.interfaces
         if name != "lo"

@@ -41,7 +41,8 @@ class Entry(Generic[_T]):
     """One pod or container as it was when it was read."""
 
     def __init__(self, value: _T, listed: Callable[[_T], Message]) -> None:
-        self.value, self._listed = value, listed
+        self.value: _T = value
+        self._listed: Callable[[_T], Message] = listed
 
     @cached_property
     def item(self) -> bytes:
@@ -109,7 +110,7 @@ class Catalog:
         for table, found in ((self._pods, pods), (self._members, members)):
             gone = (set(table) if whole else stale) - {one.id for one in found}
             for ref in gone:
-                table.pop(ref, None)  # type: ignore[attr-defined]
+                table.pop(ref, None)
         self._pods.update({pod.id: Entry(pod, answers.pod) for pod in pods})
         self._members.update({member.id: Entry(member, answers.container) for member in members})
         self._known = True

@@ -1,7 +1,7 @@
 """ImageService: images of this node. Decides how they are named to a kubelet.
 
-Since Kubernetes 1.36 an image has one id on a node, which is its id, image_id and image_ref alike: ours is the digest of
-its config.
+Since Kubernetes 1.36 an image has one id on a node, which is its id, image_id and image_ref alike: ours is the digest
+of its config.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Images:
         name, known = _name(request.image), login(request.auth)
 
         async def pull() -> ImageRecord:
-            return await self._work.fetch(self._engine.pull, name, login=known)
+            return await self._work.fetch(self._engine.pull_as, name, known)
 
         record = await self._joined.do(("pull", name, known), pull)
         return pb.PullImageResponse(image_ref=record.id)

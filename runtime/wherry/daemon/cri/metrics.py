@@ -22,13 +22,17 @@ _BASE = ("id", "name", "image", "container", "pod", "namespace")
 _SECOND = 1_000_000_000
 
 
+_C, _G = pb.COUNTER, pb.GAUGE
+_Read = Callable[[Usage, Member | None], list[tuple[tuple[str, ...], int | None]]]
+
+
 class _Row(NamedTuple):
     """One metric. `read`: pairs of further labels' values and a number; None: it is not counted here."""
 
     name: str
     help: str
     kind: int
-    read: Callable[[Usage, Member | None], list[tuple[tuple[str, ...], int | None]]]
+    read: _Read
     labels: tuple[str, ...] = ()
 
 
@@ -51,15 +55,23 @@ def _faults(used: Usage, _: Member | None) -> list[tuple[tuple[str, ...], int | 
     return [(("pgfault", "container"), minor), (("pgmajfault", "container"), major)]
 
 
-def _link(position: int) -> Callable[[Usage, Member | None], list[tuple[tuple[str, ...], int | None]]]:
-    return lambda used, _: [((link[0],), int(link[position])) for link in used.interfaces if link[0] != "lo"]
+def _link(position: int) -> _Read:
+    return lambda used, _: [((str(link[0]),), int(link[position])) for link in used.interfaces if link[0] != "lo"]
 
 
-_C, _G = pb.COUNTER, pb.GAUGE
+def _pressure(what: str, kind: str) -> _Row:
+    word, who = ("waiting", "some process") if kind == "some" else ("stalled", "every process")
+    return _Row(
+        f"container_pressure_{what}_{word}_seconds_total", f"Time in which {who} waited for {what}, in seconds", _C,
+        lambda used, _: _one(_waited(used, what, kind)),
+    )  # fmt: skip
+
+
 _OF_BOTH = (
     _Row("container_cpu_usage_seconds_total", "CPU time used, in seconds", _C,
          lambda u, _: _one(None if u.cpu_ns is None else u.cpu_ns // _SECOND)),
-    _Row("container_memory_working_set_bytes", "Memory in use less inactive file pages", _G, lambda u, _: _one(u.memory)),
+    _Row("container_memory_working_set_bytes", "Memory in use less inactive file pages", _G,
+         lambda u, _: _one(u.memory)),
     _Row("container_memory_usage_bytes", "Memory in use, whenever it was last touched", _G,
          lambda u, _: _one(u.memory_usage)),
     _Row("container_memory_rss", "Anonymous memory", _G, lambda u, _: _one(u.memory_rss)),
@@ -67,12 +79,7 @@ _OF_BOTH = (
     _Row("container_memory_failures_total", "Page faults", _C, _faults, ("failure_type", "scope")),
     _Row("container_processes", "Processes and threads", _G, lambda u, _: _one(u.pids)),
     _Row("container_last_seen", "When these figures were read, unix seconds", _G, lambda u, _: _one(int(u.time))),
-    *(
-        _Row(f"container_pressure_{what}_{word}_seconds_total", f"Time in which {who} waited for {what}, in seconds", _C,
-             lambda u, _, what=what, kind=kind: _one(_waited(u, what, kind)))
-        for what in ("cpu", "memory", "io")
-        for kind, word, who in (("some", "waiting", "some process"), ("full", "stalled", "every process"))
-    ),
+    *(_pressure(what, kind) for what in ("cpu", "memory", "io") for kind in ("some", "full")),
 )  # fmt: skip
 _OF_CONTAINERS = (
     _Row("container_fs_usage_bytes", "Bytes of the writable layer", _G,
@@ -118,7 +125,8 @@ def of_pod(pod: Pod, used: Usage | None) -> list[pb.Metric]:
 def of_container(pod: Pod, member: Member, used: Usage | None) -> list[pb.Metric]:
     """Of one container."""
     asked = member.options
-    base = (member.cgroup, member.id, asked.user_image or asked.image, asked.name, pod.options.name, pod.options.namespace)
+    image, whose = asked.user_image or asked.image, pod.options
+    base = (member.cgroup, member.id, image, asked.name, whose.name, whose.namespace)
     used = used or Usage(time.time())
     return [*_metrics(_OF_BOTH, used, member, base), *_metrics(_OF_CONTAINERS, used, member, base)]
 

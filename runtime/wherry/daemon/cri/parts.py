@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from wherry.daemon.work import Work
 from wherry.engine.engine import Engine
 
-from ..work import Work
 from .gate import Joined
 
 if TYPE_CHECKING:

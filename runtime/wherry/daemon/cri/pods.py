@@ -92,12 +92,8 @@ def _info(pod: Pod) -> dict[str, str]:
     held = pod.held
     told = {
         "pid": held.pause.pid if held and held.pause else 0,
-        "config": pod.options._asdict(),
+        "config": pod.options,
         "runtimeType": "wherry",
-        "held": held._asdict() if held else None,
+        "held": held,
     }
-    return {"info": json.dumps(told, default=_plain)}
-
-
-def _plain(value: object) -> object:
-    return dict(value) if hasattr(value, "keys") else str(value)
+    return {"info": json.dumps(answers.plain(told))}

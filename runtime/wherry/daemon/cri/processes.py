@@ -14,7 +14,8 @@ from . import requests
 from .gate import Expired
 
 if TYPE_CHECKING:
-    from ..streaming.frames import Frames
+    from wherry.daemon.streaming.frames import Frames
+
     from .parts import Parts
 
 __all__ = ["MOST", "Processes"]
@@ -50,7 +51,7 @@ class Processes:
             frames.close()
 
     async def _begun(self, ref: str, words: tuple[str, ...]) -> Frames:
-        from ..streaming.frames import Frames
+        from wherry.daemon.streaming.frames import Frames
 
         await self._catalog.fresh()
         member = self._catalog.member(ref).value
@@ -102,7 +103,7 @@ def _check_streams(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> None:
     if not (stdin or stdout or stderr):
         raise WherryError(Kind.INVALID, "one of stdin, stdout and stderr must be asked for")
     if tty and stderr:
-        raise WherryError(Kind.INVALID, "with a terminal there is no stderr of its own", hint="ask for tty without stderr")
+        raise WherryError(Kind.INVALID, "a terminal has no stderr of its own", hint="ask for tty without stderr")
 
 
 async def _whole(frames: Frames) -> pb.ExecSyncResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wherry.engine.pods.values import IdMap, MemberOptions, PodMount, PodOptions, PodSecurity
 from wherry.errors import Kind, WherryError
@@ -21,9 +21,12 @@ __all__ = ["command", "identity", "member_options", "pod_options", "resources", 
 _ID_MAX = (1 << 32) - 2  # (uid_t)-1 means "unchanged"
 _PROTOCOLS = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 _PROPAGATION = {
-    pb.PROPAGATION_PRIVATE: "private", pb.PROPAGATION_HOST_TO_CONTAINER: "rslave", pb.PROPAGATION_BIDIRECTIONAL: "rshared",
-}  # fmt: skip
+    pb.PROPAGATION_PRIVATE: "private",
+    pb.PROPAGATION_HOST_TO_CONTAINER: "rslave",
+    pb.PROPAGATION_BIDIRECTIONAL: "rshared",
+}
 _PID = {pb.POD: "pod", pb.CONTAINER: "container", pb.NODE: "host"}
+_SIGNALS: Mapping[str, Any] = dict(pb.Signal.items())
 _POLICIES = {pb.Merge: "merge", pb.Strict: "strict"}
 _T = TypeVar("_T")
 
@@ -32,7 +35,7 @@ def _bad(message: str, hint: str = "") -> WherryError:
     return WherryError(Kind.INVALID, message, hint=hint)
 
 
-def _known(table: Mapping[int, _T], value: int, what: str) -> _T:
+def _known(table: Mapping[Any, _T], value: int, what: str) -> _T:
     if value not in table:
         raise _bad(f"{what} cannot be {value}")
     return table[value]
@@ -217,7 +220,7 @@ def _mount(mount: pb.Mount) -> PodMount:
 def _device(device: pb.Device) -> tuple[str, str, str]:
     access = device.permissions or "rwm"
     if not device.host_path.startswith("/") or set(access) - set("rwm"):
-        raise _bad(f"a device needs an absolute path and permissions of rwm, not {device.host_path[:200]!r} {access[:9]!r}")
+        raise _bad(f"a device needs an absolute path and rwm, not {device.host_path[:200]!r} and {access[:9]!r}")
     return device.host_path, device.container_path or device.host_path, access
 
 
@@ -230,10 +233,11 @@ def _signal(number: int) -> str:
     return pb.Signal.Name(number).replace("PLUS", "+").replace("MINUS", "-")
 
 
-def stop_signal(name: str) -> int:
-    """The CRI's number of a signal's name (SIGTERM, TERM, SIGRTMIN+3); RUNTIME_DEFAULT for one that it does not know."""
+def stop_signal(name: str) -> pb.Signal:
+    """The CRI's number of a signal's name (SIGTERM, TERM, SIGRTMIN+3); RUNTIME_DEFAULT for one that it lacks."""
     word = name.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
-    return pb.Signal.Value(f"SIG{word}") if f"SIG{word}" in pb.Signal.keys() else pb.RUNTIME_DEFAULT  # noqa: SIM118
+    number: pb.Signal = _SIGNALS.get(f"SIG{word}", pb.RUNTIME_DEFAULT)
+    return number
 
 
 def _security(asked: pb.LinuxContainerSecurityContext, pod: pb.PodSandboxConfig) -> PodSecurity:
@@ -283,7 +287,7 @@ def _group(asked: pb.LinuxContainerSecurityContext) -> int | None:
 def _seccomp(asked: pb.LinuxContainerSecurityContext) -> str:
     if asked.HasField("seccomp"):
         profile = asked.seccomp
-        kinds = {
+        kinds: Mapping[Any, Callable[[], str]] = {
             pb.SecurityProfile.RuntimeDefault: lambda: "default",
             pb.SecurityProfile.Unconfined: lambda: "unconfined",
             pb.SecurityProfile.Localhost: lambda: _profile_path(profile.localhost_ref),
@@ -304,15 +308,15 @@ def _profile_path(text: str) -> str:
 def _apparmor(asked: pb.LinuxContainerSecurityContext) -> str:
     if asked.HasField("apparmor"):
         profile = asked.apparmor
-        kinds: Mapping[int, Callable[[], str]] = {
+        kinds: Mapping[Any, Callable[[], str]] = {
             pb.SecurityProfile.RuntimeDefault: lambda: "",
             pb.SecurityProfile.Unconfined: lambda: "unconfined",
             pb.SecurityProfile.Localhost: lambda: _profile_name(profile.localhost_ref),
         }
         return _known(kinds, profile.profile_type, "the kind of an AppArmor profile")()
+    words = {"": "", "runtime/default": "", "unconfined": "unconfined"}
     old = asked.apparmor_profile
-    return {"": "", "runtime/default": "", "unconfined": "unconfined"}.get(old) if old in (
-        "", "runtime/default", "unconfined") else _profile_name(old)  # fmt: skip
+    return words[old] if old in words else _profile_name(old)
 
 
 def _profile_name(text: str) -> str:

@@ -37,7 +37,7 @@ def methods(service: str) -> Iterator[Method]:
 def handlers(service: str, wrap: Callable[[Method], Callable[..., Any]]) -> grpc.GenericRpcHandler:
     """What a grpc server takes: for each method what `wrap` gives, which is called with the request's bytes and the
     call's context, and answers with bytes."""
-    table = {}
+    table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods(service):
         make = grpc.unary_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
         table[method.name] = make(wrap(method))

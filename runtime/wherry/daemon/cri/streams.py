@@ -1,4 +1,4 @@
-"""The streaming server, begun when the first connection is prepared: its modules are large, and many nodes need none."""
+"""The streaming server, begun when the first connection is prepared: its modules are large."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wherry.engine.engine import Engine
 
 if TYPE_CHECKING:
-    from ..streaming.server import Streaming
+    from wherry.daemon.streaming.server import Streaming
 
 __all__ = ["Streams"]
 
@@ -25,7 +25,7 @@ class Streams:
         """It, serving."""
         async with self._one:
             if self._server is None:
-                from ..streaming.server import Streaming
+                from wherry.daemon.streaming.server import Streaming
 
                 made = Streaming(self._engine, self._address)
                 await made.start()
