@@ -88,7 +88,7 @@ def _bind(mount: PodMount, target: str, undo: Undo) -> Json:
     _check_propagation(source, mount.propagation)
     words = {"private": "rprivate"}.get(mount.propagation, mount.propagation)
     access = "rro" if mount.recursive_readonly else "ro" if mount.readonly else "rw"
-    return _entry(target, source, ["rbind", words, access], mount)
+    return _entry(target, source, ["rbind", words, access, *mount.options], mount)
 
 
 def _check_recursive(mount: PodMount) -> None:

@@ -98,6 +98,7 @@ class PodMount(NamedTuple):
     uids: tuple[IdMap, ...] = ()
     gids: tuple[IdMap, ...] = ()
     image: str = ""
+    options: tuple[str, ...] = ()  # noexec, nodev, nosuid ...: what a bind does not have by itself
 
 
 class PodSecurity(NamedTuple):
