@@ -89,8 +89,10 @@ def ended(cluster: Cluster, namespace: str, name: str) -> Json:
     return found
 
 
-def execute(cluster: Cluster, namespace: str, where: str, *words: str, **options: Any) -> str:
-    return cluster.kubectl("-n", namespace, "exec", where, "--", *words, **options).stdout
+def execute(cluster: Cluster, namespace: str, where: str, *words: str) -> str:
+    """`where`: a pod, or pod/container."""
+    name, _, inner = where.partition("/")
+    return cluster.kubectl("-n", namespace, "exec", name, *(["-c", inner] if inner else []), "--", *words).stdout
 
 
 def fetch(url: str) -> str:
@@ -207,7 +209,7 @@ def test_namespaces_are_shared_as_asked(cluster: Cluster, namespace: str) -> Non
     )  # fmt: skip
     ready(cluster, namespace, "host", "shared", "mapped")
     assert cluster.get("-n", namespace, "pod", "host")["status"]["podIP"] == Outside.own
-    said = execute(cluster, namespace, "shared", "-c", "other", "sh", "-c", "wget -qO- localhost; pidof nginx sleep")
+    said = execute(cluster, namespace, "shared/other", "sh", "-c", "wget -qO- localhost; pidof nginx sleep")
     assert said.startswith("nginx 1.14 shared\n")
     assert len(said.split("\n")[1].split()) == 2
     assert execute(cluster, namespace, "mapped", "cat", "/proc/self/uid_map").split()[1] != "0"

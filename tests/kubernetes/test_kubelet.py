@@ -65,7 +65,7 @@ def test_a_web_server_with_a_probe_answers_and_goes_with_its_manifest(kubelet: K
     assert told["containerStatuses"][0]["containerID"].startswith(f"{name_of(runtime)}://")
     file.unlink()
     eventually(lambda: not status(kubelet, "web"), 60, "the pod goes")
-    eventually(lambda: "web-node" not in runtime.crictl("pods", "--state", "ready").stdout, 30, "its sandbox is stopped")
+    eventually(lambda: "web-node" not in runtime.crictl("pods", "--state", "ready").stdout, 30, "it stops")
 
 
 def name_of(runtime: Runtime) -> str:
