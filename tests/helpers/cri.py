@@ -26,7 +26,6 @@ import grpc
 import audit
 from wherry.daemon.cri import api_pb2 as api
 from wherry.daemon.cri.services import Stub
-from wherry.net import launchers
 
 from .wherry import Wherry, until
 
@@ -45,8 +44,7 @@ class Wherryd:
         self.bridge = f"b{test_id}"[:15]
         self.cni = tmp_path / f"{test_id}-cni"
         self.cni.mkdir()
-        plugins = launchers.provide(str(tmp_path / f"{test_id}-bin"))
-        lines = f'cni_conf = "{self.cni}"\ncni_path = "{plugins}"\n{settings}'
+        lines = f'cni_conf = "{self.cni}"\n{settings}'
         self.wherry = Wherry(test_id, tmp_path, lines)
         self.root, self.state, self.mark = self.wherry.root, self.wherry.state, self.wherry.mark
         self.socket = self.state / "cri.sock"

@@ -129,8 +129,8 @@ class Wherry:
 
     def leftovers(self) -> list[str]:
         """Run state that no container owns any more; then the state directory itself goes."""
-        left = [str(path) for pattern in ("c/*", "netns/*") for path in self.state.glob(pattern)]
-        left += [str(path) for path in self.root.glob("containers/*")]
+        left = [str(path) for pattern in ("c/*", "netns/*", "pods/*") for path in self.state.glob(pattern)]
+        left += [str(path) for top in ("containers", "pods") for path in self.root.glob(f"{top}/*")]
         left += [str(path) for path in self.state.glob("csi/*") if path.is_dir()]
         if not left:
             _remove_tree(self.state)

@@ -1,7 +1,7 @@
 """`system check`: is everything here whole, and do rows and files tell the same?
 
-Decides what of containers and volumes is damage. Files without a row are none: a killed command left them, and `wherry
-gc` takes them. The store's own invariants are the store's.
+Decides what of containers, pods and volumes is damage. Files without a row are none: a killed command left them, and
+`wherry gc` takes them. The store's own invariants are the store's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def check(house: House, *, quick: bool, repair: bool) -> Json:
     if repair:
         _sweep(house)
     shape = [_shape(finding, finding in mended) for finding in (*report.findings, *found)]
-    counts = {**report.counts, "containers": len(house.db.container_ids()), "volumes": len(house.db.volumes())}
+    counts = {**report.counts, "containers": len(house.db.container_ids()), "volumes": len(house.db.volumes()),
+              "pods": len(house.db.pod_ids())}  # fmt: skip
     return {"Findings": shape, "Leftovers": sorted({*report.leftovers, *leftovers}), "Counts": counts}
 
 
@@ -51,6 +52,7 @@ def _rows(house: House) -> tuple[list[Finding], list[str]]:
         volumes = {volume.dir: volume.name for volume in house.db.volumes() if volume.driver == "local"}
         copies = {copy.dir: copy.name for copy in house.db.snapshots() if copy.driver == "local"}
         folders = _names(f"{house.place.root}/containers")
+        pods, homes = house.db.pods(), _names(f"{house.place.root}/pods")
         snapshots, dirs = set(house.snapshots.keys()), set(house.volumes.ids())
     ids = {row.id for row in rows}
     found = [Finding("database", f"{house.place.root}/wherry.db", problem) for problem in house.db.problems()]
@@ -59,11 +61,14 @@ def _rows(house: House) -> tuple[list[Finding], list[str]]:
             continue
         found += [Finding("container", row.name, problem, f"wherry rm -f {row.name}")
                   for problem in _lacks(row.id, folders, snapshots)]  # fmt: skip
+    found += [Finding("pod", f"{pod.namespace}/{pod.name}", "its directory is missing", f"crictl rmp -f {pod.id[:12]}")
+              for pod in pods if pod.id not in homes and house.db.pod(pod.id)]  # fmt: skip
     found += [Finding("volume", name, "its directory is missing", f"wherry volume rm {name}")
               for folder, name in volumes.items() if folder not in dirs]  # fmt: skip
     found += [Finding("volume snapshot", name, "its directory is missing", f"wherry volume snapshot rm {name}")
               for folder, name in copies.items() if folder not in dirs]  # fmt: skip
     left = [f"{house.place.root}/containers/{name}" for name in folders - ids]
+    left += [f"{house.place.root}/pods/{name}" for name in homes - {pod.id for pod in pods}]
     left += [f"{house.place.root}/snapshots/{name}" for name in snapshots - ids]
     left += [f"{house.place.root}/volumes/{name}" for name in dirs - set(volumes) - set(copies)]
     return found, left + _of_drivers(house)

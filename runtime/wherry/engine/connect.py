@@ -195,7 +195,9 @@ def _move_ports(house: House, row: Container, wish: Attachment, facts: Json) -> 
 
 def _drop(house: House, network: str, ref: str) -> bool:
     """Take away what is left of a container that no row tells of."""
-    found = [left for left in house.networks.attached(network) if left.container_id.startswith(ref)]
+    pods = house.db.pod_ids()  # theirs are no leftovers
+    found = [left for left in house.networks.attached(network)
+             if left.container_id.startswith(ref) and left.container_id not in pods]  # fmt: skip
     for left in found:
         house.networks.detach(left.container_id, left.netns, left.network, interface=left.ifname)
     return bool(found)

@@ -65,6 +65,12 @@ class Engine:
         """Make the directories of the place."""
         self._house.prepare()
 
+    def preload(self) -> None:
+        """Load what the life of a pod needs, before anybody waits for it."""
+        from . import preload
+
+        preload.preload(self._house)
+
     def reload(self) -> None:
         """Read the settings again, for what is asked from now on."""
         self._house.reload()
@@ -794,6 +800,12 @@ class Engine:
         from . import gc
 
         return gc.sweep(self._house, thorough=True)
+
+    def sweep(self) -> Json:
+        """The part of `gc` that every create does first: cheap, never waits, never fails. For who is at work long."""
+        from . import gc
+
+        return gc.sweep(self._house, thorough=False)
 
     def info(self) -> Json:
         """Return docker's info object, as far as it means something here."""

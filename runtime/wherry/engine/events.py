@@ -60,10 +60,11 @@ def _append(path: str, line: bytes) -> None:
 
 
 def container(house: House, row: Container, action: str, **attributes: str) -> None:
-    """Tell an event of a container, with the attributes docker adds: image, name, labels."""
+    """Tell an event of a container, with the attributes docker adds: image, name, labels; and whose pod's it is."""
     labels = row.config.get("labels", {})
     image = row.config.get("image_name", row.image)
-    emit(house, "container", action, row.id, {**labels, "image": image, "name": row.name, **attributes})
+    pod = {"pod": row.pod} if row.pod else {}
+    emit(house, "container", action, row.id, {**labels, "image": image, "name": row.name, **pod, **attributes})
 
 
 def _lines(path: str) -> Iterator[Json]:

@@ -1,4 +1,5 @@
-"""What crashes left: containers that ended without a witness, files without a row, networks of the dead.
+"""What crashes left: containers that ended without a witness, files of containers and pods without a row, networks of
+the dead.
 
 Decides what is garbage. The quick sweep runs before every create and run and only looks at STATE/c and a few names; the
 thorough one (`wherry gc`) looks everywhere. Files without a row are swept only while nothing is being made.
@@ -56,13 +57,14 @@ def _builds(house: House, found: Json) -> None:
 
 def _quick(house: House, found: Json) -> None:
     _builds(house, found)
-    present = _names(f"{house.place.state}/c")
-    if not present and len(_names(f"{house.place.root}/containers")) == 0:
+    present, pods = _names(f"{house.place.state}/c"), _pods(house)
+    if not (present or pods or _names(f"{house.place.root}/containers")):
         return
     rows = house.db.container_ids()
     _thaw(house, [cid for cid in present if cid in rows], found)
     _settle(house, [cid for cid in present if cid in rows], found)
-    if set(present) - rows or set(_names(f"{house.place.root}/containers")) - rows:
+    mine = set(present) | set(_names(f"{house.place.root}/containers"))
+    if mine - rows or (pods and pods - house.db.pod_ids()):
         _orphans(house, found, wait=False)
     if found["containers"] or found["orphans"]:  # a crash: what it left of a plugin's own, no DEL takes away
         house.networks.collect()
@@ -76,6 +78,7 @@ def _everything(house: House, found: Json) -> None:
     rows = house.db.container_ids()
     _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)
+    _half_stopped(house)
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _served(house, found)
@@ -165,7 +168,9 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
     with sweeping(house, wait) as alone:
         if not alone:
             return
-        rows = house.db.container_ids()
+        pods = house.db.pod_ids()
+        _pods_without_row(house, pods, found)
+        rows = house.db.container_ids() | pods
         everywhere = {
             *_names(f"{house.place.state}/c"),
             *_names(f"{house.place.root}/containers"),
@@ -179,6 +184,29 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
                 cleanup.leave_volumes(house, cid)
                 remove.files_of(house, cid)
                 found["orphans"].append(cid)
+
+
+def _pods(house: House) -> set[str]:
+    """The pods that have files."""
+    return {*_names(f"{house.place.state}/pods"), *_names(f"{house.place.root}/pods")}
+
+
+def _pods_without_row(house: House, rows: set[str], found: Json) -> None:
+    for pod in sorted(_pods(house) - rows):
+        from .pods import sandbox
+
+        with contextlib.suppress(WherryError, OSError):
+            sandbox.clear(house, pod)
+            found["orphans"].append(pod)
+
+
+def _half_stopped(house: House) -> None:
+    """Pods whose stop was killed. One that is not ready for another reason is for its owner to stop."""
+    for pod in sorted(set(_names(f"{house.place.state}/pods")) & house.db.pod_ids()):
+        from .pods import sandbox
+
+        with contextlib.suppress(WherryError, OSError):
+            sandbox.finish(house, pod)
 
 
 @contextlib.contextmanager
@@ -204,8 +232,9 @@ def _release(house: House, path: str) -> None:
 
 
 def _living(house: House) -> set[str]:
-    """Containers with a run directory that was not taken down."""
-    return set(_names(f"{house.place.state}/c")) & house.db.container_ids()
+    """Containers and pods with a run directory that was not taken down."""
+    run = {*_names(f"{house.place.state}/c"), *_names(f"{house.place.state}/pods")}
+    return run & (house.db.container_ids() | house.db.pod_ids())
 
 
 def _volumes(house: House, found: Json) -> None:

@@ -98,8 +98,8 @@ def inspect(house: House, name: str) -> Json:
     house.prepare()
     network = house.networks.inspect(name)
     for cid, endpoint in network["Containers"].items():
-        row = house.db.container(cid)
-        endpoint["Name"] = row.name if row else ""
+        row, pod = house.db.container(cid), house.db.pod(cid)
+        endpoint["Name"] = row.name if row else f"{pod.namespace}/{pod.name}" if pod else ""
     return network
 
 

@@ -25,7 +25,7 @@ def container_prune(house: House, wanted: Filters) -> Json:
     filters.check(wanted, ("label", "until"))
     deleted, freed = [], 0
     for row in house.db.containers():
-        if row.config.get("build"):  # a step's, whose build takes it away
+        if row.config.get("build") or row.pod:  # a step's, whose build takes it away; a pod's, which is the kubelet's
             continue
         seen = look(house, row.id)
         old = "until" not in wanted or row.created < images.moment(wanted["until"][0])
@@ -61,10 +61,10 @@ def prune(house: House, *, all: bool, volumes: bool, filters: Filters) -> Json:
 
 # What a wherry writes below its two directories; what somebody else put there stays.
 _OF_ROOT = ("cache", "cni-bin", "csi", "containers", "images", "ingest", "layers", "leases", "making.lock",
-            "mountpoints", "networks", "snapshots", "volumes", "wherry.db", "wherry.db-journal", "wherry.db-shm",
-            "wherry.db-wal")  # fmt: skip
+            "mountpoints", "networks", "pods", "snapshots", "volumes", "wherry.db", "wherry.db-journal",
+            "wherry.db-shm", "wherry.db-wal")  # fmt: skip
 _OF_STATE = ("build", "c", "cni", "csi", "csi-own.sock", "csi-own.sock.aside", "csi.lock", "csi.log",
-             "events.jsonl", "facts.json", "names", "netns", "peers.lock", "ports", "warm")
+             "events.jsonl", "facts.json", "names", "netns", "peers.lock", "pods", "ports", "warm")
 
 
 def reset(house: House) -> Json:
@@ -72,8 +72,11 @@ def reset(house: House) -> Json:
     if not os.path.isdir(house.place.root) and not os.path.isdir(house.place.state):
         return {}
     from . import gc
+    from .pods import sandbox
 
     gc.sweep(house, thorough=True)
+    for pod in house.db.pods():
+        sandbox.remove(house, pod.id)
     gone = [row.id for row in house.db.containers()]
     for cid in gone:
         remove.remove(house, cid, force=True, volumes=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from wherry.engine.pods.values import IdMap, Member, Pod, PodMount, Usage
 from wherry.model import Json
@@ -11,7 +12,7 @@ from wherry.model import Json
 from . import api_pb2 as pb
 from .requests import stop_signal
 
-__all__ = ["container", "container_stats", "container_status", "limits", "pod", "pod_stats", "pod_status"]
+__all__ = ["container", "container_stats", "container_status", "limits", "plain", "pod", "pod_stats", "pod_status"]
 
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
 _PROPAGATION = {
@@ -137,6 +138,15 @@ def limits(found: Json, oom_score_adj: int | None = None) -> pb.LinuxContainerRe
         ],
         unified=found.get("unified", {}), oom_score_adj=oom_score_adj or 0,
     )  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them, named tuples as objects: what the verbose form of a status shows."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # ---- what is used ----

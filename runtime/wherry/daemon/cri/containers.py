@@ -96,11 +96,11 @@ class Containers:
         told = {
             "sandboxID": member.pod,
             "pid": member.pid,
-            "config": member.options._asdict(),
+            "config": member.options,
             "runtimeSpec": self._engine.bundle_config(member.id),
             "cgroup": member.cgroup,
         }
-        return {"info": json.dumps(told, default=str)}
+        return {"info": json.dumps(answers.plain(told))}
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest

@@ -7,6 +7,7 @@ and lists.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Happenings", "kind_of"]
 
+_log = logging.getLogger("wherryd.cri")
 _KINDS: Mapping[tuple[str, str], int] = {
     ("container", "create"): pb.CONTAINER_CREATED_EVENT,
     ("container", "start"): pb.CONTAINER_STARTED_EVENT,
@@ -49,18 +51,20 @@ class Happenings:
 
     def __init__(self, parts: Parts) -> None:
         self._engine, self._catalog = parts.engine, parts.catalog
-        self._listeners: set[asyncio.Queue[bytes]] = set()
+        self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def GetContainerEvents(self, _request: pb.GetEventsRequest) -> AsyncIterator[bytes]:
         """What happens from now on, until the caller goes."""
-        queue: asyncio.Queue[bytes] = asyncio.Queue(_MOST)
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MOST)
         self._listeners.add(queue)
         if self._task is None:
             self._task = asyncio.ensure_future(self._follow(self._engine.changes()))
         try:
             while not queue.full():
-                yield await queue.get()
+                if (message := await queue.get()) is None:
+                    return
+                yield message
             raise WherryError(Kind.EXHAUSTED, f"{_MOST} events waited for this listener", hint="list, and listen again")
         finally:
             self._listeners.discard(queue)
@@ -68,17 +72,27 @@ class Happenings:
                 self._task.cancel()
                 self._task = None
 
+    def stop(self) -> None:
+        """End all streams: nobody listens to a server that is ending."""
+        self._tell(None)
+
     async def _follow(self, tail: Tail) -> None:
         while True:
             for event in tail.more():
                 if (kind := kind_of(event)) is not None:
-                    self._tell(await self._made(event, kind))
+                    await self._tell_of(event, kind)
             self._catalog.poked.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE):
                     await self._catalog.poked.wait()
 
-    def _tell(self, message: bytes) -> None:
+    async def _tell_of(self, event: Json, kind: int) -> None:
+        try:
+            self._tell(await self._made(event, kind))
+        except (WherryError, OSError):
+            _log.exception("an event of %s could not be told", event["Actor"]["ID"])
+
+    def _tell(self, message: bytes | None) -> None:
         for queue in self._listeners:
             with suppress(asyncio.QueueFull):
                 queue.put_nowait(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wherry.engine.pods.values import Pod
 
@@ -92,12 +92,8 @@ def _info(pod: Pod) -> dict[str, str]:
     held = pod.held
     told = {
         "pid": held.pause.pid if held and held.pause else 0,
-        "config": pod.options._asdict(),
+        "config": pod.options,
         "runtimeType": "wherry",
-        "held": held._asdict() if held else None,
+        "held": held,
     }
-    return {"info": json.dumps(told, default=_plain)}
-
-
-def _plain(value: Any) -> object:
-    return dict(value) if hasattr(value, "keys") else str(value)
+    return {"info": json.dumps(answers.plain(told))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -48,14 +49,17 @@ class Server:
         self._group = known.socket_group
         engine = Engine(place, _log.warning, answer_first=True)
         self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
+        self._happenings = Happenings(self._parts)
         self._server = grpc.aio.server(options=_OPTIONS)
+        wrap = self._wrapped()
         for name in services.SERVICES:
-            self._server.add_generic_rpc_handlers((services.handlers(name, self._wrapped()),))
+            self._server.add_generic_rpc_handlers((services.handlers(name, wrap),))
         self._relay: sockets.Relay | None = None
+        self._bound: list[str] = []
 
     def _wrapped(self) -> Any:
-        parts = self._parts
-        servicers = [kind(parts) for kind in (About, Pods, Containers, Processes, Usage, Metrics, Images, Happenings)]
+        kinds = (About, Pods, Containers, Processes, Usage, Metrics, Images)
+        servicers = [*(kind(self._parts) for kind in kinds), self._happenings]
 
         def wrap(method: services.Method) -> Any:
             found = (getattr(servicer, method.name, None) for servicer in servicers)
@@ -69,11 +73,13 @@ class Server:
         path = self.path if given is None else f"{os.path.dirname(self.path)}/cri-inner.sock"
         group = self._group if given is None else ""
         sockets.bound(path, lambda found: self._server.add_insecure_port(f"unix:{found}"), group)
+        self._bound.append(path)
         await self._server.start()
         if given is not None:
             self._relay = sockets.Relay(given, path)
             self._relay.start()
         self._parts.catalog.start()
+        self._parts.work.later(self._parts.engine.preload)
 
     def reload(self) -> None:
         """Read the settings again; they stay as they were where they are wrong (WherryError)."""
@@ -81,7 +87,11 @@ class Server:
 
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""
+        self._happenings.stop()
         await self._server.stop(self.GRACE)
+        for path in self._bound:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         if self._relay is not None:
             self._relay.stop()
         await self._parts.streams.stop()

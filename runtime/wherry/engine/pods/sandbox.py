@@ -25,7 +25,7 @@ from wherry.model import Json
 from . import cgroups, checking, files, namespaces, network, records
 from .values import Held, Pod, PodOptions
 
-__all__ = ["clear", "every", "get", "remove", "run", "stop", "update"]
+__all__ = ["clear", "every", "finish", "get", "remove", "run", "stop", "update"]
 
 
 # ---- making ----
@@ -94,8 +94,9 @@ def _hold(house: House, pod: str, options: PodOptions, undo: Undo) -> tuple[Held
     shm = namespaces.shm(house, pod, options)
     ips = _join(it, paths)
     texts = files.write(house, pod, options, hostname, ips)
-    made = cgroups.make(house, it.place, options)
+    made = cgroups.absent(it.place)
     undo.add(partial(cgroups.remove, it.place, made=made))
+    cgroups.make(house, it.place, options)
     held = Held(
         pod, paths.get("net", ""), paths.get("ipc", ""), paths.get("uts", ""), user=paths.get("user", ""),
         uids=options.uids, gids=options.gids, shm=shm, files=texts, cgroup=it.place.path, slice=it.place.slice,
@@ -196,16 +197,14 @@ def _stop(house: House, row: PodRow) -> None:
         return
     from . import member, pause
 
+    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-    ])  # fmt: skip
-    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
-    _all_of([
-        partial(namespaces.release, house, row.id),
         partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
     ])  # fmt: skip
+    namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
     if ready:
         _tell(house, row, "stop")
 
@@ -239,13 +238,34 @@ def _forget(house: House, row: PodRow) -> None:
 
 
 def clear(house: House, pod: str) -> None:
-    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made."""
+    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made. CONFLICT while a
+    removal that has deleted the row is still at the rest."""
     from . import pause
 
-    place = cgroups.locate(house, pod, PodOptions("", "", ""))
-    _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
-    _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
-    kernel.remove_tree(records.directory(house, pod))
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(records.lock(house, pod, 0))
+        except WherryError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+        place = cgroups.locate(house, pod, PodOptions("", "", ""))
+        _all_of([
+            partial(pause.end, house, pod),
+            partial(network.leave, house, pod),
+            partial(cgroups.remove, place, made=False),
+        ])  # fmt: skip
+        namespaces.release(house, pod)
+        kernel.remove_tree(records.directory(house, pod))
+
+
+def finish(house: House, pod: str) -> None:
+    """The rest of a stop that was killed, unless somebody is at it. For a sweep."""
+    if os.path.exists(f"{records.run_directory(house, pod)}/pod.json"):
+        return
+    with records.lock(house, pod, 0):
+        row = house.db.pod(pod)
+        if row is not None:
+            _stop(house, row)
 
 
 # ---- changing ----
@@ -263,6 +283,7 @@ def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
         if records.load(house, row.id) is not None:
             cgroups.set_limits(house, cgroups.locate(house, row.id, after), after)
         house.db.set_pod(row.id, {**found.config, "options": records.encode(after)})
+    _tell(house, row, "update")
 
 
 def _over(before: Json, change: Json) -> Json:
