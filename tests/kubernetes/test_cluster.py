@@ -16,6 +16,8 @@ import pytest
 
 from helpers.cluster import NODE, Cluster, eventually
 from helpers.criimages import BUSYBOX, NGINX, NGINX_NEXT
+from helpers.csi import residue
+from helpers.csinode import CsiNode
 from helpers.network import Outside
 from helpers.registry import free_port
 from helpers.runtimes import Runtime
@@ -374,6 +376,43 @@ def test_limits_defaults_and_quotas(cluster: Cluster, namespace: str) -> None:
     refused = cluster.kubectl("apply", "-f", "-", stdin=large, check=False)
     assert refused.returncode
     assert "exceeded quota" in refused.stderr
+
+
+# ---- storage
+
+
+def test_a_claim_is_bound_by_wherry_csi_and_kept(
+    cluster: Cluster, namespace: str, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Provisioned where the pod is, mounted at its own size, kept from pod to pod and over the runtime's death."""
+    pool = tmp_path_factory.mktemp("pool")
+    claim = {"accessModes": ["ReadWriteOnce"], "storageClassName": "wherry",
+             "resources": {"requests": {"storage": "64Mi"}}}  # fmt: skip
+    with CsiNode(cluster, pool):
+        cluster.apply(named("PersistentVolumeClaim", "data", namespace, spec=claim))
+        cluster.apply(holder("first", namespace))
+        ready(cluster, namespace, "first")
+        execute(cluster, namespace, "first", "sh", "-c", "echo kept >/data/file; sync")
+        blocks = int(execute(cluster, namespace, "first", "df", "-k", "/data").splitlines()[-1].split()[1])
+        assert 40 << 10 < blocks <= 64 << 10
+        runtime.kill()
+        runtime.start()
+        assert execute(cluster, namespace, "first", "cat", "/data/file") == "kept\n"
+        cluster.kubectl("-n", namespace, "delete", "pod", "first", timeout=60)
+        cluster.apply(holder("second", namespace))
+        ready(cluster, namespace, "second")
+        assert execute(cluster, namespace, "second", "cat", "/data/file") == "kept\n"
+        cluster.kubectl("-n", namespace, "delete", "pod", "second", timeout=60)
+        cluster.kubectl("-n", namespace, "delete", "pvc", "data", timeout=60)
+        eventually(lambda: not cluster.get("persistentvolume"), 90, "the volume goes with its claim")
+    assert residue(pool) == []
+
+
+def holder(name: str, namespace: str) -> Json:
+    """A pod with the claim `data` at /data."""
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    mounts = [{"name": "data", "mountPath": "/data"}]
+    return pod(name, namespace, container("sleep", "1000", volumeMounts=mounts), volumes=volumes)
 
 
 # ---- wherryd dies
