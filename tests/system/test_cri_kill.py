@@ -31,7 +31,8 @@ SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 RUNNING, EXITED, CREATED = api.CONTAINER_RUNNING, api.CONTAINER_EXITED, api.CONTAINER_CREATED
 READY, NOTREADY = api.SANDBOX_READY, api.SANDBOX_NOTREADY
 #: counts aloud; TERM ends it with a code of its own
-TALKS = """trap 'echo bye; exit 5' TERM; n=0; while :; do echo "line $n"; n=$((n + 1)); sleep 0.02; done"""
+PAUSE = "sleep 0.02"
+TALKS = f"""trap 'echo bye; exit 5' TERM; n=0; while :; do echo "line $n"; n=$((n + 1)); {PAUSE}; done"""
 TALKER = ("sh", "-c", TALKS)
 
 
@@ -232,7 +233,8 @@ class Rest:
 
     def _now(self) -> list[str]:
         found = audit.take(self._wherryd.mark).left_since(self._before)
-        others = [line for line in found if not line.startswith(f"left processes: {self._wherryd.pid} ")]
+        mine = f"left processes: {self._wherryd.pid} "
+        others = [line for line in found if not line.startswith(mine) and not line.endswith(PAUSE)]
         return others + sorted(f"left file: {path}" for path in self._below() - self._files)
 
 

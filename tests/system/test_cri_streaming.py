@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import audit
 from helpers import streamraw
 from helpers.streamraw import RawSpdy, answer, connected, request
 from helpers.streamserver import Server, serving
