@@ -120,6 +120,7 @@ def _mount(mount: PodMount) -> pb.Mount:
         selinux_relabel=mount.relabel, propagation=_PROPAGATION[mount.propagation],
         uidMappings=_id_maps(mount.uids), gidMappings=_id_maps(mount.gids),
         recursive_read_only=mount.recursive_readonly, image_sub_path=mount.source if mount.image else "",
+        mount_options=mount.options,
     )  # fmt: skip
     if mount.image:
         made.image.image = mount.image
