@@ -40,5 +40,9 @@ class Parts:
         try:
             return await self.joined.do(key, make)
         finally:
-            if self.engine.behind:
-                self.work.later(self.engine.catch_up)
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """What nobody waits for is done now that the answer is on its way."""
+        if self.engine.behind:
+            self.work.later(self.engine.catch_up)
