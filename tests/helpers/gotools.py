@@ -1,10 +1,10 @@
 """Programs that come as Go modules, and one of a package that excludes an installed one: built once per version into
 the user's cache, the first time by scripts/test.
 
-Most are declared in tests/gotools/go.mod, and those of Kubernetes and containerd, whose needs differ, in directories
-below it; of one module only the schemas are taken. A test's network leads nowhere: `python -m helpers.gotools` builds
-all but those two before, which take long and are built by name (`python -m helpers.gotools kubernetes`); what is not
-there is tried once more, and skips the test with the reason.
+Most are declared in tests/gotools/go.mod, those with other needs in directories below it; of one module only the
+schemas are taken. A test's network leads nowhere: `python -m helpers.gotools` builds before all that does not take
+long; the others are built by name (`python -m helpers.gotools kubernetes`). What is not there is tried once more, and
+skips the test with the reason.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "CONTAINERD",
     "CRITEST",
     "KUBERNETES",
+    "PROVISIONER",
     "module_directory",
     "newest_sanity",
     "plain_busybox",
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 _DECLARED = Path(__file__).resolve().parents[1] / "gotools"
-#: go.mod files with the programs of one project each, too large to be built in passing
-KUBERNETES, CONTAINERD = "kubernetes", "containerd"
+#: go.mod files with the programs of one project each, too large to be built in passing; the last is CSI's
+KUBERNETES, CONTAINERD, PROVISIONER = "kubernetes", "containerd", "provisioner"
 #: programs that their authors wrote as tests; the newest critest has the cases of image volumes and needs newer modules
 CRITEST = "critest"
 _TESTS = {CRITEST: ("sigs.k8s.io/cri-tools/cmd/critest",)}
@@ -56,7 +57,7 @@ class Unbuilt(Exception):
 
 
 def tool(name: str, of: str = "") -> Path:
-    """One program of tests/gotools/go.mod, or of KUBERNETES or CONTAINERD; skips where it cannot be built."""
+    """One program of tests/gotools/go.mod, or of another of these files; skips where it cannot be built."""
     return _or_skip(name, lambda: _declared(of)) / name
 
 

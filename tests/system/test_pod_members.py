@@ -329,13 +329,14 @@ def test_propagation(node: Node, tmp_path: Path) -> None:
 
 def test_an_image_as_a_volume(node: Node) -> None:
     pod = node.pod()
-    whole = PodMount("/img", "", image=node.image)
-    script = "cmp /bin/busybox /img/bin/busybox; touch /img/x 2>&- || echo ro; /img/bin/busybox true 2>&- || echo noexec"
-    assert node.says(pod, script, mounts=(whole,)) == "ro\nnoexec"
-    part = PodMount("/img", "bin", image=node.image)
+    whole = PodMount("/img", "", readonly=True, image=node.image)
+    script = "cmp /bin/busybox /img/bin/busybox; touch /img/x 2>&- || echo read-only; /img/bin/busybox echo runs"
+    assert node.says(pod, script, mounts=(whole,)) == "read-only\nruns"
+    part = whole._replace(source="bin")
     assert node.says(pod, "cmp /bin/busybox /img/busybox && echo same", mounts=(part,)) == "same"
     refused(Kind.NOT_FOUND, "there is no none", node.make, pod, "true", mounts=(part._replace(source="none"),))
     refused(Kind.INVALID, "leads out", node.make, pod, "true", mounts=(part._replace(source="../x"),))
+    refused(Kind.INVALID, "must be read-only", node.make, pod, "true", mounts=(part._replace(readonly=False),))
 
 
 # ---- namespaces
@@ -456,3 +457,29 @@ def test_limits_that_this_host_lacks_are_dropped(node: Node) -> None:
     assert kept["cpu"]["shares"] == 512
     bad = {"unified": {"cgroup.kill": "1"}}
     refused(Kind.INVALID, "no file of a controller", node.engine.update_member, container, bad, {})
+
+
+def test_usage(node: Node) -> None:
+    pod = node.pod()
+    busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
+    script = f"head -c 300000 /dev/zero > /file; {busy}; echo done; exec sleep 60"
+    container = node.script(pod, script)
+    node.engine.start(container)
+    until(lambda: node.log(container))
+    idle = node.make(pod, "true")
+    found = node.engine.usage()
+    assert set(found) == {pod, container}
+    used = found[container]
+    assert (used.cpu_ns or 0) > 1_000_000
+    assert (used.memory or 0) > 4096
+    assert used.pids == 1
+    assert used.disk is not None
+    assert 300000 <= used.disk[0] < 400000
+    assert used.disk[1] >= 2
+    assert os.path.ismount(used.disk_at)
+    assert set(used.pressure["cpu"]["some"]) == {"avg10", "avg60", "avg300", "total"}
+    assert (found[pod].cpu_ns or 0) >= (used.cpu_ns or 0)
+    assert set(node.engine.usage([container, idle])) == {container}
+    details = node.engine.usage([pod], detailed=True)[container].details
+    assert details["processes"] == 1
+    assert details["descriptors"] >= 3

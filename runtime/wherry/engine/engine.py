@@ -394,11 +394,12 @@ class Engine:
 
         member.reopen_log(self._house, container)
 
-    def usage(self, ids: Sequence[str] = ()) -> dict[str, Usage]:
-        """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand."""
+    def usage(self, ids: Sequence[str] = (), *, detailed: bool = False) -> dict[str, Usage]:
+        """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand. A pod's id
+        also gives its containers. `detailed` is for metrics."""
         from .pods import usage
 
-        return usage.of(self._house, ids)
+        return usage.of(self._house, ids, detailed=detailed)
 
     def dial_pod(self, pod: str, port: int) -> socket.socket:
         """A TCP connection to a port of localhost inside a pod's network (v4 first, then v6). UNAVAILABLE if none."""
