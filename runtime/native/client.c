@@ -41,10 +41,12 @@ void wh_client_drop(struct wh_monitor *m, struct wh_client *c) {
     if (c->fd < 0) return;
     close(c->fd);
     if (c->queue) munmap(c->queue, WH_QUEUE);
-    int ends_input = c->first;
+    int first = c->first;
     memset(c, 0, sizeof *c);
     c->fd = -1;
-    if (ends_input) wh_input_end(m);
+    if (!first) return;
+    wh_input_end(m);
+    wh_first_gone(m);
 }
 
 /* ---- to the client ---- */

@@ -73,6 +73,13 @@ struct wh_client *wh_clients(struct wh_monitor *m) { return m->client; }
 int wh_stdin_once(const struct wh_monitor *m) { return m->once; }
 int wh_stdin_unclaimed(const struct wh_monitor *m) { return m->once && !m->first; }
 int wh_reopen_log(struct wh_monitor *m) { return wh_log_reopen(&m->log); }
+
+void wh_first_gone(struct wh_monitor *m) {
+    if (!m->first || !m->first->n0 || m->ended) return;
+    kill(m->run.pid, SIGKILL); /* our child, not reaped: the pid is its own */
+    kill(-m->run.pid, SIGKILL);
+}
+
 void wh_settled(struct wh_monitor *m) { m->settled = 1; }
 
 int64_t wh_now(void) {

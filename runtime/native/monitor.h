@@ -95,6 +95,7 @@ void wh_settled(struct wh_monitor *m); /* DONE: the cleanup has been done */
 int wh_stdin_once(const struct wh_monitor *m);
 int wh_stdin_unclaimed(const struct wh_monitor *m); /* for one client, and no plan names it */
 int wh_reopen_log(struct wh_monitor *m);
+void wh_first_gone(struct wh_monitor *m); /* the first client has hung up: init may be tied to it */
 int64_t wh_now(void); /* ms, monotonic */
 
 #define WH_TAG_CLIENT 64 /* epoll data of client i: WH_TAG_CLIENT + i */

@@ -77,7 +77,7 @@ class CsiNode:
             self._said.append(status)
             return b""
 
-        calls = {
+        calls: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "GetInfo": grpc.unary_unary_rpc_method_handler(lambda _asked, _context: info),
             "NotifyRegistrationStatus": grpc.unary_unary_rpc_method_handler(note),
         }

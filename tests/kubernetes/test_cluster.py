@@ -50,7 +50,8 @@ def named(kind: str, name: str, namespace: str, version: str = "v1", **more: Any
 
 
 def container(*command: str, name: str = "main", image: str = BUSYBOX, **more: Any) -> Json:
-    return {"name": name, "image": image, **({"command": list(command)} if command else {}), **more}
+    words: Json = {"command": list(command)} if command else {}
+    return {"name": name, "image": image, **words, **more}
 
 
 def pod(name: str, namespace: str, *containers: Json, **spec: Any) -> Json:
@@ -119,7 +120,7 @@ def test_a_pod_finds_what_its_api_objects_say(cluster: Cluster, namespace: str, 
     configured = named("ConfigMap", "settings", namespace, data={"colour": "green", "file.txt": "first\n"})
     secret = named("Secret", "keys", namespace, stringData={"password": "hunter2"})
     downward = {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}
-    volumes = {
+    volumes: dict[str, Json] = {
         "settings": {"configMap": {"name": "settings"}},
         "keys": {"secret": {"secretName": "keys", "defaultMode": 0o400}},
         "own": {"emptyDir": {}}, "memory": {"emptyDir": {"medium": "Memory"}},
@@ -222,7 +223,8 @@ def test_namespaces_are_shared_as_asked(cluster: Cluster, namespace: str) -> Non
 
 
 def test_kubectl_shows_runs_and_copies(cluster: Cluster, namespace: str, place: Path) -> None:
-    cluster.apply(pod("one", namespace, container("sh", "-c", "echo here; cat; echo gone", stdin=True)))
+    talks = container("sh", "-c", "echo here; cat; echo gone", stdin=True, stdinOnce=True)
+    cluster.apply(pod("one", namespace, talks, restartPolicy="Never"))
     ready(cluster, namespace, "one")
     address = cluster.get("-n", namespace, "pod", "one")["status"]["podIP"]
     shown = cluster.kubectl("-n", namespace, "get", "pods", "-o", "wide").stdout.splitlines()[1].split()
@@ -239,8 +241,9 @@ def test_kubectl_shows_runs_and_copies(cluster: Cluster, namespace: str, place: 
     cluster.kubectl("-n", namespace, "cp", "one:/tmp/file", place / "back")
     assert (place / "back").read_bytes() == (place / "file").read_bytes()
     attached = cluster.kubectl("-n", namespace, "attach", "-i", "one", stdin="to it\n", timeout=30)
-    assert "to it" in attached.stdout
-    assert "to it" in cluster.kubectl("-n", namespace, "logs", "one").stdout
+    assert attached.stdout.endswith("to it\ngone\n")
+    assert ended(cluster, namespace, "one")["phase"] == "Succeeded"
+    assert cluster.kubectl("-n", namespace, "logs", "one").stdout == "here\nto it\ngone\n"
 
 
 def test_a_terminal_has_its_size(cluster: Cluster, namespace: str, runtime: Runtime) -> None:
@@ -311,13 +314,13 @@ def test_a_service_spreads_over_a_deployment(cluster: Cluster, namespace: str) -
     def answering(url: str) -> set[str]:
         return {fetch(url).removeprefix("nginx 1.14 ").strip() for _ in range(12)} - {""}
 
-    for url in (inner, outer):
-        eventually(lambda url=url: answering(url) == pods, 60, f"all answer at {url}")
+    eventually(lambda: answering(inner) == pods, 60, f"all answer at {inner}")
+    eventually(lambda: answering(outer) == pods, 60, f"all answer at {outer}")
     cluster.apply(pod("asks", namespace, container("sleep", "1000")))
     ready(cluster, namespace, "asks")
-    assert "nginx 1.14" in execute(cluster, namespace, "asks", "wget", "-qO-", "-T", "5", inner)
+    assert "nginx 1.14" in execute(cluster, namespace, "asks", "wget", "-qO-", inner)
     address = cluster.get("-n", namespace, "pods", "-l", "app=web")[0]["status"]["podIP"]
-    assert "nginx 1.14" in execute(cluster, namespace, "asks", "wget", "-qO-", "-T", "5", f"http://{address}/")
+    assert "nginx 1.14" in execute(cluster, namespace, "asks", "wget", "-qO-", f"http://{address}/")
     with forwarded(cluster, namespace, "service/web") as port:
         assert "nginx 1.14" in fetch(f"http://127.0.0.1:{port}/")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,8 +171,11 @@ def test_the_server_ends_its_sessions_when_it_stops(engine: Engine, sleeper: str
     until(lambda: not any("777" in one for one in processes(engine, sleeper)))
 
 
-def test_a_process_that_ignores_its_input_and_a_client_that_goes(engine: Engine, server: Server, sleeper: str) -> None:
+def test_a_process_that_ignores_its_input_and_a_client_that_goes(
+    engine: Engine, server: Server, sleeper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connection is read no more when the input is full; that the client has gone is noticed all the same."""
+    monkeypatch.setattr(spdylink, "_LOOK", 0.5)
     client = RawSpdy(server.exec(sleeper, "sleep", "777", flags="i"))
     client.open("error", "stdin")
     client.socket.settimeout(1)
@@ -177,6 +183,27 @@ def test_a_process_that_ignores_its_input_and_a_client_that_goes(engine: Engine,
         client.send("stdin", bytes(64 << 20))
     client.socket.close()
     until(lambda: not any("777" in one for one in processes(engine, sleeper)), 20)
+
+
+def test_an_exec_ends_with_whoever_asked_for_it(own: Wherry, engine: Engine, sleeper: str) -> None:
+    """Also if that is killed and can do nothing any more: the monitor sees to it."""
+    program = (
+        "import sys, time; from wherry.engine.engine import Engine; from wherry.engine.values import ExecOptions\n"
+        "engine = Engine(); tied = sys.argv[2] == 'tied'\n"
+        "running = engine.exec(sys.argv[1], ExecOptions(('sh', '-c', 'sleep 777; true'), tied=tied))\n"
+        "print('up', flush=True); time.sleep(100)"
+    )
+    for how, left in (("tied", False), ("loose", True)):
+        with subprocess.Popen([sys.executable, "-c", program, sleeper, how], env=own.env, stdout=subprocess.PIPE) as it:
+            assert it.stdout
+            assert it.stdout.readline() == b"up\n"
+            assert any("777" in one for one in processes(engine, sleeper))
+            it.kill()
+        until(lambda left=left: any("777" in one for one in processes(engine, sleeper)) is left)
+    for row in engine.top(sleeper)["Processes"]:
+        if "777" in " ".join(row):
+            os.kill(int(row[1]), signal.SIGKILL)
+    until(lambda: not any("777" in one for one in processes(engine, sleeper)))
 
 
 # ---- back-pressure ----

@@ -59,7 +59,7 @@ def _session(house: House, row: Container, options: ExecOptions) -> Session:
     process = _process(house, row, state, config, options)
     streams = (("stdin",) if options.interactive else ()) + ("stdout", "stderr")
     monitor = MonitorHow(
-        client=not options.detach, oom=False,
+        client=not options.detach, tied=options.tied, oom=False,
         cgroup=f"{house.facts.cgroup_mount}/wherry-monitors" if house.facts.cgroup_mount else "",
     )  # fmt: skip
     how = LaunchHow(

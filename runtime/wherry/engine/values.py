@@ -16,6 +16,7 @@ class ExecOptions(NamedTuple):
     workdir: str = ""
     user: str = ""
     privileged: bool = False
+    tied: bool = False  # the process is killed when whoever asked for it lets go of it, or dies
 
 
 class LogLine(NamedTuple):

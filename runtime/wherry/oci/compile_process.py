@@ -105,9 +105,10 @@ def monitor(process: Json, how: LaunchHow, master: int, cgroup: int, b: Builder)
         return
     _monitor_stdio(process, how, master, b)
     _monitor_log(how.monitor, b)
-    for wanted, name, slot in (("attach", "MON_ATTACH", "attach"), ("client", "MON_CLIENT", "client")):
-        if getattr(how.monitor, wanted):
-            b.monitor(name, fd0=b.inherited_slot(slot))
+    if how.monitor.attach:
+        b.monitor("MON_ATTACH", fd0=b.inherited_slot("attach"))
+    if how.monitor.client:
+        b.monitor("MON_CLIENT", fd0=b.inherited_slot("client"), n0=int(how.monitor.tied))
     _monitor_end(how.monitor, cgroup, b)
 
 

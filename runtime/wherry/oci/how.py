@@ -41,6 +41,7 @@ class MonitorHow(NamedTuple):
     oom: bool = True  # read memory.events at the exit (needs a cgroup)
     stdin_once: bool = False  # the first client that sends input is the only one: its end is the end of the input
     kill: bool = False  # cgroup.kill once init is gone: for containers that share the host's pid namespace
+    tied: bool = False  # init is killed when the client hangs up
     cgroup: str = ""  # leaf cgroup that the monitor itself enters before the clone
 
 

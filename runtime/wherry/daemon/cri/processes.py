@@ -55,7 +55,7 @@ class Processes:
 
         await self._catalog.fresh()
         member = self._catalog.member(ref).value
-        running = await self._parts.work.change(self._engine.exec, member.id, ExecOptions(words))
+        running = await self._parts.work.change(self._engine.exec, member.id, ExecOptions(words, tied=True))
         return Frames(running)
 
     async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:

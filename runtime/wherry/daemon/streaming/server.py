@@ -112,7 +112,7 @@ class Streaming:
     def exec(self, container: str, options: ExecOptions, *, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> str:
         """The URL where a client runs a command, once and within a minute."""
         wanted = Wanted(stdin, stdout, stderr and not tty, tty)
-        options = options._replace(interactive=stdin, tty=tty, detach=False)
+        options = options._replace(interactive=stdin, tty=tty, detach=False, tied=True)
         return self._url("exec", Task(partial(self._engine.exec, container, options), wanted, mortal=True))
 
     def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> str:
