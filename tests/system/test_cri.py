@@ -118,7 +118,7 @@ def test_a_life(kubelet: Kubelet) -> None:
     assert status.status.state == api.CONTAINER_RUNNING
     assert status.status.image_id == status.status.image_ref == kubelet.image
     info = json.loads(status.info["info"])
-    assert Path(f"/proc/{info['pid']}/cmdline").read_bytes().startswith(b"sh\0-c\0")
+    assert Path(f"/proc/{info['pid']}/cmdline").read_bytes() == b"sleep\x001000\0"
     assert info["runtimeSpec"]["process"]["args"][0] == "sh"
     log = Path(status.status.log_path)
     assert log == kubelet.logs / "web" / "c.log"
@@ -547,7 +547,8 @@ def test_a_socket_that_is_handed_over(own: Wherryd, tmp_path: Path) -> None:
         time.sleep(0.2)
         program = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3); me = str(os.getpid());"
-            "os.environ.update(LISTEN_PID=me, LISTEN_FDS='1', LISTEN_FDNAMES='cri'); from wherry.daemon.main import main; sys.exit(main([]))"
+            "os.environ.update(LISTEN_PID=me, LISTEN_FDS='1', LISTEN_FDNAMES='cri');"
+            "from wherry.daemon.main import main; sys.exit(main([]))"
         )
         words = [sys.executable, "-c", program, str(listener.fileno())]
         with subprocess.Popen(words, env=own.wherry.env, pass_fds=[listener.fileno()]) as process:
