@@ -97,8 +97,9 @@ def _until_heard(state: State, pidfd: int, number: int, timeout: float) -> float
     begun = time.monotonic()
     young = state.started + _YOUNG - time.time()
     end = begun + (young if timeout < 0 else min(young, timeout))
-    while number != _KILL and time.monotonic() < end and not _hears(state, number) and not process.wait_pidfd(pidfd, 0.01):
-        pass
+    while number != _KILL and time.monotonic() < end and not _hears(state, number):
+        if process.wait_pidfd(pidfd, 0.01):
+            break
     return timeout if timeout < 0 else max(0.0, timeout - (time.monotonic() - begun))
 
 
