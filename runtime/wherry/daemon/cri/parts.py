@@ -41,5 +41,9 @@ class Parts:
         try:
             return call()
         finally:
-            if self.engine.behind:
-                self.work.later(self.engine.catch_up)
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """What nobody waits for is done now that the answer is on its way."""
+        if self.engine.behind:
+            self.work.later(self.engine.catch_up)
