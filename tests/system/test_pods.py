@@ -273,6 +273,17 @@ def test_plugins_are_told_whose_pod_it_is(pods: Pods) -> None:
     assert json.loads((calls / "1-DEL/config").read_text())["runtimeConfig"] == given
 
 
+def test_a_list_of_the_host_s_is_meant_though_a_network_of_ours_is_called_so(pods: Pods, wherry: Wherry) -> None:
+    calls = spy(pods)
+    ours = {"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "spy"}]}
+    pods.write_list("00-spy", ours)
+    wherry("network", "inspect", "bridge")  # it is made
+    pod = pods.run()
+    assert pods.held(pod).ips[0] == "192.0.2.7"
+    pods.engine.remove_pod(pod)
+    assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]
+
+
 def test_an_add_that_fails_is_undone_by_del(pods: Pods) -> None:
     calls = spy(pods)
     Path(f"{calls}.fail-ADD").touch()
@@ -557,6 +568,7 @@ def test_a_pod_on_a_network_of_wherry_s_keeps_it(pods: Pods, wherry: Wherry) -> 
     pod = pods.run(annotations={"kubernetes.io/egress-bandwidth": "10M"})
     assert wherry("network", "rm", "podded", check=False).returncode == 1
     pods.engine.remove_pod(pod)
+    wherry("network", "prune", "-f")
     wherry("network", "rm", "podded")
 
 
