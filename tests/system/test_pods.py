@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from helpers.pods import MAPS, Pods, inode, namespace, spy
-from helpers.wherry import Wherry
-from wherry.engine.pods import cgroups, files, namespaces, network, pause, records, sandbox
+from helpers.wherry import Wherry, until
+from wherry.engine.pods import cgroups, files, member, namespaces, network, pause, records, sandbox
+from wherry.engine.pods.values import MemberOptions, PodSecurity
 from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import PortMapping
@@ -272,6 +273,17 @@ def test_plugins_are_told_whose_pod_it_is(pods: Pods) -> None:
     assert json.loads((calls / "1-DEL/config").read_text())["runtimeConfig"] == given
 
 
+def test_a_list_of_the_host_s_is_meant_though_a_network_of_ours_is_called_so(pods: Pods, wherry: Wherry) -> None:
+    calls = spy(pods)
+    ours = {"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "spy"}]}
+    pods.write_list("00-spy", ours)
+    wherry("network", "inspect", "bridge")  # it is made
+    pod = pods.run()
+    assert pods.held(pod).ips[0] == "192.0.2.7"
+    pods.engine.remove_pod(pod)
+    assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]
+
+
 def test_an_add_that_fails_is_undone_by_del(pods: Pods) -> None:
     calls = spy(pods)
     Path(f"{calls}.fail-ADD").touch()
@@ -445,6 +457,92 @@ def test_a_kill_after_any_step_of_a_removal_is_finished_by_the_next(
     assert pods.leftovers() == []
 
 
+# ---- with containers in it ----
+
+
+@pytest.fixture
+def image(pods: Pods, busybox: str) -> str:
+    return pods.engine.load(busybox)[0].id
+
+
+def sleeper(pods: Pods, pod: str, image: str, script: str = "sleep 1000", **given: Any) -> str:
+    name = f"c{len(pods.engine.members())}"
+    return pods.engine.create_member(pod, MemberOptions(name, image, command=("sh", "-c", script), **given))
+
+
+@pytest.mark.parametrize("pid", ["container", "pod"])
+def test_a_stop_ends_what_still_runs_and_a_removal_removes_it(pods: Pods, image: str, pid: str) -> None:
+    pod = pods.run(pid=pid)
+    stubborn, created = sleeper(pods, pod, image, "trap '' TERM; while :; do sleep 1; done"), sleeper(pods, pod, image)
+    pods.engine.start(stubborn)
+    until(lambda: pods.engine.member(stubborn).state == "running")
+    with pytest.raises(WherryError) as error:
+        pods.house.db.remove_pod(pod)
+    assert error.value.kind is Kind.CONFLICT
+    began = time.monotonic()
+    pods.engine.stop_pod(pod)
+    assert time.monotonic() - began < 8, "nobody is asked politely: the kubelet has done that before"
+    told = {one.id: one for one in pods.engine.members()}
+    assert (told[stubborn].state, told[stubborn].code) == ("exited", 137)
+    assert told[created].state == "created"
+    with pytest.raises(WherryError) as error:
+        pods.engine.start(created)
+    assert error.value.kind is Kind.CONFLICT
+    pods.engine.remove_pod(pod)
+    assert pods.engine.members() == []
+
+
+def test_the_pause_is_no_way_to_the_host(pods: Pods, image: str) -> None:
+    pod = pods.run(pid="pod")
+    security = PodSecurity(pid="pod", cap_add=("SYS_PTRACE", "KILL"))
+    look = "ls -a /proc/1/root/ | xargs; kill -9 1; kill -15 1; ls /proc/1/root/dev | wc -l; sleep 1000"
+    log = f"{pods.bin.parent}/log"
+    container = sleeper(pods, pod, image, look, security=security, log=log)
+    pods.engine.start(container)
+    lines = until(lambda: len(found := Path(log).read_text().splitlines()) > 1 and found)
+    assert lines[0].partition(" F ")[2] in (". ..", ". .. dev")
+    assert pods.engine.pod(pod).ready
+    asked = {"security": PodSecurity(pid="pod"), "log": f"{log}2"}
+    without = sleeper(pods, pod, image, "ls /proc/1/root || echo refused", **asked)
+    pods.engine.start(without)
+    until(lambda: "stdout F refused" in Path(f"{log}2").read_text())
+
+
+def test_no_container_is_missed_by_a_stop_at_the_moment_of_its_start(pods: Pods, image: str) -> None:
+    pod = pods.run(network="host")
+    made = [sleeper(pods, pod, image) for _ in range(6)]
+
+    def start(container: str) -> None:
+        with contextlib.suppress(WherryError):
+            pods.engine.start(container)
+
+    threads = [threading.Thread(target=start, args=(container,)) for container in made]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    pods.open().stop_pod(pod)
+    for thread in threads:
+        thread.join()
+    assert not [one for one in pods.engine.members() if one.state == "running"]
+    assert not pods.engine.pod(pod).ready
+
+
+@pytest.mark.parametrize("verb", ["stop", "remove"])
+def test_a_kill_between_the_ends_of_two_containers(
+    pods: Pods, image: str, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    pod = pods.run()
+    for _ in range(2):
+        pods.engine.start(sleeper(pods, pod, image))
+    with monkeypatch.context() as patched:
+        after(patched, member, verb, die)
+        killed(lambda: pods.open().remove_pod(pod))
+    pods.engine.stop_pod(pod)
+    assert {one.state for one in pods.engine.members()} <= {"exited"}
+    pods.engine.remove_pod(pod)
+    assert pods.engine.members() == []
+
+
 # ---- sweeps, reboots, others at the same time ----
 
 
@@ -470,6 +568,7 @@ def test_a_pod_on_a_network_of_wherry_s_keeps_it(pods: Pods, wherry: Wherry) -> 
     pod = pods.run(annotations={"kubernetes.io/egress-bandwidth": "10M"})
     assert wherry("network", "rm", "podded", check=False).returncode == 1
     pods.engine.remove_pod(pod)
+    wherry("network", "prune", "-f")
     wherry("network", "rm", "podded")
 
 

@@ -11,7 +11,7 @@ from wherry.engine import codec
 from wherry.engine.config import Settings
 from wherry.engine.db import Container, Database, PodRow
 from wherry.engine.house import House
-from wherry.engine.pods import cgroups, checking, namespaces, network, records
+from wherry.engine.pods import cgroups, checking, namespaces, network, records, sandbox
 from wherry.engine.pods.values import Held, IdMap, PodOptions
 from wherry.errors import Kind, WherryError
 from wherry.kernel.process import Process
@@ -186,3 +186,11 @@ def test_a_pod_stays_as_long_as_it_has_containers(db: Database) -> None:
     with pytest.raises(WherryError) as error:
         db.add_container(mine)
     assert error.value.kind is Kind.CONFLICT, "its pod was removed meanwhile"
+
+
+def test_a_handler_that_is_not_configured_is_refused() -> None:
+    house = cast("House", FakeHouse(handlers={"crun": "/usr/bin/crun"}))
+    for known in ("", "wherry", "crun"):
+        sandbox._check_handler(house, known)
+    with pytest.raises(WherryError, match="kata"):
+        sandbox._check_handler(house, "kata")

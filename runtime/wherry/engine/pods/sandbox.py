@@ -34,6 +34,7 @@ __all__ = ["clear", "every", "finish", "get", "remove", "run", "stop", "update"]
 def run(house: House, options: PodOptions) -> str:
     """The verb. Its id; the same pod again is the same id while it is ready, else EXISTS."""
     checking.check(options)
+    _check_handler(house, options.handler)
     known = house.db.pod_of(options.namespace, options.name, options.uid, options.attempt)
     if known is not None:
         return _again(house, known)
@@ -44,6 +45,13 @@ def run(house: House, options: PodOptions) -> str:
         if error.kind is not Kind.EXISTS or known is None:
             raise
     return _again(house, known)  # another process was faster
+
+
+def _check_handler(house: House, name: str) -> None:
+    known = ("wherry", *sorted(house.settings.handlers))
+    if name and name not in known:
+        message = f"RuntimeClass handler {name[:80]!r} is not configured"
+        raise WherryError(Kind.INVALID, message, hint=f"known: {', '.join(known)}; others are set as handlers")
 
 
 def _again(house: House, row: PodRow) -> str:
