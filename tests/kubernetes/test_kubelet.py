@@ -88,13 +88,14 @@ def test_what_the_manifest_says_is_what_the_process_finds(kubelet: Kubelet, runt
              securityContext={"supplementalGroups": [4242], "fsGroup": 4343})  # fmt: skip
     eventually(lambda: ready(kubelet, "facts"), 120, f"the pod is ready: {kubelet.log}")
     own = container(runtime, "facts", "one")
+    eventually(lambda: "/x" in runtime.crictl("logs", own).stderr, 30, "it has said all")
     said = runtime.crictl("logs", own)
     assert said.stdout.split("\n")[:2] == ["1000", "100"]
     assert {"100", "4242", "4343"} <= set(said.stdout.split("\n")[2].split())
     assert said.stdout.split("\n")[3:6] == ["of the host", "facts-node", "me"]
     assert "CapEff:\t0000000000000000" in said.stdout
     assert "NoNewPrivs:\t1" in said.stdout
-    assert "Read-only file system" in said.stderr
+    assert said.stderr == "touch: /x: Read-only file system\n"
     assert runtime.crictl("exec", own, "cat", "/e/by-first").stdout == "made\n"
 
 

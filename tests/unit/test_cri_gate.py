@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.daemon.cri import api_pb2 as pb
-from wherry.daemon.cri import catalog, filters, gate, happenings, services
+from wherry.daemon.cri import catalog, filters, gate, happenings, metrics, services
 from wherry.daemon.cri.usage import Rates
 from wherry.engine.pods.values import Member, MemberOptions, Pod, PodOptions, Usage
 from wherry.errors import Kind, WherryError
@@ -353,3 +353,31 @@ def test_which_events_a_kubelet_hears(kind: str, action: str, pod: bool, told: i
     attributes = {"pod": "p"} if pod else {}
     event = {"Type": kind, "Action": action, "Actor": {"ID": "x", "Attributes": attributes}}
     assert happenings.kind_of(event) == told
+
+
+def test_only_what_is_counted_is_told() -> None:
+    """Every metric by its description, with a value for each label, and no zero for what this host does not know."""
+    found = member(1)
+    pod = Pod("p", PodOptions("web", "shop", "u"), 1.0)
+    assert {one.name for one in metrics.of_container(pod, found, None)} == {"container_last_seen"}
+    used = Usage(
+        10.0, cpu_ns=2_500_000_000, memory=3, memory_faults=(4, 5), pids=6, disk=(7, 8), disk_at="/",
+        interfaces=(("lo", 1, 1, 1, 1), ("eth0", 9, 10, 11, 12)), details={"cpu_user_ns": 1_000_000_000, "reads": 13},
+        pressure={"cpu": {"some": {"total": 14_000_000}}}, packets={"eth0": (15, 16, 17, 18)},
+    )  # fmt: skip
+    told = {(one.name, *one.label_values[6:]): one.value.value for one in [
+        *metrics.of_container(pod, found, used), *metrics.of_pod(pod, used),
+    ]}  # fmt: skip
+    assert told == {
+        ("container_cpu_usage_seconds_total",): 2, ("container_memory_working_set_bytes",): 3,
+        ("container_memory_failures_total", "pgfault", "container"): 4,
+        ("container_memory_failures_total", "pgmajfault", "container"): 5, ("container_threads",): 6,
+        ("container_fs_usage_bytes", "/"): 7, ("container_network_receive_bytes_total", "eth0"): 9,
+        ("container_network_receive_errors_total", "eth0"): 10, ("container_network_transmit_bytes_total", "eth0"): 11,
+        ("container_network_transmit_errors_total", "eth0"): 12, ("container_fs_reads_total",): 13,
+        ("container_cpu_user_seconds_total",): 1, ("container_pressure_cpu_waiting_seconds_total",): 14,
+        ("container_network_receive_packets_total", "eth0"): 15, ("container_last_seen",): 10,
+        ("container_network_receive_packets_dropped_total", "eth0"): 16,
+        ("container_network_transmit_packets_total", "eth0"): 17,
+        ("container_network_transmit_packets_dropped_total", "eth0"): 18,
+    }  # fmt: skip

@@ -62,8 +62,9 @@ class Engine:
         self._house.catch_up()
 
     def prepare(self) -> None:
-        """Make the directories of the place."""
+        """Make the directories of the place, and read its settings once for all (see `reload`)."""
         self._house.prepare()
+        _ = self._house.settings
 
     def preload(self) -> None:
         """Load what the life of a pod needs, before anybody waits for it."""

@@ -123,7 +123,7 @@ def _mount(mount: PodMount) -> pb.Mount:
         mount_options=mount.options,
     )  # fmt: skip
     if mount.image:
-        made.image.image = mount.image
+        made.image.image = made.image.image_ref = mount.image
     return made
 
 
