@@ -171,6 +171,17 @@ def test_a_user_namespace_owns_the_others(pods: Pods, pid: str) -> None:
         assert Path(f"/proc/{held.pause.pid}/uid_map").read_text().split() == ["0", "300000", "65536"]
 
 
+@pytest.mark.parametrize("given", [{"network": "host"}, {"network": "host", "ipc": "host"}, {"ipc": "host"}],
+                         ids="-".join)  # fmt: skip
+def test_a_user_namespace_beside_the_host_s(pods: Pods, given: dict[str, str]) -> None:
+    held = pods.held(pods.run(uids=MAPS, gids=MAPS, pid="pod", **given))
+    assert held.pause is not None
+    mine = f"/proc/{held.pause.pid}/ns"
+    assert inode(f"{mine}/user") == inode(held.user) != inode("/proc/self/ns/user")
+    assert (inode(f"{mine}/net") == inode("/proc/self/ns/net")) == ("network" in given)
+    assert (inode(f"{mine}/ipc") == inode("/proc/self/ns/ipc")) == ("ipc" in given)
+
+
 def test_a_shared_pid_namespace_has_a_pause_without_rights(pods: Pods) -> None:
     pod = pods.run(pid="pod")
     held = pods.held(pod)
