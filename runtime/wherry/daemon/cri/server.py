@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -36,6 +37,7 @@ _log = logging.getLogger("wherryd")
 _MESSAGE_MAX = 16 << 20  # bytes of a request, as containerd's
 _CALLS_MAX = 2048  # at once, streams of events among them; more are told to come again
 _SWEEP_SECONDS = 60
+_FIRST_SWEEPS = (1, 3, 10)  # seconds between them: a sweep does nothing while something is being made
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MESSAGE_MAX),
     ("grpc.max_send_message_length", -1),  # a node with many containers has long lists
@@ -88,9 +90,9 @@ class Server:
 
     async def _keep(self) -> None:
         """Take what killed processes left, we among them: nobody else asks for a pod that never got an id."""
-        while True:
+        for pause in itertools.chain(_FIRST_SWEEPS, itertools.repeat(_SWEEP_SECONDS)):
             self._parts.work.later(self._swept)
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(pause)
 
     def _swept(self) -> None:
         try:
