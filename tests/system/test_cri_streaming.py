@@ -431,9 +431,12 @@ def test_a_breach_of_the_protocol_ends_the_session(engine: Engine, server: Serve
 # ---- nothing is left ----
 
 
-def test_sessions_that_break_off_leave_nothing(engine: Engine, server: Server, sleeper: str) -> None:
+def test_sessions_that_break_off_leave_nothing(
+    engine: Engine, server: Server, sleeper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At each stage of a session; the whole number is soak's (WHERRY_STREAM_ABORTS)."""
-    for _ in range(5):
+    monkeypatch.setattr(servers, "_FIRST_REQUEST", 0.5)  # what is kept of a silent connection until then
+    for _ in range(40):
         break_off(server, sleeper)
     before, memory = settled(server), resident()
     for _ in range(ABORTS // 6 + 1):

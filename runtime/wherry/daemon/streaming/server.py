@@ -53,7 +53,7 @@ class Streaming:
         self._tickets: Tickets[_Ticket] = Tickets()
         self._starting = ThreadPoolExecutor(_STARTERS, "streaming")
         self._dialing = ThreadPoolExecutor(_DIALERS, "dialing")
-        self._silent: set[RequestHandler] = set()
+        self._silent: dict[RequestHandler, asyncio.TimerHandle] = {}  # connections that have asked for nothing yet
         self._sessions: set[asyncio.Task[object]] = set()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -92,20 +92,19 @@ class Streaming:
         assert self._runner is not None
         assert self._runner.server is not None
         handler = self._runner.server()
-        self._silent.add(handler)
-        asyncio.get_running_loop().call_later(_FIRST_REQUEST, self._expire, handler)
+        self._silent[handler] = asyncio.get_running_loop().call_later(_FIRST_REQUEST, self._expire, handler)
         return handler
 
     def _expire(self, handler: RequestHandler) -> None:
-        if handler in self._silent:
-            self._silent.discard(handler)
-            handler.force_close()
+        del self._silent[handler]
+        handler.force_close()
 
     @web.middleware
     async def _has_asked(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        self._silent.discard(request.protocol)
+        if timer := self._silent.pop(request.protocol, None):
+            timer.cancel()
         return await handler(request)
 
     # ---- URLs ----
