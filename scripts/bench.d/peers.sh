@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the peers in a network and a mount namespace of their own: the host's firewall, routes and mounts stay untouched,
-# and all of it goes when the last process ends.   peers.sh start | stop | enter CMD...
+# and all of it goes when the last process ends.   peers.sh start [registry] | stop | enter CMD...
+# `start registry`: no daemons but that.
 # Env: BENCH_HOME (scratch, required), REGISTRY (default 127.0.0.1:5000, in that namespace)
 set -eu
 : "${BENCH_HOME:?set BENCH_HOME to a scratch directory}"
@@ -50,6 +51,7 @@ YML
     wait_until inside skopeo --insecure-policy copy --quiet --dest-tls-verify=false \
         "oci:$BENCH_HOME/layout${LAYOUT_TAG:+:$LAYOUT_TAG}" "docker://$REGISTRY/busybox:test"
 
+    [ "${1:-all}" = all ] || return 0
     if have containerd; then
         cat >"$BENCH_HOME/containerd.toml" <<TOML
 version = 2
@@ -104,8 +106,8 @@ stop() {
 
 command=$1; shift
 case $command in
-start) start ;;
+start) start "$@" ;;
 stop) stop ;;
 enter) inside "$@" ;;
-*) echo "usage: peers.sh start|stop|enter CMD..." >&2; exit 2 ;;
+*) echo "usage: peers.sh start [registry]|stop|enter CMD..." >&2; exit 2 ;;
 esac

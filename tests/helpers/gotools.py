@@ -1,28 +1,47 @@
-"""Programs that come as Go modules: built once per version into the user's cache, the first time by scripts/test.
+"""Programs that come as Go modules, and one of a package that excludes an installed one: built once per version into
+the user's cache, the first time by scripts/test.
 
-Most are declared in tests/gotools/go.mod; of one module only the schemas are taken. A test's network leads nowhere:
-`python -m helpers.gotools` builds them all before; what is not there is tried once more, and skips the test with the
-reason.
+Most are declared in tests/gotools/go.mod, those with other needs in directories below it; of one module only the
+schemas are taken. A test's network leads nowhere: `python -m helpers.gotools` builds before all that does not take
+long; the others are built by name (`python -m helpers.gotools kubernetes`). What is not there is tried once more, and
+skips the test with the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-__all__ = ["module_directory", "newest_sanity", "runtime_tools", "snapshot_schemas", "tool"]
+__all__ = [
+    "CONTAINERD",
+    "CRITEST",
+    "KUBERNETES",
+    "PROVISIONER",
+    "module_directory",
+    "newest_sanity",
+    "plain_busybox",
+    "runtime_tools",
+    "snapshot_schemas",
+    "tool",
+]
 
 _DECLARED = Path(__file__).resolve().parents[1] / "gotools"
+#: go.mod files with the programs of one project each, too large to be built in passing; the last is CSI's
+KUBERNETES, CONTAINERD, PROVISIONER = "kubernetes", "containerd", "provisioner"
+#: programs that their authors wrote as tests; the newest critest has the cases of image volumes and needs newer modules
+CRITEST = "critest"
+_TESTS = {CRITEST: ("sigs.k8s.io/cri-tools/cmd/critest",)}
 #: their test programs need a module file of their own: what they require is older than the others can bear
 RUNTIME_TOOLS, _VERSION = "github.com/opencontainers/runtime-tools", "v0.9.1-0.20250303011046-260e151b8552"
 
@@ -37,9 +56,9 @@ class Unbuilt(Exception):
     """Why a program cannot be built here."""
 
 
-def tool(name: str) -> Path:
-    """One program of tests/gotools/go.mod; skips where it cannot be built."""
-    return _or_skip(name, _declared) / name
+def tool(name: str, of: str = "") -> Path:
+    """One program of tests/gotools/go.mod, or of another of these files; skips where it cannot be built."""
+    return _or_skip(name, lambda: _declared(of)) / name
 
 
 def runtime_tools() -> Path:
@@ -57,20 +76,31 @@ def snapshot_schemas() -> Path:
     return _or_skip(SNAPSHOTS, _snapshot_schemas)
 
 
+def plain_busybox() -> Path:
+    """The distribution's busybox whose shell starts programs by their path, where busybox-static's, which excludes it,
+    runs its own in their place; skips where it cannot be had."""
+    return _or_skip("busybox", _plain_busybox)
+
+
 def module_directory(programs: Path, module: str) -> Path:
     """Where the module's sources lie, beside programs that were built of it."""
     words = ("list", "-mod=mod", "-m", "-f", "{{.Dir}}", module)
     return _or_skip(module, lambda: Path(_go(programs.parent, *words).strip()))
 
 
-def _declared() -> Path:
-    texts = {name: (_DECLARED / name).read_bytes() for name in ("go.mod", "go.sum")}
-    cache = _cache(f"declared@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
+def _declared(of: str = "") -> Path:
+    texts = {name: (_DECLARED / of / name).read_bytes() for name in ("go.mod", "go.sum")}
+    cache = _cache(f"{of or 'declared'}@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
     with _once(cache) as missing:
         if missing:
             for name, text in texts.items():
                 (cache / name).write_bytes(text)
-            _go(cache, "install", "-trimpath", "-ldflags=-s -w", "tool")
+            (cache / "bin").mkdir(exist_ok=True)
+            if of not in _TESTS:
+                _go(cache, "install", "-trimpath", "-ldflags=-s -w", "tool")
+            for package in _TESTS.get(of, ()):
+                program = cache / "bin" / package.rpartition("/")[2]
+                _go(cache, "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", str(program), package)
     return cache / "bin"
 
 
@@ -102,6 +132,15 @@ def _snapshot_schemas() -> Path:
     return cache / "crd"
 
 
+def _plain_busybox() -> Path:
+    cache = _cache("busybox")
+    with _once(cache) as missing:
+        if missing:
+            _run(cache, dict(os.environ), "apt-get", "download", "-q", "busybox")
+            _run(cache, dict(os.environ), "dpkg", "-x", str(next(cache.glob("busybox_*.deb"))), str(cache))
+    return cache / "bin" / "busybox"
+
+
 def _cache(name: str) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "wherry-gotools" / name
@@ -126,18 +165,23 @@ def _or_skip(what: str, build: Callable[[], Path]) -> Path:
 
 
 def _go(directory: Path, *words: str) -> str:
-    if not shutil.which("go"):
-        raise Unbuilt("go is not installed")
-    env = {**os.environ, "CGO_ENABLED": "0", "GOBIN": f"{directory}/bin"}
-    done = subprocess.run(["go", *words], cwd=directory, env=env, capture_output=True, text=True, check=False)
+    return _run(directory, {**os.environ, "CGO_ENABLED": "0", "GOBIN": f"{directory}/bin"}, "go", *words)
+
+
+def _run(directory: Path, env: dict[str, str], *words: str) -> str:
+    if not shutil.which(words[0]):
+        raise Unbuilt(f"{words[0]} is not installed")
+    done = subprocess.run(words, cwd=directory, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unbuilt((done.stderr.strip().splitlines() or ["no reason given"])[-1])
     return done.stdout
 
 
-def main() -> None:
-    """Build all that can be built, and name what cannot."""
-    for build in (_declared, _runtime_tools, _newest_sanity, _snapshot_schemas):
+def main(asked: Sequence[str] = ()) -> None:
+    """Build what is asked for, else all that does not take long, and name what cannot be built."""
+    critest = functools.partial(_declared, CRITEST)
+    usual = (_declared, critest, _runtime_tools, _newest_sanity, _snapshot_schemas, _plain_busybox)
+    for build in [functools.partial(_declared, of) for of in asked] or usual:
         try:
             build()
         except Unbuilt as why:
@@ -145,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -67,6 +67,7 @@ class Space:
     def __init__(self, private: tuple[str, ...] = ()) -> None:
         """`private`: directories that programs know by these paths, empty in here."""
         self.env = dict(os.environ)
+        self._daemons: list[subprocess.Popen[bytes]] = []
         self._script = "".join(f"mkdir -p {path} && mount -t tmpfs none {path} && " for path in private) + self._INIT
 
     def __enter__(self) -> Space:
@@ -84,7 +85,8 @@ class Space:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._outer.kill()  # --kill-child: the first process follows, and the kernel ends the others
-        self._outer.wait(10)
+        for process in (self._outer, *self._daemons):
+            process.wait(10)
         assert self._outer.stdout is not None
         self._outer.stdout.close()
 
@@ -126,6 +128,7 @@ class Space:
         """Start a daemon in there and wait until `ready` succeeds. It ends with the space."""
         with open(log, "wb") as file:
             process = self.popen(*words, stdout=file, stderr=file)
+        self._daemons.append(process)
         end = time.monotonic() + seconds
         while self.run(*ready, check=False).returncode:
             told = f"{words[0]} does not come up:\n{log.read_text(errors='replace')[-3000:]}"

@@ -44,7 +44,9 @@ class Pods:
             'pod_cgroup_driver = "cgroupfs"\n'
         )
         ipam = {"type": "host-local", "ranges": _SUBNETS, "dataDir": str(tmp_path / "leases")}
-        ptp, portmap = {"type": "ptp", "ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}
+        self.table = f"wherry_{wherry.id}"
+        ptp = {"type": "ptp", "ipam": ipam}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "nftTable": self.table}
         self.write_list("10-pods", {"cniVersion": "1.0.0", "name": "podnet", "plugins": [ptp, portmap]})
         self.engine = self.open()
         self._count = 0
@@ -95,6 +97,7 @@ class Pods:
         for pod in self.engine.pods():
             self.engine.remove_pod(pod.id)
         self.engine.close()
+        subprocess.run(["nft", "delete", "table", "inet", self.table], capture_output=True, check=False)
 
 
 def spy(pods: Pods, **more: Any) -> Path:

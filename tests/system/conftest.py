@@ -1,10 +1,14 @@
-"""Fixtures of the tests of the CSI driver: one for many tests, and one that a test may break."""
+"""Fixtures of the tests of the CSI driver: one for many tests, and one that a test may break.
+
+And the early boot of the testbed's guests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +58,22 @@ def own(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fort]:
 def volume(fort: Fort) -> str:
     """A mounted volume's id."""
     return fort.client.create("one").volume_id
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The guests boot while other tests run."""
+    for module in _testbed(session):
+        if not session.config.option.collectonly:
+            module.begin(session.config, session.items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """They end with the session."""
+    for module in _testbed(session):
+        module.end(session.config)
+
+
+def _testbed(session: pytest.Session) -> set[Any]:
+    """The module that boots them, where its tests were asked for."""
+    found = [item for item in getattr(session, "items", []) if item.path.name == "test_testbed.py"]
+    return {item.module for item in found if isinstance(item, pytest.Function)}

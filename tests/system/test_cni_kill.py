@@ -26,7 +26,7 @@ from helpers.warm import Warm
 from helpers.wherry import Wherry, until
 from wherry.engine import cni
 
-KILLS = int(os.environ.get("WHERRY_CNI_KILLS", "100"))
+KILLS = int(os.environ.get("WHERRY_CNI_KILLS", "40"))
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 Json = dict[str, Any]
 #: the calls of one life in their order, any of which is the one that is cut

@@ -43,8 +43,8 @@ from helpers.killpoints import Point, cut_at, points_of
 from helpers.loopfs import LoopFs
 from helpers.tools import need, run
 
-KILLS = int(os.environ.get("WHERRY_CSI_KILLS", "3"))
-CUTS = int(os.environ.get("WHERRY_CSI_CUTS", "24"))
+KILLS = int(os.environ.get("WHERRY_CSI_KILLS", "2"))
+CUTS = int(os.environ.get("WHERRY_CSI_CUTS", "10"))
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 MARK = b"what was acknowledged" * 200
 AT = 8 * MIB  # where the mark is on a block volume

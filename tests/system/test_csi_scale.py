@@ -1,6 +1,7 @@
-"""A CSI driver with a thousand volumes, and the sums of a pool's capacity after anything that happened to it.
+"""A CSI driver with many volumes, and the sums of a pool's capacity after anything that happened to it.
 
-The bars are the issue's; a shared machine gets room, and each test prints what it measured.
+The count is WHERRY_CSI_VOLUMES's (scripts/soak: 1000). The bars are those of a thousand; a shared machine gets room,
+and each test prints what it measured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from helpers.csifort import Fort, built
 from helpers.loopfs import LoopFs
 from helpers.tools import run
 
-COUNT = int(os.environ.get("WHERRY_CSI_VOLUMES", "1000"))
+COUNT = int(os.environ.get("WHERRY_CSI_VOLUMES", "300"))
 SEED = int(os.environ.get("WHERRY_SEED", "0")) or random.randrange(1 << 32)
 LIST_BAR, START_BAR = 0.1, 2.0  # seconds
 ROOM = 3  # times the bar, on a machine that does other things too
@@ -41,7 +42,7 @@ def best(work: Callable[[], Any], times: int = 5) -> float:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fort, dict[str, str]]]:
-    """A pool with a thousand volumes, some of them in use: ids by name, as they were acknowledged."""
+    """A pool with all the volumes, some of them in use: ids by name, as they were acknowledged."""
     size = 32 * MIB
     with built(tmp_path_factory.mktemp("crowd"), "xfs", megabytes=COUNT * 40) as made:
         begin = time.monotonic()
@@ -57,7 +58,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fort, dict
 
 
 @pytest.mark.seconds(900)
-def test_a_thousand_volumes_are_listed_and_a_restart_is_quick(crowd: tuple[Fort, dict[str, str]]) -> None:
+def test_they_are_listed_and_a_restart_is_quick(crowd: tuple[Fort, dict[str, str]]) -> None:
     """List under 100 ms, restart under 2 s, nothing lost."""
     fort, ids = crowd
     assert set(fort.client.volumes()) == set(ids.values())
@@ -78,7 +79,7 @@ def test_a_thousand_volumes_are_listed_and_a_restart_is_quick(crowd: tuple[Fort,
 
 
 @pytest.mark.seconds(600)
-@pytest.mark.parametrize("page", [1, 7, 100, 999, 1000, 1001])
+@pytest.mark.parametrize("page", [1, 7, COUNT // 10, COUNT - 1, COUNT, COUNT + 1])
 def test_pages_are_complete(crowd: tuple[Fort, dict[str, str]], page: int) -> None:
     """Every volume once, at most `page` of them at a time."""
     fort, ids = crowd
@@ -98,7 +99,7 @@ def test_pages_are_complete_while_volumes_come_and_go(crowd: tuple[Fort, dict[st
     token, number = "", 0
     passing: list[str] = []
     while True:
-        answer = fort.client.call("ListVolumes", pb.ListVolumesRequest(max_entries=60, starting_token=token))
+        answer = fort.client.call("ListVolumes", pb.ListVolumesRequest(max_entries=COUNT // 16, starting_token=token))
         listed += [entry.volume.volume_id for entry in answer.entries]
         if not (token := answer.next_token):
             break
@@ -120,13 +121,13 @@ def test_pages_are_complete_while_volumes_come_and_go(crowd: tuple[Fort, dict[st
 @pytest.mark.seconds(600)
 def test_a_token_of_a_deleted_volume_still_works(crowd: tuple[Fort, dict[str, str]]) -> None:
     fort, ids = crowd
-    answer = fort.client.call("ListVolumes", pb.ListVolumesRequest(max_entries=500))
+    answer = fort.client.call("ListVolumes", pb.ListVolumesRequest(max_entries=COUNT // 2))
     last = answer.entries[-1].volume.volume_id
     fort.client.leave(last)
     name = next(name for name, volume in ids.items() if volume == last)
     fort.client.delete(last)
     rest = fort.client.call("ListVolumes", pb.ListVolumesRequest(starting_token=answer.next_token))
-    assert len(rest.entries) == COUNT - 500
+    assert len(rest.entries) == COUNT - COUNT // 2
     ids[name] = fort.client.create(name, 32 * MIB).volume_id
 
 
@@ -226,7 +227,7 @@ def write(client: Client, volume: str, chance: random.Random) -> None:
 @pytest.mark.parametrize("fs", ["xfs", "ext4", "btrfs"])
 def test_capacity_adds_up(tmp_path: Path, fs: str) -> None:
     """After a random history, what is said to be free can be had, to the last volume, and be written; no more can."""
-    with LoopFs(tmp_path, 2048, fs) as pool:
+    with LoopFs(tmp_path, 1280, fs) as pool:
         driver = Driver(tmp_path, {"pool": pool.path})
         chance, numbers = random.Random(SEED), iter(range(1 << 30))
         print(f"WHERRY_SEED={SEED}")
@@ -236,7 +237,7 @@ def test_capacity_adds_up(tmp_path: Path, fs: str) -> None:
             facts = os.statvfs(pool.path)
             free = facts.f_bavail * facts.f_frsize
             assert 0.75 * free <= empty <= free
-            for _ in range(3):
+            for _ in range(2):
                 Walk(client, chance, numbers).steps(25)
                 promised = sum(one.capacity_bytes for one in client.volumes().values())
                 # btrfs moves some of its own room between data and metadata

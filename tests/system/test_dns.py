@@ -366,7 +366,7 @@ def test_a_killed_keeper_is_started_by_the_next_command(wherry, busybox):
 
 def test_many_starts_at_once_have_one_keeper_also_while_it_leaves(wherry, busybox):
     wherry("create", busybox, "true")
-    for pause in (0.0, 4.9, 5.0, 5.1):  # about when the one before leaves
+    for pause in (0.0, 4.95, 5.05):  # about when the one before leaves
         time.sleep(pause)
         command = ["run", "--rm", "--name"]
         started = [wherry.popen(*command, f"c{n}", busybox, "nslookup", f"c{n}", stdout=subprocess.PIPE)
@@ -379,16 +379,16 @@ def test_many_starts_at_once_have_one_keeper_also_while_it_leaves(wherry, busybo
 
 
 @pytest.mark.seconds(300)
-def test_fifty_come_and_go_at_once(wherry, busybox):
-    names = [f"n{n}" for n in range(50)]
+def test_thirty_come_and_go_at_once(wherry, busybox):
+    names = [f"n{n}" for n in range(30)]
     started = [wherry.popen("run", "-d", "--name", name, busybox, "sleep", "1000", stdout=subprocess.DEVNULL)
                for name in names]  # fmt: skip
-    assert [one.wait(200) for one in started] == [0] * 50
+    assert [one.wait(200) for one in started] == [0] * 30
     assert len(keepers(state=wherry.state)) == 1
     for name in random.sample(names, 5):
         assert nslookup(wherry, "n0", name) == [address(wherry, name)]
     gone = [wherry.popen("rm", "-f", name, stdout=subprocess.DEVNULL) for name in names[1:]]
-    assert [one.wait(200) for one in gone] == [0] * 49
+    assert [one.wait(200) for one in gone] == [0] * 29
     assert nslookup(wherry, "n0", "n1", check=False) == []
     assert nslookup(wherry, "n0", "n0") == [address(wherry, "n0")]
 
@@ -473,12 +473,12 @@ def test_the_guard_does_not_answer_itself(wherry, busybox):
     only_keeper(wherry.state)
     run("nft", "flush", "ruleset")
     until(lambda: "masq4" in run("nft", "list", "ruleset").stdout, 5)
-    time.sleep(2)
+    time.sleep(1.5)
     watcher = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE, text=True)
     try:
-        time.sleep(2)
+        time.sleep(0.5)
         wherry("run", "--rm", busybox, "true")
-        time.sleep(3)
+        time.sleep(1.5)  # a repair is made at once, or after the pause of a second that the one before makes
     finally:
         watcher.terminate()
         said = watcher.communicate()[0]

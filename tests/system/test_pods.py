@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from helpers.pods import MAPS, Pods, inode, namespace, spy
-from helpers.wherry import Wherry
-from wherry.engine.pods import cgroups, files, namespaces, network, pause, records, sandbox
+from helpers.wherry import Wherry, until
+from wherry.engine.pods import cgroups, files, member, namespaces, network, pause, records, sandbox
+from wherry.engine.pods.values import MemberOptions, PodSecurity
 from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import PortMapping
@@ -157,13 +158,28 @@ def test_a_user_namespace_owns_the_others(pods: Pods, pid: str) -> None:
     assert (os.stat(held.shm).st_uid, os.stat(held.shm).st_gid) == (300000, 300000)
     assert namespace(held.ipc, "cat", "/proc/sys/kernel/shmmax", kind="ipc") == "12345678"
     read = namespace(held.netns, "cat", "/proc/sys/net/ipv4/ip_local_port_range", "/proc/sys/net/ipv4/ping_group_range")
-    assert read.split() == ["2000", "3000", "0", "65535"]
+    assert read.split() == ["2000", "3000", "300000", "365535"], "the ids of whoever reads"
     assert namespace(held.uts, "hostname", kind="uts") == "mapped"
     inside = ["nsenter", f"--user={held.user}", f"--net={held.netns}", "--setuid", "1000", "--setgid", "1000"]
-    done = subprocess.run([*inside, "ping", "-c1", "-W2", "127.0.0.1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    ping = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
+    low = "import socket; socket.create_server(('127.0.0.1', 80))"
+    for program in (ping, low):
+        done = subprocess.run([*inside, "/usr/bin/python3", "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     assert "10.88.9.2/24" in namespace(held.netns, "ip", "-br", "addr")
-    assert Path(f"/proc/{held.pause.pid}/uid_map").read_text().split() == ["0", "300000", "65536"] if held.pause else True
+    if held.pause:
+        assert Path(f"/proc/{held.pause.pid}/uid_map").read_text().split() == ["0", "300000", "65536"]
+
+
+@pytest.mark.parametrize("given", [{"network": "host"}, {"network": "host", "ipc": "host"}, {"ipc": "host"}],
+                         ids="-".join)  # fmt: skip
+def test_a_user_namespace_beside_the_host_s(pods: Pods, given: dict[str, str]) -> None:
+    held = pods.held(pods.run(uids=MAPS, gids=MAPS, pid="pod", **given))
+    assert held.pause is not None
+    mine = f"/proc/{held.pause.pid}/ns"
+    assert inode(f"{mine}/user") == inode(held.user) != inode("/proc/self/ns/user")
+    assert (inode(f"{mine}/net") == inode("/proc/self/ns/net")) == ("network" in given)
+    assert (inode(f"{mine}/ipc") == inode("/proc/self/ns/ipc")) == ("ipc" in given)
 
 
 def test_a_shared_pid_namespace_has_a_pause_without_rights(pods: Pods) -> None:
@@ -268,12 +284,23 @@ def test_plugins_are_told_whose_pod_it_is(pods: Pods) -> None:
     assert json.loads((calls / "1-DEL/config").read_text())["runtimeConfig"] == given
 
 
+def test_a_list_of_the_host_s_is_meant_though_a_network_of_ours_is_called_so(pods: Pods, wherry: Wherry) -> None:
+    calls = spy(pods)
+    ours = {"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "spy"}]}
+    pods.write_list("00-spy", ours)
+    wherry("network", "inspect", "bridge")  # it is made
+    pod = pods.run()
+    assert pods.held(pod).ips[0] == "192.0.2.7"
+    pods.engine.remove_pod(pod)
+    assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]
+
+
 def test_an_add_that_fails_is_undone_by_del(pods: Pods) -> None:
     calls = spy(pods)
     Path(f"{calls}.fail-ADD").touch()
     with pytest.raises(WherryError, match="told to fail"):
         pods.run()
-    assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]
+    assert [name.name.partition("-")[2] for name in sorted(calls.iterdir())][:2] == ["ADD", "DEL"]
     assert pods.leftovers() == []
     assert pods.engine.pods() == []
 
@@ -377,9 +404,11 @@ def fail() -> None:
 def test_a_failure_after_any_step_leaves_nothing(
     pods: Pods, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, maps: Any
 ) -> None:
-    with monkeypatch.context() as patched, pytest.raises(WherryError, match="injected"):
+    asked = pods.options(pid="pod", uids=maps, gids=maps, sysctls={"kernel.shmmax": "12345678"})
+    with monkeypatch.context() as patched:
         after(patched, module, name, fail)
-        pods.run(pid="pod", uids=maps, gids=maps, sysctls={"kernel.shmmax": "12345678"})
+        with pytest.raises(WherryError, match="injected"):
+            pods.engine.run_pod(asked)
     assert pods.engine.pods() == []
     if name != "_make_directory":  # nothing but an empty directory is there before there is an undo
         assert pods.leftovers() == []
@@ -439,6 +468,92 @@ def test_a_kill_after_any_step_of_a_removal_is_finished_by_the_next(
     assert pods.leftovers() == []
 
 
+# ---- with containers in it ----
+
+
+@pytest.fixture
+def image(pods: Pods, busybox: str) -> str:
+    return pods.engine.load(busybox)[0].id
+
+
+def sleeper(pods: Pods, pod: str, image: str, script: str = "sleep 1000", **given: Any) -> str:
+    name = f"c{len(pods.engine.members())}"
+    return pods.engine.create_member(pod, MemberOptions(name, image, command=("sh", "-c", script), **given))
+
+
+@pytest.mark.parametrize("pid", ["container", "pod"])
+def test_a_stop_ends_what_still_runs_and_a_removal_removes_it(pods: Pods, image: str, pid: str) -> None:
+    pod = pods.run(pid=pid)
+    stubborn, created = sleeper(pods, pod, image, "trap '' TERM; while :; do sleep 1; done"), sleeper(pods, pod, image)
+    pods.engine.start(stubborn)
+    until(lambda: pods.engine.member(stubborn).state == "running")
+    with pytest.raises(WherryError) as error:
+        pods.house.db.remove_pod(pod)
+    assert error.value.kind is Kind.CONFLICT
+    began = time.monotonic()
+    pods.engine.stop_pod(pod)
+    assert time.monotonic() - began < 8, "nobody is asked politely: the kubelet has done that before"
+    told = {one.id: one for one in pods.engine.members()}
+    assert (told[stubborn].state, told[stubborn].code) == ("exited", 137)
+    assert told[created].state == "created"
+    with pytest.raises(WherryError) as error:
+        pods.engine.start(created)
+    assert error.value.kind is Kind.CONFLICT
+    pods.engine.remove_pod(pod)
+    assert pods.engine.members() == []
+
+
+def test_the_pause_is_no_way_to_the_host(pods: Pods, image: str) -> None:
+    pod = pods.run(pid="pod")
+    security = PodSecurity(pid="pod", cap_add=("SYS_PTRACE", "KILL"))
+    look = "ls -a /proc/1/root/ | xargs; kill -9 1; kill -15 1; ls /proc/1/root/dev | wc -l; sleep 1000"
+    log = f"{pods.bin.parent}/log"
+    container = sleeper(pods, pod, image, look, security=security, log=log)
+    pods.engine.start(container)
+    lines = until(lambda: len(found := Path(log).read_text().splitlines()) > 1 and found)
+    assert lines[0].partition(" F ")[2] in (". ..", ". .. dev")
+    assert pods.engine.pod(pod).ready
+    asked = {"security": PodSecurity(pid="pod"), "log": f"{log}2"}
+    without = sleeper(pods, pod, image, "ls /proc/1/root || echo refused", **asked)
+    pods.engine.start(without)
+    until(lambda: "stdout F refused" in Path(f"{log}2").read_text())
+
+
+def test_no_container_is_missed_by_a_stop_at_the_moment_of_its_start(pods: Pods, image: str) -> None:
+    pod = pods.run(network="host")
+    made = [sleeper(pods, pod, image) for _ in range(6)]
+
+    def start(container: str) -> None:
+        with contextlib.suppress(WherryError):
+            pods.engine.start(container)
+
+    threads = [threading.Thread(target=start, args=(container,)) for container in made]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    pods.open().stop_pod(pod)
+    for thread in threads:
+        thread.join()
+    assert not [one for one in pods.engine.members() if one.state == "running"]
+    assert not pods.engine.pod(pod).ready
+
+
+@pytest.mark.parametrize("verb", ["stop", "remove"])
+def test_a_kill_between_the_ends_of_two_containers(
+    pods: Pods, image: str, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    pod = pods.run()
+    for _ in range(2):
+        pods.engine.start(sleeper(pods, pod, image))
+    with monkeypatch.context() as patched:
+        after(patched, member, verb, die)
+        killed(lambda: pods.open().remove_pod(pod))
+    pods.engine.stop_pod(pod)
+    assert {one.state for one in pods.engine.members()} <= {"exited"}
+    pods.engine.remove_pod(pod)
+    assert pods.engine.members() == []
+
+
 # ---- sweeps, reboots, others at the same time ----
 
 
@@ -464,6 +579,7 @@ def test_a_pod_on_a_network_of_wherry_s_keeps_it(pods: Pods, wherry: Wherry) -> 
     pod = pods.run(annotations={"kubernetes.io/egress-bandwidth": "10M"})
     assert wherry("network", "rm", "podded", check=False).returncode == 1
     pods.engine.remove_pod(pod)
+    wherry("network", "prune", "-f")
     wherry("network", "rm", "podded")
 
 

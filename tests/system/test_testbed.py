@@ -1,15 +1,22 @@
 """Boots the testbed's guest once plain and once under systemd, runs tests/testbed in it, and relays each result here.
 One file of it runs in a third guest, with a distribution's kernel, emulated: criu does not know the newest one.
 
+The two boots begin when the tests have been collected, beside the tests before them and with less right to the CPUs,
+and are over when their results are asked for: a guest takes one of two CPUs for minutes.
+
 Skips with the reason where the guest's kernel cannot be had on this machine.
 """
 
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +26,24 @@ INNER = TOP / "tests" / "testbed"
 VM_RUN = TOP / "scripts" / "testbed" / "vm-run"
 MODES = {"plain": (), "systemd": ("--systemd",)}
 EMULATED, EMULATED_FILE = ("--backend", "qemu", "--systemd"), "test_oci_criu.py"
-PREPARE_SECONDS, BOOT_SECONDS = 1500, 900
+PREPARE_SECONDS, BOOT_SECONDS = 1500, 1800
+NICE = 10  # beside other tests, some of which look at the time
+RUNNING: list[subprocess.Popen[str]] = []
+EARLY = pytest.StashKey["Early"]()
+
+
+def begin(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Boot what these items ask for, if any; `end` ends it."""
+    own = [item for item in items if isinstance(item, pytest.Function) and item.originalname == test_in_guest.__name__]
+    asked = {item.callspec.params["mode"] for item in own}
+    if asked and os.geteuid() == 0:
+        config.stash[EARLY] = Early([mode for mode in MODES if mode in asked])
+
+
+def end(config: pytest.Config) -> None:
+    """No guest outlives the session."""
+    if early := config.stash.get(EARLY, None):
+        early.end()
 
 
 def inner_tests(*, emulated: bool) -> list[str]:
@@ -31,12 +55,6 @@ def inner_tests(*, emulated: bool) -> list[str]:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
-
-
-@pytest.fixture(scope="session")
-def prepared() -> None:
-    """The kernel is there, or built within a bound."""
-    prepare()
 
 
 def prepare(*flags: str) -> None:
@@ -60,18 +78,22 @@ def checkout() -> list[str]:
 class Boot:
     """One run of the inner tests in one guest."""
 
-    def __init__(self, mode: str, results: Path, flags: tuple[str, ...], inner: Path = INNER) -> None:
+    def __init__(self, mode: str, results: Path, flags: tuple[str, ...], inner: Path = INNER, nice: int = 0) -> None:
         xml = results / f"{mode}.xml"
         python = Path(sys.executable)
         path = f"{python.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         command = [
-            str(VM_RUN), *flags, "--timeout", str(BOOT_SECONDS), "--rw", str(results), *checkout(),
+            "nice", "-n", str(nice), str(VM_RUN), *flags,
+            "--timeout", str(BOOT_SECONDS), "--rw", str(results), *checkout(),
             "--env", f"PATH={path}", "--env", "WHERRY_TESTBED=1", "--",
             str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=/scratch/t",
             f"--junitxml={xml}", str(inner),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOP)
-        self.output = done.stdout[-6000:] + done.stderr[-6000:]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=TOP, start_new_session=True
+        ) as guest:
+            RUNNING.append(guest)
+            self.output = guest.communicate()[0][-12000:]
         self.cases = list(ET.parse(xml).getroot().iter("testcase")) if xml.exists() else []
 
     def relay(self, test: str) -> None:
@@ -93,19 +115,39 @@ class Boot:
             pytest.skip(skipped[0])
 
 
-@pytest.fixture(scope="session")
-def boots(prepared: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Boot]:
-    """The guests' results by mode; each boots when its first test asks."""
-    return {}
+class Early:
+    """The boots of one session, one after the other, beside whatever else runs."""
+
+    def __init__(self, modes: list[str]) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="wherry-testbed-")
+        self._thread = ThreadPoolExecutor(1)
+        self._boots: dict[str, Future[Boot]] = {mode: self._thread.submit(self._boot, mode) for mode in modes}
+
+    def _boot(self, mode: str) -> Boot:
+        prepare()
+        results = Path(self._directory.name) / mode
+        results.mkdir()
+        return Boot(mode, results, MODES[mode], nice=NICE)
+
+    def __getitem__(self, mode: str) -> Boot:
+        """Its results, waited for; or why there are none, which skips."""
+        return self._boots[mode].result()
+
+    def end(self) -> None:
+        """The session is over, whatever was asked for."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        for guest in RUNNING:
+            if guest.poll() is None:
+                os.killpg(guest.pid, signal.SIGTERM)
+        self._thread.shutdown()
+        self._directory.cleanup()
 
 
-@pytest.mark.seconds(PREPARE_SECONDS + BOOT_SECONDS + 60)
+@pytest.mark.seconds(PREPARE_SECONDS + 2 * BOOT_SECONDS + 60)
 @pytest.mark.parametrize("test", inner_tests(emulated=False))
 @pytest.mark.parametrize("mode", MODES)
-def test_in_guest(mode: str, test: str, boots: dict[str, Boot], tmp_path_factory: pytest.TempPathFactory) -> None:
-    if mode not in boots:
-        boots[mode] = Boot(mode, tmp_path_factory.mktemp(f"testbed-{mode}"), MODES[mode])
-    boots[mode].relay(test)
+def test_in_guest(mode: str, test: str, request: pytest.FixtureRequest) -> None:
+    request.config.stash[EARLY][mode].relay(test)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ __all__ = ["delete", "kill", "pause", "remove_cgroup", "resume", "set_resources"
 
 _KILL = 9
 _START_GRACE = 5.0  # seconds from "created" to init's wait on the fifo
+_YOUNG = 2.0  # seconds after its start in which a process may still be getting ready for signals
 _EXIT_GRACE = 15.0  # seconds from init's end to exit.json: the monitor drains output for at most a few
 
 
@@ -83,10 +84,35 @@ def stop(container: ContainerDir, sig: str | int = "TERM", timeout: float = 10.0
         with process.held(state.init) as fd:
             if fd is not None:
                 _thaw(state)
+                left = _until_heard(state, fd, number, timeout)
                 process.send(fd, number)
-                if not process.wait_pidfd(fd, None if timeout < 0 else timeout):
+                if not process.wait_pidfd(fd, None if left < 0 else left):
                     _kill_all(state, fd)
     return wait(container, _EXIT_GRACE)
+
+
+def _until_heard(state: State, pidfd: int, number: int, timeout: float) -> float:
+    """Pid 1 of a namespace loses a signal that it has no handler for (signal(7)), and who has just begun has none yet:
+    give it a moment. What is left of `timeout`."""
+    begun = time.monotonic()
+    young = state.started + _YOUNG - time.time()
+    end = begun + (young if timeout < 0 else min(young, timeout))
+    while number != _KILL and time.monotonic() < end and not _hears(state, number):
+        if process.wait_pidfd(pidfd, 0.01):
+            break
+    return timeout if timeout < 0 else max(0.0, timeout - (time.monotonic() - begun))
+
+
+def _hears(state: State, number: int) -> bool:
+    """Whether init is no pid 1, or catches the signal."""
+    assert state.init is not None
+    try:
+        lines = files.read_capped(f"/proc/{state.init.pid}/status", 1 << 16).splitlines()
+    except OSError:
+        return True
+    found = dict(line.split(b":", 1) for line in lines if b":" in line)
+    catches = int(found.get(b"SigCgt", b"0"), 16) >> (number - 1) & 1
+    return bool(catches) or found.get(b"NSpid", b"1 0").split()[-1] != b"1"
 
 
 def _kill_all(state: State, pidfd: int) -> None:

@@ -26,7 +26,7 @@ from wherry.kernel import files, process
 from wherry.kernel.process import Process
 from wherry.model import ExitStatus, Json
 
-__all__ = ["ContainerDir", "State", "Status", "ids", "look_many", "monitored"]
+__all__ = ["ContainerDir", "State", "Status", "cgroups", "ids", "look_many", "monitored"]
 
 _ID = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}"  # runc's letters: it names a directory and a cgroup, hence NAME_MAX
 _FILE_MAX = 1 << 20
@@ -243,6 +243,12 @@ def look_many(state_root: str, ids: Sequence[str], below: str = "c") -> list[Sta
         state if state and state.started and event == _RUNS else None
         for state, event in zip(states, events, strict=True)
     ]
+
+
+def cgroups(state_root: str, ids: Sequence[str], below: str = "c") -> dict[str, str]:
+    """The cgroups of those that have one; whether anything runs there is the cgroup's to tell."""
+    states = _states(state_root, ids, below) if ids and os.path.isdir(os.path.join(state_root, below)) else []
+    return {state.id: state.cgroup for state in states if state and state.cgroup}
 
 
 def monitored(state_root: str, ids: Sequence[str], below: str = "c") -> set[str]:

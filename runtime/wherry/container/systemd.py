@@ -281,7 +281,8 @@ class _Bus:
 
         self.deadline, self._parser, self._serial = deadline, Parser(), 0
         self._jobs: dict[str, str] = {}
-        self._socket, named = _connect(manager, deadline)
+        (self._socket, early), named = _connect(manager, deadline)
+        self._parser.add_data(early)
         try:
             if named:
                 self._greet()
@@ -361,7 +362,7 @@ def _refusal(what: str, name: str, body: Sequence[Any]) -> WherryError:
     return WherryError(kind, text, hint=_HINTS.get(kind, ""))
 
 
-def _connect(manager: Manager, deadline: float) -> tuple[socket.socket, bool]:
+def _connect(manager: Manager, deadline: float) -> tuple[tuple[socket.socket, bytes], bool]:
     """The first socket that lets us in, and whether a bus is behind it."""
     whose = "the user's instance of systemd" if manager.user else "systemd"
     tried = []
@@ -385,9 +386,10 @@ def _paths(address: str) -> list[str]:
         raise WherryError(Kind.INVALID, f'"{address}" is no address of a D-Bus socket') from error
 
 
-def _open(path: str, deadline: float) -> socket.socket:
-    """Connected and authenticated by who we are to the kernel. No uid is claimed: in a user namespace ours is another
-    one than the socket's owner sees (D-Bus specification, EXTERNAL).
+def _open(path: str, deadline: float) -> tuple[socket.socket, bytes]:
+    """Connected and authenticated by who we are to the kernel, and what came behind the answers: a direct peer is sent
+    signals from then on. No uid is claimed: in a user namespace ours is another one than the socket's owner sees
+    (D-Bus specification, EXTERNAL).
 
     All lines go at once, as sd-bus sends them: if systemd reads BEGIN and our first message together, it leaves the
     message lying until more comes."""
@@ -404,4 +406,4 @@ def _open(path: str, deadline: float) -> socket.socket:
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, answer.split(b"\r\n", 2)[2]

@@ -413,6 +413,10 @@ class Database:
             return [_container(row) for row in self._rows(_C + " WHERE pod = ? ORDER BY created DESC", pod)]
         return [_container(row) for row in self._rows(_C + " WHERE pod IS NOT NULL ORDER BY created DESC")]
 
+    def member_pods(self) -> dict[str, str]:
+        """The pod of each container that is of one, without their configurations."""
+        return {row[0]: row[1] for row in self._rows("SELECT id, pod FROM containers WHERE pod IS NOT NULL")}
+
     # ---- who uses what ----
 
     def image_users(self, image: str) -> list[Container]:

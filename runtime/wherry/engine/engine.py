@@ -62,8 +62,9 @@ class Engine:
         self._house.catch_up()
 
     def prepare(self) -> None:
-        """Make the directories of the place."""
+        """Make the directories of the place, and read its settings once for all (see `reload`)."""
         self._house.prepare()
+        _ = self._house.settings
 
     def preload(self) -> None:
         """Load what the life of a pod needs, before anybody waits for it."""
@@ -393,11 +394,12 @@ class Engine:
 
         member.reopen_log(self._house, container)
 
-    def usage(self, ids: Sequence[str] = ()) -> dict[str, Usage]:
-        """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand."""
+    def usage(self, ids: Sequence[str] = (), *, detailed: bool = False) -> dict[str, Usage]:
+        """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand. A pod's id
+        also gives its containers. `detailed` is for metrics."""
         from .pods import usage
 
-        return usage.of(self._house, ids)
+        return usage.of(self._house, ids, detailed=detailed)
 
     def dial_pod(self, pod: str, port: int) -> socket.socket:
         """A TCP connection to a port of localhost inside a pod's network (v4 first, then v6). UNAVAILABLE if none."""
@@ -800,6 +802,12 @@ class Engine:
         from . import gc
 
         return gc.sweep(self._house, thorough=True)
+
+    def sweep(self) -> Json:
+        """The part of `gc` that every create does first: cheap, never waits, never fails. For who is at work long."""
+        from . import gc
+
+        return gc.sweep(self._house, thorough=False)
 
     def info(self) -> Json:
         """Return docker's info object, as far as it means something here."""

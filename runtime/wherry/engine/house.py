@@ -130,6 +130,11 @@ class House:
         for part in ("images", "networks"):
             self.__dict__.pop(part, None)
 
+    @cached_property
+    def measured(self) -> dict[str, tuple[float, tuple[int, int]]]:
+        """When (time.monotonic) a writable layer was walked, and its bytes and inodes then (pods/usage.py)."""
+        return {}
+
     def leave_no_traces(self) -> None:
         """Measure the facts without their cache, where it is not written yet: `explain` writes nothing."""
         from wherry.kernel import facts

@@ -123,10 +123,12 @@ def remove(house: House, name: str, *, force: bool) -> None:
 
 
 def prune(house: House, wanted: Filters) -> Json:
-    """`network prune`: custom networks of ours that no container asks for."""
+    """`network prune`: custom networks of ours that no container asks for, but for that of pods to come."""
     deleted = []
     chosen = {key: values for key, values in wanted.items() if key == "label"}
     for network in listing(house, {**chosen, "type": ["custom"], "dangling": ["true"]}):
+        if network["Name"] == house.settings.pod_network:
+            continue
         try:
             remove(house, network["Name"], force=True)
         except WherryError as error:

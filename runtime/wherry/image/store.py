@@ -53,6 +53,7 @@ Sizes = list[int]
 Later = Callable[[Callable[[], object]], object]
 Progress = Callable[[ProgressEvent], None]
 _ID = r"(?:sha256:)?([a-f0-9]{1,64})"
+_WHOLE_ID = re.compile("sha256:[0-9a-f]{64}")  # never a name: as docker
 
 
 def _silent(_event: ProgressEvent) -> None:
@@ -88,6 +89,7 @@ class ImageStore:
         self._helper = helper
         self._limits = limits
         self._format = snapshot_format
+        self._ids: dict[str, str] = {}  # a manifest's digest -> its image's id
 
     # ---- getting images
 
@@ -186,7 +188,7 @@ class ImageStore:
         if is_source(name_or_id):
             raise WherryError(Kind.INVALID, f"{name_or_id} is a source, not a stored image", hint="load it first")
         images = self._grouped()
-        for digest, (descriptor, names) in images.items():
+        for digest, (descriptor, names) in images.items() if not _WHOLE_ID.fullmatch(name_or_id) else ():
             if self._is_named(name_or_id, digest, names):
                 return self._record(descriptor, names)
         return self._by_id(name_or_id, images)
@@ -406,14 +408,22 @@ class ImageStore:
         if match:
             for descriptor, names in images.values():
                 with contextlib.suppress(WherryError, OSError):
-                    record = self._record(descriptor, names)
-                    if record.id.partition(":")[2].startswith(match[1]):
+                    if self._id_of(descriptor).partition(":")[2].startswith(match[1]):
+                        record = self._record(descriptor, names)
                         found[record.manifest] = record
         if len({record.id for record in found.values()}) > 1:
             raise WherryError(Kind.INVALID, f"image id {text} is ambiguous", hint="give more of its digits")
         if not found:
             raise WherryError(Kind.NOT_FOUND, f"no such image: {text[:300]}", hint="see `wherry images`, or pull it")
         return next(iter(found.values()))
+
+    def _id_of(self, target: Descriptor) -> str:
+        """The image's id, remembered: what a digest names never changes, and who creates containers asks by id."""
+        descriptor = self._meant(target)
+        known = self._ids.get(descriptor.digest)
+        if known is None:
+            known = self._ids[descriptor.digest] = self.manifest(descriptor).config.digest
+        return known
 
     def _record(self, target: Descriptor, names: tuple[str, ...]) -> ImageRecord:
         descriptor = self._meant(target)

@@ -311,7 +311,7 @@ class Cni:
                        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in joined.args.items())}
         config = _plugin_config(joined, plugin, previous)
         given = json.dumps(config).encode()
-        own = launchers.program(path) if os.path.dirname(path) == self._own else None
+        own = launchers.program(path) if os.path.dirname(path) == self._own else launchers.linked(path)
         code, out, err = plugincall.within(own, path, environment, given) if own else plugincall.run(
             path, environment, given, self._timeout, locks)
         what = f'CNI plugin "{plugin["type"]}", {verb}'

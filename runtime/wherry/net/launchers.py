@@ -18,7 +18,7 @@ from functools import cache
 from hashlib import sha256
 from typing import IO
 
-__all__ = ["PLUGINS", "Program", "called", "program", "provide"]
+__all__ = ["PLUGINS", "Program", "called", "linked", "program", "provide"]
 
 Program = Callable[[Sequence[str], Mapping[str, str], IO[bytes], IO[bytes]], int]
 
@@ -71,6 +71,16 @@ def program(path: str) -> Program:
     """What the launcher at `path` starts, or "restore"."""
     found: Program = importlib.import_module(f"wherry_cni.{_PROGRAMS[os.path.basename(path)]}").main
     return found
+
+
+def linked(path: str) -> Program | None:
+    """What a link to this installation's front is called as, which `wherry cni install` puts; None for another's."""
+    try:
+        front = os.readlink(path)
+    except OSError:
+        return None
+    ours = front == os.path.join(os.path.dirname(sys.executable), "wherry-cni")
+    return program(path) if ours and os.path.basename(path) in PLUGINS else None
 
 
 def called(name: str) -> Program | None:

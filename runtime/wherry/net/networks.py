@@ -26,13 +26,14 @@ from wherry.net.cni import Cni, Joined
 from wherry.net.cniconf import Directory
 from wherry.net.ports import PortBook
 
-__all__ = ["DEFAULT", "RESERVED", "Networks", "Subnet"]
+__all__ = ["DEFAULT", "HOST", "RESERVED", "Networks", "Subnet"]
 
 Rows = list[Json]  # inside the class, `list` is a verb
 Joins = list[Joined]
 Names = list[str]
 
 DEFAULT = "bridge"
+HOST = "cni:"  # before a name: a list of the host's, though one of ours is called so
 RESERVED = ("none", "host", "container", "default")
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
@@ -155,6 +156,7 @@ class Networks:
         """Leave one network. Done already, the namespace gone, or the network gone: success."""
         name = DEFAULT if network in ("", "default") else network
         conflist = self._named(name)  # whole: a network that has gone must not be taken for one whose id begins so
+        name = name.removeprefix(HOST)
         if conflist is not None:
             conflist = self._for_attachment(conflist, Attachment(name), bool(ports))
         remembered = self.cni.recall(name, container_id, interface)
@@ -171,8 +173,8 @@ class Networks:
         return self._own(DEFAULT if name in ("", "default") else name) is not None
 
     def host_lists(self) -> Names:
-        """The names of the host's CNI lists, in the order of their files; unusable files are left out."""
-        return [str(conflist["name"]) for conflist in self._lists[1].lists()]
+        """The host's CNI lists as HOST and their names, in the order of their files; unusable files are left out."""
+        return [f"{HOST}{conflist['name']}" for conflist in self._lists[1].lists()]
 
     def problems(self) -> Names:
         """Why files of the host's directory are no CNI configuration, as last seen."""
@@ -313,6 +315,8 @@ class Networks:
 
     def _named(self, name: str) -> Json | None:
         """By its whole name."""
+        if name.startswith(HOST):
+            return next((found for found in self._lists[1].lists() if found["name"] == name.removeprefix(HOST)), None)
         return self._own(name) or next((conflist for conflist in self._all() if conflist["name"] == name), None)
 
     def _own(self, name: str) -> Json | None:

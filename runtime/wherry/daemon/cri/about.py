@@ -41,7 +41,8 @@ class About:
             status=pb.RuntimeStatus(conditions=[_condition("RuntimeReady", ""), _network(features)]),
             runtime_handlers=[_handler(name, features) for name in ("", *features.handlers)],
             features=pb.RuntimeFeatures(
-                supplemental_groups_policy=True, user_namespaces_host_network=features.userns_host_network
+                supplemental_groups_policy=True, user_namespaces_host_network=features.userns_host_network,
+                mount_options=True,
             ),
         )
         if request.verbose:

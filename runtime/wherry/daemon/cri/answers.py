@@ -120,9 +120,10 @@ def _mount(mount: PodMount) -> pb.Mount:
         selinux_relabel=mount.relabel, propagation=_PROPAGATION[mount.propagation],
         uidMappings=_id_maps(mount.uids), gidMappings=_id_maps(mount.gids),
         recursive_read_only=mount.recursive_readonly, image_sub_path=mount.source if mount.image else "",
+        mount_options=mount.options,
     )  # fmt: skip
     if mount.image:
-        made.image.image = mount.image
+        made.image.image = made.image.image_ref = mount.image
     return made
 
 
@@ -193,12 +194,13 @@ def attributes(found: Member) -> pb.ContainerAttributes:
     )
 
 
-def container_stats(whose: pb.ContainerAttributes, used: Usage | None, rate: int | None) -> pb.ContainerStats:
-    """What a container uses; one that does not run uses its writable layer at most. `rate`: nanocores."""
+def container_stats(used: Usage | None, rate: int | None) -> pb.ContainerStats:
+    """What a container uses, less its attributes; one that does not run uses its writable layer at most. `rate`:
+    nanocores."""
     used = used or Usage(time.time())
     when = _ns(used.time)
     made = pb.ContainerStats(
-        attributes=whose, cpu=_cpu(used, when, rate), memory=_memory(used, when),
+        cpu=_cpu(used, when, rate), memory=_memory(used, when),
         io=pb.IoUsage(timestamp=when, psi=_psi(used.pressure.get("io"))),
         swap=pb.SwapUsage(
             timestamp=when, swap_available_bytes=_number(used.swap_available), swap_usage_bytes=_number(used.swap)
@@ -217,10 +219,8 @@ def _layer(used: Usage, when: int) -> pb.FilesystemUsage:
     )  # fmt: skip
 
 
-def pod_stats(
-    found: Pod, used: Usage | None, rate: int | None, containers: Iterable[pb.ContainerStats]
-) -> pb.PodSandboxStats:
-    """What a pod uses, and each of its containers."""
+def pod_stats(found: Pod, used: Usage | None, rate: int | None, containers: Iterable[bytes]) -> pb.PodSandboxStats:
+    """What a pod uses, and each of its containers (their stats as bytes)."""
     asked, used = found.options, used or Usage(time.time())
     when = _ns(used.time)
     whose = pb.PodSandboxAttributes(
@@ -228,7 +228,8 @@ def pod_stats(
     )
     linux = pb.LinuxPodSandboxStats(
         cpu=_cpu(used, when, rate), memory=_memory(used, when), network=_network(used, when),
-        process=pb.ProcessUsage(timestamp=when, process_count=_number(used.pids)), containers=containers,
+        process=pb.ProcessUsage(timestamp=when, process_count=_number(used.pids)),
+        containers=[pb.ContainerStats.FromString(raw) for raw in containers],
         io=pb.IoUsage(timestamp=when, psi=_psi(used.pressure.get("io"))),
     )  # fmt: skip
     return pb.PodSandboxStats(attributes=whose, linux=linux)

@@ -20,7 +20,6 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 from . import answers
-from . import api_pb2 as pb
 
 __all__ = ["Catalog", "Entry", "framed"]
 
@@ -50,10 +49,10 @@ class Entry(Generic[_T]):
         return framed(1, self._listed(self.value).SerializeToString())
 
     @cached_property
-    def attributes(self) -> pb.ContainerAttributes:
-        """Of a container: whose figures they are."""
+    def attributes(self) -> bytes:
+        """Of a container, whose figures they are: field 1 of its stats."""
         assert isinstance(self.value, Member)
-        return answers.attributes(self.value)
+        return framed(1, answers.attributes(self.value).SerializeToString())
 
 
 class Catalog:

@@ -59,12 +59,24 @@ def _link(position: int) -> _Read:
     return lambda used, _: [((str(link[0]),), int(link[position])) for link in used.interfaces if link[0] != "lo"]
 
 
+def _detail(name: str, help_: str, kind: int, key: str, divisor: int = 1) -> _Row:
+    def read(used: Usage, _: Member | None) -> list[tuple[tuple[str, ...], int | None]]:
+        found = used.details.get(key)
+        return _one(None if found is None else found // divisor)
+
+    return _Row(name, help_, kind, read)
+
+
 def _pressure(what: str, kind: str) -> _Row:
     word, who = ("waiting", "some process") if kind == "some" else ("stalled", "every process")
     return _Row(
         f"container_pressure_{what}_{word}_seconds_total", f"Time in which {who} waited for {what}, in seconds", _C,
         lambda used, _: _one(_waited(used, what, kind)),
     )  # fmt: skip
+
+
+def _packets(position: int) -> _Read:
+    return lambda used, _: [((name,), found[position]) for name, found in used.packets.items() if name != "lo"]
 
 
 _OF_BOTH = (
@@ -77,7 +89,29 @@ _OF_BOTH = (
     _Row("container_memory_rss", "Anonymous memory", _G, lambda u, _: _one(u.memory_rss)),
     _Row("container_memory_swap", "Swap in use", _G, lambda u, _: _one(u.swap)),
     _Row("container_memory_failures_total", "Page faults", _C, _faults, ("failure_type", "scope")),
-    _Row("container_processes", "Processes and threads", _G, lambda u, _: _one(u.pids)),
+    _Row("container_threads", "Threads", _G, lambda u, _: _one(u.pids)),
+    *(_detail(*row) for row in (
+        ("container_processes", "Processes", _G, "processes"),
+        ("container_threads_max", "Limit of threads", _G, "threads_max"),
+        ("container_file_descriptors", "Open descriptors", _G, "descriptors"),
+        ("container_sockets", "Open sockets", _G, "sockets"),
+        ("container_cpu_user_seconds_total", "CPU time used in user mode, in seconds", _C, "cpu_user_ns", _SECOND),
+        ("container_cpu_system_seconds_total", "CPU time used by the kernel, in seconds", _C, "cpu_system_ns", _SECOND),
+        ("container_cpu_cfs_periods_total", "Periods of the CPU limit", _C, "periods"),
+        ("container_cpu_cfs_throttled_periods_total", "Periods in which it was throttled", _C, "throttled_periods"),
+        ("container_cpu_cfs_throttled_seconds_total", "Time in which it was throttled, in seconds", _C, "throttled_ns",
+         _SECOND),
+        ("container_memory_cache", "Memory of the page cache", _G, "cache"),
+        ("container_memory_mapped_file", "Memory of mapped files", _G, "mapped"),
+        ("container_memory_kernel_usage", "Memory of the kernel", _G, "kernel"),
+        ("container_memory_failcnt", "Times that the limit of memory was hit", _C, "limit_hits"),
+        ("container_memory_max_usage_bytes", "The most memory that was in use", _G, "memory_peak"),
+        ("container_oom_events_total", "Processes killed for want of memory", _C, "oom_kills"),
+        ("container_fs_reads_bytes_total", "Bytes read from devices", _C, "read_bytes"),
+        ("container_fs_writes_bytes_total", "Bytes written to devices", _C, "written_bytes"),
+        ("container_fs_reads_total", "Reads from devices", _C, "reads"),
+        ("container_fs_writes_total", "Writes to devices", _C, "writes"),
+    )),
     _Row("container_last_seen", "When these figures were read, unix seconds", _G, lambda u, _: _one(int(u.time))),
     *(_pressure(what, kind) for what in ("cpu", "memory", "io") for kind in ("some", "full")),
 )  # fmt: skip
@@ -100,6 +134,12 @@ _OF_PODS = (
     _Row("container_network_receive_errors_total", "Errors while receiving", _C, _link(2), ("interface",)),
     _Row("container_network_transmit_bytes_total", "Bytes sent", _C, _link(3), ("interface",)),
     _Row("container_network_transmit_errors_total", "Errors while sending", _C, _link(4), ("interface",)),
+    _Row("container_network_receive_packets_total", "Packets received", _C, _packets(0), ("interface",)),
+    _Row("container_network_receive_packets_dropped_total", "Packets dropped that came", _C, _packets(1),
+         ("interface",)),
+    _Row("container_network_transmit_packets_total", "Packets sent", _C, _packets(2), ("interface",)),
+    _Row("container_network_transmit_packets_dropped_total", "Packets dropped that were to be sent", _C, _packets(3),
+         ("interface",)),
 )
 
 
@@ -169,7 +209,9 @@ class Metrics:
         return await self._parts.work.look(self._read, pods, members)
 
     def _read(self, pods: list[Pod], members: dict[str, list[Member]]) -> list[pb.PodSandboxMetrics]:
-        used = self._engine.usage([*members, *(m.id for found in members.values() for m in found)]) if pods else {}
+        if not pods:
+            return []
+        used = self._engine.usage([*members, *(m.id for found in members.values() for m in found)], detailed=True)
         return [
             pb.PodSandboxMetrics(
                 pod_sandbox_id=pod.id, metrics=of_pod(pod, used.get(pod.id)),

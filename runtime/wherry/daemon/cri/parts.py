@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from wherry.daemon.work import Work
@@ -30,15 +30,20 @@ class Parts:
     async def change(self, key: object, call: Callable[[], _T]) -> _T:
         """Something that changes a pod or a container, once for all who ask for it now (`key`); what nobody waits for
         is done after the answer."""
-        return await self._joined(key, lambda: self.work.change(call))
+        return await self.joined.do(key, lambda: self.work.change(self._settled, call))
 
     async def waited(self, key: object, call: Callable[[], _T]) -> _T:
         """The same for what mostly waits."""
-        return await self._joined(key, lambda: self.work.wait(call))
+        return await self.joined.do(key, lambda: self.work.wait(self._settled, call))
 
-    async def _joined(self, key: object, make: Callable[[], Awaitable[_T]]) -> _T:
+    def _settled(self, call: Callable[[], _T]) -> _T:
+        """In the thread that did it: who asked may be gone by then, and what is put off holds locks."""
         try:
-            return await self.joined.do(key, make)
+            return call()
         finally:
-            if self.engine.behind:
-                self.work.later(self.engine.catch_up)
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """What nobody waits for is done now that the answer is on its way."""
+        if self.engine.behind:
+            self.work.later(self.engine.catch_up)

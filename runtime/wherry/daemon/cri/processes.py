@@ -49,6 +49,7 @@ class Processes:
             raise
         finally:
             frames.close()
+            self._parts.catch_up()
 
     async def _begun(self, ref: str, words: tuple[str, ...]) -> Frames:
         from wherry.daemon.streaming.frames import Frames

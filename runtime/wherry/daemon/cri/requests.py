@@ -26,6 +26,7 @@ _PROPAGATION = {
     pb.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
 _PID = {pb.POD: "pod", pb.CONTAINER: "container", pb.NODE: "host"}
+_MOUNT_OPTIONS = frozenset(("noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "nosymfollow"))
 _SIGNALS: Mapping[str, Any] = dict(pb.Signal.items())
 _POLICIES = {pb.Merge: "merge", pb.Strict: "strict"}
 _T = TypeVar("_T")
@@ -185,9 +186,9 @@ def _container_config(request: pb.CreateContainerRequest) -> pb.ContainerConfig:
 
 
 def _variable(pair: pb.KeyValue) -> str:
-    if not pair.key or "=" in pair.key or "\0" in pair.key + pair.value:
+    if not pair.key or "=" in pair.key or "\0" in pair.key or b"\0" in pair.value:
         raise _bad(f"{pair.key[:80]!r} is no name of an environment variable, or its value has a NUL")
-    return f"{pair.key}={pair.value}"
+    return f"{pair.key}={os.fsdecode(pair.value)}"
 
 
 def _log_path(directory: str, path: str) -> str:
@@ -213,8 +214,15 @@ def _mount(mount: pb.Mount) -> PodMount:
         target=mount.container_path, source=mount.image_sub_path if image else mount.host_path,
         readonly=mount.readonly or bool(image), recursive_readonly=mount.recursive_read_only,
         propagation=_known(_PROPAGATION, mount.propagation, "a mount's propagation"), relabel=mount.selinux_relabel,
-        uids=_id_maps(mount.uidMappings), gids=_id_maps(mount.gidMappings), image=image,
+        uids=_id_maps(mount.uidMappings), gids=_id_maps(mount.gidMappings), image=image, options=_flags(mount),
     )  # fmt: skip
+
+
+def _flags(mount: pb.Mount) -> tuple[str, ...]:
+    found = tuple(mount.mount_options)
+    if unknown := set(found) - _MOUNT_OPTIONS:
+        raise _bad(f"mount option {min(unknown)[:40]!r} is not one of {', '.join(sorted(_MOUNT_OPTIONS))}")
+    return found
 
 
 def _device(device: pb.Device) -> tuple[str, str, str]:
@@ -225,18 +233,18 @@ def _device(device: pb.Device) -> tuple[str, str, str]:
 
 
 def _signal(number: int) -> str:
-    """The CRI numbers signals by names of its own: SIGRTMINPLUS3 is RTMIN+3."""
-    if number == pb.RUNTIME_DEFAULT:
+    """The CRI numbers signals by names of its own: SIGNAL_SIGRTMINPLUS3 is SIGRTMIN+3."""
+    if number == pb.SIGNAL_RUNTIME_DEFAULT:
         return ""
     if number not in pb.Signal.values():
         raise _bad(f"there is no stop signal {number}")
-    return pb.Signal.Name(number).replace("PLUS", "+").replace("MINUS", "-")
+    return pb.Signal.Name(number).removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-")
 
 
 def stop_signal(name: str) -> pb.Signal:
-    """The CRI's number of a signal's name (SIGTERM, TERM, SIGRTMIN+3); RUNTIME_DEFAULT for one that it lacks."""
+    """The CRI's number of a signal's name (SIGTERM, TERM, SIGRTMIN+3); SIGNAL_RUNTIME_DEFAULT if it has none."""
     word = name.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
-    number: pb.Signal = _SIGNALS.get(f"SIG{word}", pb.RUNTIME_DEFAULT)
+    number: pb.Signal = _SIGNALS.get(f"SIGNAL_SIG{word}", pb.SIGNAL_RUNTIME_DEFAULT)
     return number
 
 

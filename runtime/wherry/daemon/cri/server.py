@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ import grpc.aio
 from wherry.daemon import sockets
 from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
+from wherry.errors import WherryError
 from wherry.model import Place
 
 from . import gate, services
@@ -32,6 +34,7 @@ __all__ = ["Server"]
 
 _log = logging.getLogger("wherryd")
 _MESSAGE_MAX = 16 << 20  # bytes of a request, as containerd's
+_SWEEP_SECONDS = 60
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MESSAGE_MAX),
     ("grpc.max_send_message_length", -1),  # a node with many containers has long lists
@@ -80,6 +83,22 @@ class Server:
             self._relay.start()
         self._parts.catalog.start()
         self._parts.work.later(self._parts.engine.preload)
+        self._keeping = asyncio.ensure_future(self._keep())
+
+    async def _keep(self) -> None:
+        """Take what killed processes left, we among them: nobody else asks for a pod that never got an id."""
+        while True:
+            self._parts.work.later(self._swept)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    def _swept(self) -> None:
+        try:
+            found = {kind: names for kind, names in self._parts.engine.sweep().items() if names}
+        except (WherryError, OSError) as error:
+            _log.warning("what was left could not be swept: %s", error)
+        else:
+            if found:
+                _log.info("swept what was left: %s", found)
 
     def reload(self) -> None:
         """Read the settings again; they stay as they were where they are wrong (WherryError)."""
@@ -88,6 +107,7 @@ class Server:
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""
         self._happenings.stop()
+        self._keeping.cancel()
         await self._server.stop(self.GRACE)
         for path in self._bound:
             with suppress(FileNotFoundError):

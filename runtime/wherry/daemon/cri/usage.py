@@ -53,38 +53,37 @@ class Usage:
         self._parts, self._engine, self._catalog = parts, parts.engine, parts.catalog
         self._rates = Rates()
 
-    async def ContainerStats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
+    async def ContainerStats(self, request: pb.ContainerStatsRequest) -> bytes:
         """Of one container."""
         ref = requests.identity(request.container_id, "container")
         await self._catalog.fresh()
         entry = self._catalog.member(ref)
         used = await self._parts.work.look(self._engine.usage, [entry.value.id])
-        return pb.ContainerStatsResponse(stats=self._container(entry, used))
+        return framed(1, self._container(entry, used))
 
     async def ListContainerStats(self, request: pb.ListContainerStatsRequest) -> bytes:
         """Of all that match."""
-        found = await self._containers(request.filter)
-        return b"".join(framed(1, stats.SerializeToString()) for stats in found)
+        return b"".join(await self._containers(request.filter))
 
-    async def StreamContainerStats(
-        self, request: pb.StreamContainerStatsRequest
-    ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
-        """The same, one by one."""
-        for stats in await self._containers(request.filter):
-            yield pb.StreamContainerStatsResponse(container_stats=[stats])
+    async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest) -> AsyncIterator[bytes]:
+        """The same, one by one: an answer has its one list in field 1 as well."""
+        for item in await self._containers(request.filter):
+            yield item
 
-    async def _containers(self, wanted: pb.ContainerStatsFilter) -> list[pb.ContainerStats]:
+    async def _containers(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
         await self._catalog.fresh()
         entries = [entry for entry in self._catalog.members() if filters.matches_container(entry.value, wanted)]
         return await self._parts.work.look(self._told, entries)
 
-    def _told(self, entries: list[Entry[Member]]) -> list[pb.ContainerStats]:
+    def _told(self, entries: list[Entry[Member]]) -> list[bytes]:
         used = self._engine.usage([entry.value.id for entry in entries]) if entries else {}
-        return [self._container(entry, used) for entry in entries]
+        return [framed(1, self._container(entry, used)) for entry in entries]
 
-    def _container(self, entry: Entry[Member], used: Mapping[str, Used]) -> pb.ContainerStats:
+    def _container(self, entry: Entry[Member], used: Mapping[str, Used]) -> bytes:
+        """ContainerStats: its attributes, which are kept as bytes, and what it uses now."""
         ref = entry.value.id
-        return answers.container_stats(entry.attributes, used.get(ref), self._rates.of(ref, used.get(ref)))
+        now = answers.container_stats(used.get(ref), self._rates.of(ref, used.get(ref)))
+        return entry.attributes + now.SerializeToString()
 
     async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:
         """Of one pod."""

@@ -7,6 +7,7 @@ over the connection is the other modules'.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -142,7 +143,12 @@ class Streaming:
         assert session is not None
         self._sessions.add(session)
         session.add_done_callback(self._sessions.discard)
-        return await ticket.serve(request)
+        try:
+            return await ticket.serve(request)
+        finally:
+            if self._engine.behind:  # the end of a process leaves its connection to be closed
+                with contextlib.suppress(RuntimeError):  # we stop
+                    self._starting.submit(self._engine.catch_up)
 
     async def _remote(self, task: Task, request: web.Request) -> web.StreamResponse:
         if web_socket(request):

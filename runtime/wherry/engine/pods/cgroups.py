@@ -19,7 +19,7 @@ from wherry.oci import cgroup2, systemd
 
 from .values import PodOptions
 
-__all__ = ["Place", "driver", "locate", "make", "remove", "set_limits"]
+__all__ = ["Place", "absent", "driver", "locate", "make", "remove", "set_limits"]
 
 _SUMS = {"memory": ("limit", "reservation"), "cpu": ("shares", "quota"), "pids": ("limit",)}
 
@@ -59,22 +59,24 @@ def _own_slice(house: House, pod: str) -> str:
     return f"{stem or 'wherry'}-pod{pod}.slice"
 
 
-def make(house: House, place: Place, options: PodOptions) -> bool:
-    """Make it where it is missing, with its limits where it is ours. True if it was made here: `remove` takes it back.
-    A slice without limits comes with its first scope."""
+def absent(place: Place) -> bool:
+    """Whether `make` would make it, and no unit of systemd that comes and goes by itself."""
+    return bool(place.path) and not place.slice and not os.path.isdir(place.path)
+
+
+def make(house: House, place: Place, options: PodOptions) -> None:
+    """Make it where it is missing, with its limits where it is ours. A slice without limits comes with its first
+    scope."""
     limits = _writes(house, _sum(options.resources, options.overhead)) if place.own else []
     if place.slice:
         if limits:
             from wherry.container import systemd as bus
 
             bus.start_slice(place.slice, systemd.properties(limits))
-        return place.own
-    if not place.path or os.path.isdir(place.path):
-        return False
-    cgroup.prepare(house.facts, f"{place.path}/any")
-    if limits:
-        cgroup.update(place.path, limits)
-    return True
+    elif absent(place):
+        cgroup.prepare(house.facts, f"{place.path}/any")
+        if limits:
+            cgroup.update(place.path, limits)
 
 
 def set_limits(house: House, place: Place, options: PodOptions) -> None:

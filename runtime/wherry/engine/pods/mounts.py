@@ -45,7 +45,7 @@ def make(house: House, pod: str, asked: Sequence[PodMount], undo: Undo, *, relab
         target = _target(mount)
         if mount.image:
             images.append(_image(house, mount, target))
-            entries.append(_entry(target, "", ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"], mount))
+            entries.append(_entry(target, "", ["rbind", "rprivate", "ro", "nosuid", "nodev"], mount))
         else:
             entries.append(_bind(mount, target, undo))
         if relabel and mount.relabel and not mount.image:
@@ -88,7 +88,7 @@ def _bind(mount: PodMount, target: str, undo: Undo) -> Json:
     _check_propagation(source, mount.propagation)
     words = {"private": "rprivate"}.get(mount.propagation, mount.propagation)
     access = "rro" if mount.recursive_readonly else "ro" if mount.readonly else "rw"
-    return _entry(target, source, ["rbind", words, access], mount)
+    return _entry(target, source, ["rbind", words, access, *mount.options], mount)
 
 
 def _check_recursive(mount: PodMount) -> None:
@@ -162,6 +162,8 @@ def _image(house: House, mount: PodMount, target: str) -> ImageVolume:
         raise WherryError(Kind.INVALID, f"sub path {mount.source[:300]!r} of the image on {target} leads out of it")
     if mount.propagation != "private":
         raise WherryError(Kind.INVALID, f"mount {target}: an image volume has no propagation")
+    if not mount.readonly:
+        raise WherryError(Kind.INVALID, f"mount {target}: an image volume must be read-only", hint="set readonly")
     record = house.images.get(mount.image)
     house.images.ensure_unpacked(record)
     return ImageVolume(target, record.id, record.config.diff_ids, mount.source)

@@ -24,6 +24,7 @@ from .values import IdMap, PodOptions
 __all__ = ["make", "pin", "release", "set_sysctls", "shm"]
 
 _BITS: Final = {"user": 0x10000000, "ipc": 0x08000000, "uts": 0x04000000, "net": 0x40000000}  # linux/sched.h
+_PING = "net.ipv4.ping_group_range"
 _SHM_BYTES = 64 << 20  # docker's and the kubelet's other runtimes'
 _EMPTY_PATH = 4  # MOVE_MOUNT_F_EMPTY_PATH
 
@@ -42,6 +43,7 @@ def make(house: House, pod: str, options: PodOptions, hostname: str) -> dict[str
     name = hostname if "uts" in own else ""
     sysctls = {key: value for key, value in options.sysctls.items() if not _of_network(key)}
     if options.uids:
+        sysctls |= {key: value for key, value in _network_sysctls(options).items() if _of_ids(key) and "net" in own}
         paths["user"] = f"{place}/user"
         _below_user(paths, options, name, sysctls)
     else:
@@ -137,14 +139,23 @@ def _map_text(lines: tuple[IdMap, ...]) -> str:
 
 
 def set_sysctls(path: str, options: PodOptions) -> None:
-    """Those of the network, in the namespace at `path`: what is asked, and docker's and containerd's defaults, by which
-    low ports and ping need no capability there."""
+    """Those of the network, in the namespace at `path`, but for those that `make` has set."""
     from wherry.net import netns
 
-    last = max((one.inside + one.size - 1 for one in options.gids), default=2147483647)
-    usual = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": f"0 {min(last, 2147483647)}"}
-    asked = {key: value for key, value in options.sysctls.items() if _of_network(key)}
-    netns.inside(path, lambda: _write_sysctls({**usual, **asked}))
+    left = {key: value for key, value in _network_sysctls(options).items() if not (options.uids and _of_ids(key))}
+    netns.inside(path, lambda: _write_sysctls(left))
+
+
+def _network_sysctls(options: PodOptions) -> dict[str, str]:
+    """What is asked, and docker's and containerd's defaults, by which low ports and ping need no capability there."""
+    last = min((one.size - 1 for one in options.gids if one.inside == 0), default=2147483647)
+    usual = {"net.ipv4.ip_unprivileged_port_start": "0", _PING: f"0 {min(last, 2147483647)}"}
+    return {**usual, **{key: value for key, value in options.sysctls.items() if _of_network(key)}}
+
+
+def _of_ids(key: str) -> bool:
+    """Whether its values are ids of the writer's user namespace: then a process in the pod's must write it."""
+    return key.replace("/", ".") == _PING
 
 
 def _of_network(key: str) -> bool:

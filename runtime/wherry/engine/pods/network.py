@@ -64,10 +64,10 @@ def join(house: House, pod: str, options: PodOptions, cgroup: str) -> tuple[str,
     name = choose(house)
     known = house.networks.settings(name)
     declared = known["capabilities"] | ({"bandwidth"} if house.networks.is_own(known["name"]) else set())
-    wish = Attachment(known["name"], interface=_INTERFACE, options=_wishes(declared, options, cgroup))
+    wish = Attachment(name, interface=_INTERFACE, options=_wishes(declared, options, cgroup))
     ports = tuple(port for port in options.ports if port.host_port)
     dns = {"servers": options.dns, "searches": options.dns_search, "options": options.dns_option}
-    note = json.dumps({"network": known["name"], "interface": _INTERFACE}).encode()
+    note = json.dumps({"network": name, "interface": _INTERFACE}).encode()
     files.atomic_write(_note(house, pod), note, 0o600)
 
     def once() -> NetworkResult:
@@ -78,7 +78,7 @@ def join(house: House, pod: str, options: PodOptions, cgroup: str) -> tuple[str,
     result = _patiently(house, once)
     ips = _addresses(result)
     if not ips:
-        raise WherryError(Kind.UNAVAILABLE, f"network {name} gave the pod no address")
+        raise WherryError(Kind.UNAVAILABLE, f"network {known['name']} gave the pod no address")
     return ips
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -62,10 +63,16 @@ def config(  # noqa: PLR0917  # what a create knows
         "ports": [],
         "exposed": [],
         "mounts": mounts.inspect_rows(made),
-        "member": codec.encode(asked),
+        "member": codec.encode(asked._replace(mounts=tuple(_resolved(mount, made) for mount in asked.mounts))),
         "user": {"uid": user.uid, "gid": user.gid, "gids": list(user.groups)},
         "volumes": [codec.encode(volume) for volume in made.images],
     }
+
+
+def _resolved(mount: PodMount, made: mounts.Made) -> PodMount:
+    """An image by its id on this node, whatever it was called."""
+    images = {volume.target: volume.image for volume in made.images}
+    return mount._replace(image=images[os.path.normpath(mount.target)]) if mount.image else mount
 
 
 def _run_options(pod: str, asked: MemberOptions) -> RunOptions:

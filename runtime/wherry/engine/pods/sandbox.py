@@ -34,6 +34,7 @@ __all__ = ["clear", "every", "finish", "get", "remove", "run", "stop", "update"]
 def run(house: House, options: PodOptions) -> str:
     """The verb. Its id; the same pod again is the same id while it is ready, else EXISTS."""
     checking.check(options)
+    _check_handler(house, options.handler)
     known = house.db.pod_of(options.namespace, options.name, options.uid, options.attempt)
     if known is not None:
         return _again(house, known)
@@ -44,6 +45,13 @@ def run(house: House, options: PodOptions) -> str:
         if error.kind is not Kind.EXISTS or known is None:
             raise
     return _again(house, known)  # another process was faster
+
+
+def _check_handler(house: House, name: str) -> None:
+    known = ("wherry", *sorted(house.settings.handlers))
+    if name and name not in known:
+        message = f"RuntimeClass handler {name[:80]!r} is not configured"
+        raise WherryError(Kind.INVALID, message, hint=f"known: {', '.join(known)}; others are set as handlers")
 
 
 def _again(house: House, row: PodRow) -> str:
@@ -94,8 +102,9 @@ def _hold(house: House, pod: str, options: PodOptions, undo: Undo) -> tuple[Held
     shm = namespaces.shm(house, pod, options)
     ips = _join(it, paths)
     texts = files.write(house, pod, options, hostname, ips)
-    made = cgroups.make(house, it.place, options)
+    made = cgroups.absent(it.place)
     undo.add(partial(cgroups.remove, it.place, made=made))
+    cgroups.make(house, it.place, options)
     held = Held(
         pod, paths.get("net", ""), paths.get("ipc", ""), paths.get("uts", ""), user=paths.get("user", ""),
         uids=options.uids, gids=options.gids, shm=shm, files=texts, cgroup=it.place.path, slice=it.place.slice,
@@ -196,16 +205,14 @@ def _stop(house: House, row: PodRow) -> None:
         return
     from . import member, pause
 
+    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-    ])  # fmt: skip
-    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
-    _all_of([
-        partial(namespaces.release, house, row.id),
         partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
     ])  # fmt: skip
+    namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
     if ready:
         _tell(house, row, "stop")
 
@@ -250,8 +257,12 @@ def clear(house: House, pod: str) -> None:
             if error.kind is not Kind.NOT_FOUND:
                 raise
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
-        _all_of([partial(pause.end, house, pod), partial(network.leave, house, pod)])
-        _all_of([partial(namespaces.release, house, pod), partial(cgroups.remove, place, made=False)])
+        _all_of([
+            partial(pause.end, house, pod),
+            partial(network.leave, house, pod),
+            partial(cgroups.remove, place, made=False),
+        ])  # fmt: skip
+        namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
 
 
@@ -280,6 +291,7 @@ def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
         if records.load(house, row.id) is not None:
             cgroups.set_limits(house, cgroups.locate(house, row.id, after), after)
         house.db.set_pod(row.id, {**found.config, "options": records.encode(after)})
+    _tell(house, row, "update")
 
 
 def _over(before: Json, change: Json) -> Json:

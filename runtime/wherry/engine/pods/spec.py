@@ -122,28 +122,29 @@ def _base(made: Inputs) -> list[Json]:
             mount["options"] = [option for option in mount["options"] if option != "ro"]
         found = [_host_cgroups(made) if mount["type"] == "cgroup" else mount for mount in found]
     shared = made.held.shm or _SHM
-    return [*found, _of_pod(made, _SHM, shared, ["nosuid", "noexec", "nodev", "rw"], mapped=bool(made.held.shm))]
+    return [*found, _bound(_SHM, shared, ["nosuid", "noexec", "nodev", "rw"])]
 
 
 def _host_cgroups(made: Inputs) -> Json:
     source = made.facts.cgroup_mount or "/sys/fs/cgroup"
-    options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]
-    return {"destination": "/sys/fs/cgroup", "type": "bind", "source": source, "options": options}
+    return _bound("/sys/fs/cgroup", source, ["nosuid", "noexec", "nodev", "rw"])
 
 
 def _files(made: Inputs) -> list[Json]:
     """hosts, hostname and resolv.conf of the pod, read-only where the root is."""
     access = "ro" if made.options.security.readonly_root else "rw"
     files: Mapping[str, str] = made.held.files
-    return [_of_pod(made, target, source, ["nosuid", "nodev", access], mapped=True) for target, source in files.items()]
+    return [{**_bound(target, source, ["nosuid", "nodev", access]), **_maps(made)} for target, source in files.items()]
 
 
-def _of_pod(made: Inputs, target: str, source: str, options: list[str], *, mapped: bool) -> Json:
-    """What the pod has for all its containers: root's own, and so the container's root's."""
-    maps = {"uidMappings": mappings(made.held.uids), "gidMappings": mappings(made.held.gids)}
-    extra = {**maps} if mapped and made.held.user else {}
-    words = ["rbind", "rprivate", *options, *(["idmap"] if extra else [])]
-    return {"destination": target, "type": "bind", "source": source, "options": words, **extra}
+def _bound(target: str, source: str, options: list[str]) -> Json:
+    return {"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", *options]}
+
+
+def _maps(made: Inputs) -> Json:
+    """Of a user namespace; with them a mount shows what is root's as the container's root's."""
+    held = made.held
+    return {"uidMappings": mappings(held.uids), "gidMappings": mappings(held.gids)} if held.user else {}
 
 
 # ---- linux
@@ -180,9 +181,7 @@ def _linux(made: Inputs) -> Json:
         linux["seccomp"] = made.confinement.seccomp
     if made.confinement.selinux[1]:
         linux["mountLabel"] = made.confinement.selinux[1]
-    if made.held.user:
-        linux |= {"uidMappings": mappings(made.held.uids), "gidMappings": mappings(made.held.gids)}
-    return linux
+    return linux | _maps(made)
 
 
 def _paths(made: Inputs) -> tuple[list[str], list[str]]:
@@ -195,9 +194,10 @@ def _paths(made: Inputs) -> tuple[list[str], list[str]]:
 
 
 def _propagation(mounts: tuple[Json, ...]) -> str:
-    """What is mounted on the host later passes on only as long as the container's tree is a slave of it."""
+    """What is mounted on the host later passes on only as long as the container's tree is a slave of it. Of the root
+    alone: with "rslave" no mount below it could be shared."""
     words = {word for mount in mounts for word in mount["options"]}
-    return "rslave" if words & {"rslave", "rshared"} else "private"
+    return "slave" if words & {"rslave", "rshared"} else "private"
 
 
 def _annotations(made: Inputs) -> dict[str, str]:

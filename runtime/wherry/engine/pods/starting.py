@@ -187,6 +187,8 @@ def _tree(house: House, volume: ImageVolume, stack: contextlib.ExitStack) -> int
     rootfs.settle(house, volume.layers)
     whole = mount.detached(house.snapshots.shown(volume.layers), True)
     stack.callback(os.close, whole)
+    # a layer alone may be mounted noexec, for us; what a kubelet mounts is to be run
+    shim.mount_setattr(whole, "", shim.AT_EMPTY_PATH, attr_clr=shim.MOUNT_ATTR_NOEXEC)
     if not volume.inside:
         return whole
     try:

@@ -98,6 +98,7 @@ class PodMount(NamedTuple):
     uids: tuple[IdMap, ...] = ()
     gids: tuple[IdMap, ...] = ()
     image: str = ""
+    options: tuple[str, ...] = ()  # noexec, nodev, nosuid ...: what a bind does not have by itself
 
 
 class PodSecurity(NamedTuple):
@@ -186,3 +187,5 @@ class Usage(NamedTuple):
     disk_at: str = ""  # the mount point of the file system that it is on
     interfaces: tuple[tuple[str, int, int, int, int], ...] = ()  # name, rx bytes, rx errors, tx bytes, tx errors
     pressure: Json = {}  # PSI: {"cpu": {"some": {...}, "full": {...}}, "memory": …, "io": …} as the kernel tells
+    details: Mapping[str, int] = {}  # what only metrics tell (usage.py), as far as it is counted here
+    packets: Mapping[str, tuple[int, int, int, int]] = {}  # by interface: received, of those dropped, sent, dropped

@@ -1,0 +1,28 @@
+"""critest's cases that need controllers of cgroup v2: the host, whose memory controller is of v1, cannot show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers import criimages, runtimes
+from helpers.critest import critest
+from helpers.ociruntime import Space
+from helpers.registry import Registry
+
+pytestmark = pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="run in the plain boot")
+CASES = 1
+
+
+@pytest.mark.seconds(300)
+def test_a_container_out_of_memory_is_told_so(tmp_path: Path, test_id: str, private_network: object) -> None:
+    place = tmp_path / "runtime"
+    with Space() as space, Registry(tmp_path / "registry") as registry:
+        criimages.publish(registry.host, tmp_path)
+        runtime = runtimes.wherryd(space, place, registry.host, test_id)
+        runtime.start()
+        report = critest(space, runtime.socket, tmp_path / "report", focus="OOMKilled")
+        runtime.clear()
+    assert not report.failed, "\n".join(report.failed)
+    assert (report.ran, report.passed) == (CASES, CASES)
