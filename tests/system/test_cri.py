@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -242,6 +243,29 @@ def test_a_start_that_fails_is_told(kubelet: Kubelet) -> None:
     status = kubelet.status(container)
     assert (status.state, status.exit_code, status.reason) == (api.CONTAINER_EXITED, 128, "StartError")
     assert status.message
+
+
+@pytest.mark.skipif(
+    not Path("/sys/fs/cgroup/cgroup.controllers").exists(), reason="runc works in the v1 hierarchies of a hybrid host"
+)
+def test_a_handler_makes_the_container(test_id: str, tmp_path: Path, busybox: str, private_network: object) -> None:
+    """runc, named in the settings, for pods that ask for it; the kubelet sees no difference."""
+    program = shutil.which("runc") or pytest.skip("runc is not installed")
+    with Wherryd(test_id, tmp_path, f'[handlers]\nrunc = "{program}"\n') as wherryd:
+        kubelet = Kubelet(wherryd, wherryd.load(busybox), tmp_path / "logs")
+        handlers = {found.name: found.features for found in kubelet("Status").runtime_handlers}
+        assert set(handlers) == {"", "wherry", "runc"}
+        config = kubelet.config("p")
+        pod = kubelet("RunPodSandbox", config=config, runtime_handler="runc").pod_sandbox_id
+        kubelet.configs[pod] = config
+        assert kubelet("PodSandboxStatus", pod_sandbox_id=pod).status.runtime_handler == "runc"
+        container = kubelet.run(pod, "c", "sh", "-c", "echo hello; sleep 1000")
+        log = Path(kubelet.status(container).log_path)
+        until(lambda: "hello" in log.read_text(), 10)
+        kubelet.stop(container)
+        assert kubelet.status(container).exit_code == 137
+        with code_of(Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
+            kubelet("RunPodSandbox", config=kubelet.config("other"), runtime_handler="none")
 
 
 # ---- lists
@@ -488,6 +512,8 @@ def test_an_image_is_pulled_by_its_node_id(own: Wherryd, busybox: str, registry:
         kubelet("PullImage", image=api.ImageSpec(image=f"{registry.host}/team/none:1"))
     with code_of(Code.INVALID_ARGUMENT):
         kubelet("PullImage", image=api.ImageSpec(image="UPPER CASE"))
+    with code_of(Code.INVALID_ARGUMENT):
+        kubelet("PullImage", image=api.ImageSpec(image=name, runtime_handler="none"))
     with code_of(Code.INVALID_ARGUMENT):
         kubelet("PullImage", image=api.ImageSpec(image=busybox))
 
