@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -243,29 +242,6 @@ def test_a_start_that_fails_is_told(kubelet: Kubelet) -> None:
     status = kubelet.status(container)
     assert (status.state, status.exit_code, status.reason) == (api.CONTAINER_EXITED, 128, "StartError")
     assert status.message
-
-
-@pytest.mark.skipif(
-    not Path("/sys/fs/cgroup/cgroup.controllers").exists(), reason="runc works in the v1 hierarchies of a hybrid host"
-)
-def test_a_handler_makes_the_container(test_id: str, tmp_path: Path, busybox: str, private_network: object) -> None:
-    """runc, named in the settings, for pods that ask for it; the kubelet sees no difference."""
-    program = shutil.which("runc") or pytest.skip("runc is not installed")
-    with Wherryd(test_id, tmp_path, f'[handlers]\nrunc = "{program}"\n') as wherryd:
-        kubelet = Kubelet(wherryd, wherryd.load(busybox), tmp_path / "logs")
-        handlers = {found.name: found.features for found in kubelet("Status").runtime_handlers}
-        assert set(handlers) == {"", "wherry", "runc"}
-        config = kubelet.config("p")
-        pod = kubelet("RunPodSandbox", config=config, runtime_handler="runc").pod_sandbox_id
-        kubelet.configs[pod] = config
-        assert kubelet("PodSandboxStatus", pod_sandbox_id=pod).status.runtime_handler == "runc"
-        container = kubelet.run(pod, "c", "sh", "-c", "echo hello; sleep 1000")
-        log = Path(kubelet.status(container).log_path)
-        until(lambda: "hello" in log.read_text(), 10)
-        kubelet.stop(container)
-        assert kubelet.status(container).exit_code == 137
-        with code_of(Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
-            kubelet("RunPodSandbox", config=kubelet.config("other"), runtime_handler="none")
 
 
 # ---- lists
