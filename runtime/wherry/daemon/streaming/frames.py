@@ -35,6 +35,7 @@ class Frames(AsyncIterator[tuple[int, bytes]]):
         self._ready: deque[tuple[int, bytes]] = deque()
         self._sending = asyncio.Lock()
         self._ended = False
+        self.lost = False  # it ended without a word: whoever took nothing for too long is dropped by the monitor
         self.tty = running.tty
 
     async def __anext__(self) -> tuple[int, bytes]:
@@ -47,6 +48,7 @@ class Frames(AsyncIterator[tuple[int, bytes]]):
 
     def _take(self) -> None:
         frames = self._running.arrived()
+        self.lost = frames is None
         self._ended = frames is None or any(kind == ATTACH_EXIT for kind, _ in frames)
         # a program that writes little by little makes many small frames; each would be a message to the client
         for kind, run in groupby(frames or (), itemgetter(0)):
