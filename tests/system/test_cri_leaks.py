@@ -104,6 +104,14 @@ def answers(kubelet: Kubelet) -> None:
     assert time.monotonic() - begin < SLOW_SECONDS
 
 
+def ended(kubelet: Kubelet, container: str, *commands: str) -> None:
+    """They do not run in the container any more; each lost its client a moment ago."""
+    deadline = time.monotonic() + 15
+    while set(commands) & set(there := kubelet.output(container, "ps", "-o", "args").splitlines()):
+        assert time.monotonic() < deadline, f"a command outlives its client: {there}"
+        time.sleep(0.1)
+
+
 # ---- what is too much
 
 
@@ -158,7 +166,7 @@ def test_a_command_without_end_has_its_deadline(kubelet: Kubelet, container: str
                     seconds=seconds)  # fmt: skip
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - begin < 5
-        until(lambda: "777" not in kubelet.output(container, "ps"), 10, "it runs on")
+        ended(kubelet, container, "sleep 777", "yes")
 
 
 def test_requests_that_are_too_large_or_no_requests(kubelet: Kubelet) -> None:
@@ -218,7 +226,7 @@ def test_who_does_not_read_what_a_command_says(kubelet: Kubelet, container: str)
     assert rss_mib(kubelet) - before < GROWTH_MIB
     for one in stalled:
         one.close()
-    until(lambda: "yes" not in kubelet.output(container, "ps", "-o", "comm"), 15, "a command outlives its client")
+    ended(kubelet, container, "yes")
 
 
 # ---- sessions that are broken off
@@ -304,8 +312,7 @@ def test_sessions_that_are_broken_off(kubelet: Kubelet, container: str) -> None:
         if number == SESSIONS // 4:
             resident = rss_mib(kubelet)
     answers(kubelet)
-    until(lambda: {"cat", "yes"}.isdisjoint(kubelet.output(container, "ps", "-o", "comm").split()), 20,
-          "a command outlives its client")  # fmt: skip
+    ended(kubelet, container, "cat", "yes")
     grown = rss_mib(kubelet) - resident
     print(f"{SESSIONS} sessions: grew by {grown:.1f} MiB since the first quarter")
     assert grown < 12

@@ -32,7 +32,8 @@ HELD = {"memory.max": str(64 * MIB), "memory.swap.max": str(32 * MIB), "cpu.max"
 
 
 @pytest.fixture
-def kubelet(test_id: str, tmp_path: Path, busybox: str, private_network: object) -> Iterator[Kubelet]:
+def kubelet(test_id: str, tmp_path: Path, busybox: str, private_network: object, parent: str) -> Iterator[Kubelet]:
+    """It is gone before the cgroup that a kubelet would remove then."""
     with Wherryd(test_id, tmp_path, settings=f'pod_cgroup_driver = "{DRIVER}"\n') as wherryd:
         made = Kubelet(wherryd, wherryd.load(busybox), tmp_path / "logs")
         yield made
@@ -172,17 +173,29 @@ def test_a_container_that_is_not_started_yet_is_resized_too(kubelet: Kubelet, pa
     assert (held(kubelet, container) / "memory.max").read_text().strip() == str(80 * MIB)
 
 
-def test_a_pod_is_resized(kubelet: Kubelet, parent: str) -> None:
+def test_a_pod_is_resized(kubelet: Kubelet) -> None:
     """UpdatePodSandboxResources: the limits of the pod's own cgroup, which its containers share."""
-    pod = kubelet.pod("whole", cgroup=parent, resources=api.LinuxContainerResources(memory_limit_in_bytes=128 * MIB))
+    pod = kubelet.pod("whole", resources=api.LinuxContainerResources(memory_limit_in_bytes=128 * MIB))
     container = kubelet.run(pod, "c", "sleep", "1000", linux=limited(unified={}))
     above = held(kubelet, container).parent
+    assert pod in above.name
+    assert (above / "memory.max").read_text().strip() == str(128 * MIB)
     for memory in (256 * MIB, 96 * MIB):
         wanted = api.LinuxContainerResources(memory_limit_in_bytes=memory, cpu_quota=60_000, cpu_period=100_000)
         kubelet("UpdatePodSandboxResources", pod_sandbox_id=pod, resources=wanted)
         assert (above / "memory.max").read_text().strip() == str(memory)
         assert (above / "cpu.max").read_text().strip() == "60000 100000"
     assert kubelet.status(container).state == api.CONTAINER_RUNNING
+
+
+def test_limits_of_a_kubelets_cgroup_are_the_kubelets(kubelet: Kubelet, parent: str) -> None:
+    """It has changed them when it tells us."""
+    pod = kubelet.pod("theirs", cgroup=parent)
+    container = kubelet.run(pod, "c", "sleep", "1000", linux=limited(unified={}))
+    above = held(kubelet, container).parent
+    wanted = api.LinuxContainerResources(memory_limit_in_bytes=96 * MIB)
+    kubelet("UpdatePodSandboxResources", pod_sandbox_id=pod, resources=wanted)
+    assert (above / "memory.max").read_text().strip() == "max"
 
 
 def test_what_the_oom_killer_ended_says_so(kubelet: Kubelet, parent: str) -> None:
@@ -192,7 +205,7 @@ def test_what_the_oom_killer_ended_says_so(kubelet: Kubelet, parent: str) -> Non
     until(lambda: kubelet.status(container).state == api.CONTAINER_EXITED)
     status = kubelet.status(container)
     assert (status.reason, status.exit_code) == ("OOMKilled", 137)
-    by_hand = kubelet.run(pod, "d", "sh", "-c", "kill -9 $$", linux=limited(unified={}))
+    by_hand = kubelet.run(pod, "d", "sh", "-c", "exit 3", linux=limited(unified={}))
     until(lambda: kubelet.status(by_hand).state == api.CONTAINER_EXITED)
     assert kubelet.status(by_hand).reason == "Error"
 

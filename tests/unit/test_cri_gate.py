@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -364,10 +365,12 @@ def test_only_what_is_counted_is_told() -> None:
         10.0, cpu_ns=2_500_000_000, memory=3, memory_faults=(4, 5), pids=6, disk=(7, 8), disk_at="/",
         interfaces=(("lo", 1, 1, 1, 1), ("eth0", 9, 10, 11, 12)), details={"cpu_user_ns": 1_000_000_000, "reads": 13},
         pressure={"cpu": {"some": {"total": 14_000_000}}}, packets={"eth0": (15, 16, 17, 18)},
+        devices={"8:0": (19, 20)},
     )  # fmt: skip
     told = {(one.name, *one.label_values[6:]): one.value.value for one in [
         *metrics.of_container(pod, found, used), *metrics.of_pod(pod, used),
     ]}  # fmt: skip
+    disk = os.statvfs("/")
     assert told == {
         ("container_cpu_usage_seconds_total",): 2, ("container_memory_working_set_bytes",): 3,
         ("container_memory_failures_total", "pgfault", "container"): 4,
@@ -380,4 +383,9 @@ def test_only_what_is_counted_is_told() -> None:
         ("container_network_receive_packets_dropped_total", "eth0"): 16,
         ("container_network_transmit_packets_total", "eth0"): 17,
         ("container_network_transmit_packets_dropped_total", "eth0"): 18,
+        ("container_blkio_device_usage_total", "/dev/block/8:0", "8", "0", "Read"): 19,
+        ("container_blkio_device_usage_total", "/dev/block/8:0", "8", "0", "Write"): 20,
+        ("container_fs_limit_bytes", "/"): disk.f_blocks * disk.f_frsize,
+        ("container_fs_inodes_total", "/"): disk.f_files,
+        ("container_fs_inodes_free", "/"): told["container_fs_inodes_free", "/"],  # changes while we look
     }  # fmt: skip

@@ -214,7 +214,7 @@ def test_mounts() -> None:
                  mount_options=["noexec", "nodev"]),
         pb.Mount(container_path="/c", host_path="/d", propagation=pb.PROPAGATION_BIDIRECTIONAL,
                  uidMappings=[pb.IDMapping(container_id=0, host_id=5, length=1)]),
-        pb.Mount(container_path="/i", image=pb.ImageSpec(image="sha256:2"), image_sub_path="sub"),
+        pb.Mount(container_path="/i", image=pb.ImageSpec(image="sha256:2"), image_sub_path="sub", readonly=True),
     ]})  # fmt: skip
     assert asked.mounts == (
         PodMount("/a", "/b", readonly=True, recursive_readonly=True, relabel=True, options=("noexec", "nodev")),

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import wherry
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+Listen = Callable[[config.Settings], None]
 _log = logging.getLogger("wherryd")
 
 
@@ -58,8 +59,12 @@ def main(argv: Sequence[str] | None = None, env: MutableMapping[str, str] = os.e
         if given.check_config:
             print(f"{place.config}: good")
             return 0
-        log.start(given.log_level or known.log_level, given.log_format or known.log_format, env)
-        return _run(place, known, env)
+
+        def listen(now: config.Settings) -> None:
+            log.start(given.log_level or now.log_level, given.log_format or now.log_format, env)
+
+        listen(known)
+        return _run(place, known, env, listen)
     except WherryError as error:
         return _fail(error)
     except OSError as error:
@@ -71,17 +76,19 @@ def _fail(error: WherryError) -> int:
     return 1
 
 
-def _run(place: Place, known: config.Settings, env: MutableMapping[str, str]) -> int:
+def _run(place: Place, known: config.Settings, env: MutableMapping[str, str], listen: Listen) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor for each container, and for each stream
     given = sockets.activated(env)
     os.makedirs(place.state, 0o711, exist_ok=True)
     with sockets.held(place.state):
-        asyncio.run(_serve(place, known, given, Notifier(env)))
+        asyncio.run(_serve(place, known, given, Notifier(env), listen))
     return 0
 
 
-async def _serve(place: Place, known: config.Settings, given: Mapping[str, socket.socket], notifier: Notifier) -> None:
+async def _serve(
+    place: Place, known: config.Settings, given: Mapping[str, socket.socket], notifier: Notifier, listen: Listen
+) -> None:
     from .cri.server import Server
 
     stop = asyncio.Event()
@@ -89,7 +96,7 @@ async def _serve(place: Place, known: config.Settings, given: Mapping[str, socke
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, notifier))
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, notifier, listen))
     try:
         await server.start(given.get("cri"))
         watch = loop.create_task(notifier.watch())
@@ -103,10 +110,10 @@ async def _serve(place: Place, known: config.Settings, given: Mapping[str, socke
         await server.stop()
 
 
-def _reload(server: Server, notifier: Notifier) -> None:
+def _reload(server: Server, notifier: Notifier, listen: Listen) -> None:
     notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        server.reload()
+        listen(server.reload())
         _log.info("settings are read again")
     except WherryError as error:
         _log.error("settings stay as they were: %s", error)

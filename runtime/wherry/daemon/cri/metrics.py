@@ -5,6 +5,7 @@ Decides which are told: those that this host counts. A figure that the kernel do
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,6 +80,26 @@ def _packets(position: int) -> _Read:
     return lambda used, _: [((name,), found[position]) for name, found in used.packets.items() if name != "lo"]
 
 
+def _room(field: str) -> _Read:
+    """Of statvfs(3). Bytes are blocks of the size that they are counted in."""
+
+    def read(used: Usage, _: Member | None) -> list[tuple[tuple[str, ...], int | None]]:
+        if not used.disk_at:
+            return []
+        found = os.statvfs(used.disk_at)
+        return [((used.disk_at,), getattr(found, field) * (found.f_frsize if field == "f_blocks" else 1))]
+
+    return read
+
+
+def _blocks(used: Usage, _: Member | None) -> list[tuple[tuple[str, ...], int | None]]:
+    told: list[tuple[tuple[str, ...], int | None]] = []
+    for device, counted in used.devices.items():
+        for operation, value in zip(("Read", "Write"), counted, strict=True):
+            told.append(((f"/dev/block/{device}", *device.split(":", 1), operation), value))
+    return told
+
+
 _OF_BOTH = (
     _Row("container_cpu_usage_seconds_total", "CPU time used, in seconds", _C,
          lambda u, _: _one(None if u.cpu_ns is None else u.cpu_ns // _SECOND)),
@@ -118,6 +139,14 @@ _OF_BOTH = (
 _OF_CONTAINERS = (
     _Row("container_fs_usage_bytes", "Bytes of the writable layer", _G,
          lambda u, _: [((u.disk_at,), u.disk[0])] if u.disk else [], ("device",)),
+    _Row("container_fs_limit_bytes", "Size of the file system of the writable layer", _G, _room("f_blocks"),
+         ("device",)),
+    _Row("container_fs_inodes_total", "Inodes of the file system of the writable layer", _G, _room("f_files"),
+         ("device",)),
+    _Row("container_fs_inodes_free", "Free inodes of the file system of the writable layer", _G, _room("f_ffree"),
+         ("device",)),
+    _Row("container_blkio_device_usage_total", "Bytes read from and written to devices", _C, _blocks,
+         ("device", "major", "minor", "operation")),
     _Row("container_start_time_seconds", "When it was started, unix seconds", _G,
          lambda _, m: _one(int(m.started) if m and m.started else None)),
     _Row("container_spec_cpu_period", "Period of the CPU limit, in microseconds", _G,

@@ -212,7 +212,7 @@ def _mount(mount: pb.Mount) -> PodMount:
         raise _bad(f"the host path of a mount must be absolute, not {mount.host_path[:200]!r}")
     return PodMount(
         target=mount.container_path, source=mount.image_sub_path if image else mount.host_path,
-        readonly=mount.readonly or bool(image), recursive_readonly=mount.recursive_read_only,
+        readonly=mount.readonly, recursive_readonly=mount.recursive_read_only,
         propagation=_known(_PROPAGATION, mount.propagation, "a mount's propagation"), relabel=mount.selinux_relabel,
         uids=_id_maps(mount.uidMappings), gids=_id_maps(mount.gidMappings), image=image, options=_flags(mount),
     )  # fmt: skip

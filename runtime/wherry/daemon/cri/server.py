@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -11,8 +12,8 @@ from typing import Any
 
 import grpc.aio
 
-from wherry.daemon import sockets
-from wherry.engine.config import Settings
+from wherry.daemon import check, sockets
+from wherry.engine.config import Settings, settings
 from wherry.engine.engine import Engine
 from wherry.errors import WherryError
 from wherry.model import Place
@@ -34,7 +35,9 @@ __all__ = ["Server"]
 
 _log = logging.getLogger("wherryd")
 _MESSAGE_MAX = 16 << 20  # bytes of a request, as containerd's
+_CALLS_MAX = 2048  # at once, streams of events among them; more are told to come again
 _SWEEP_SECONDS = 60
+_FIRST_SWEEPS = (1, 3, 10)  # seconds between them: a sweep does nothing while something is being made
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MESSAGE_MAX),
     ("grpc.max_send_message_length", -1),  # a node with many containers has long lists
@@ -53,7 +56,7 @@ class Server:
         engine = Engine(place, _log.warning, answer_first=True)
         self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
         self._happenings = Happenings(self._parts)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
         wrap = self._wrapped()
         for name in services.SERVICES:
             self._server.add_generic_rpc_handlers((services.handlers(name, wrap),))
@@ -87,9 +90,9 @@ class Server:
 
     async def _keep(self) -> None:
         """Take what killed processes left, we among them: nobody else asks for a pod that never got an id."""
-        while True:
+        for pause in itertools.chain(_FIRST_SWEEPS, itertools.repeat(_SWEEP_SECONDS)):
             self._parts.work.later(self._swept)
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(pause)
 
     def _swept(self) -> None:
         try:
@@ -100,9 +103,13 @@ class Server:
             if found:
                 _log.info("swept what was left: %s", found)
 
-    def reload(self) -> None:
+    def reload(self) -> Settings:
         """Read the settings again; they stay as they were where they are wrong (WherryError)."""
+        place = self._parts.engine.place
+        known = settings(place.config)
+        check.settings(place.config, known)
         self._parts.engine.reload()
+        return known
 
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""

@@ -57,10 +57,11 @@ def of(house: House, ids: Sequence[str], *, detailed: bool = False) -> dict[str,
     made = {cid: _usage(files, moment) for cid, files in found.items()}
     if "memory" not in house.facts.cgroup_available:
         _estimate(asked, found, made)
+    room = _room(place) if detailed and place else {}
     for cid in asked.containers.keys() & made.keys():
         made[cid] = made[cid]._replace(disk=_disk(house, cid), disk_at=place)
         if detailed:
-            made[cid] = made[cid]._replace(details={**made[cid].details, **_descriptors(found[cid])})
+            made[cid] = made[cid]._replace(details={**made[cid].details, **_descriptors(found[cid]), **room})
     for pod in asked.pods:
         made[pod] = _with_links(made.get(pod, Usage(moment)), links.get(pod, []))
     return made
@@ -113,7 +114,7 @@ def _usage(files: Files, moment: float) -> Usage:
     (used,) = _flat(files["cpu.stat"], "usage_usec")
     made = Usage(
         moment, None if used is None else used * _US, pids=_number(files, "pids.current"), pressure=_pressure(files),
-        details=_details(files),
+        details=_details(files), devices=_devices(files),
     )  # fmt: skip
     current = _number(files, "memory.current")
     if current is None:
@@ -155,12 +156,30 @@ def _details(files: Files) -> dict[str, int]:
         "cpu_user_ns": user, "cpu_system_ns": system, "throttled_ns": throttled, "periods": periods,
         "throttled_periods": throttled_periods, "cache": cache, "mapped": mapped, "kernel": kernel,
         "limit_hits": hits, "oom_kills": kills, "memory_peak": _number(files, "memory.peak"),
-        "threads_max": _number(files, "pids.max"), "processes": _count(files.get("cgroup.procs")),
+        "threads_max": _threads_max(files), "processes": _count(files.get("cgroup.procs")),
     }  # fmt: skip
     if "io.stat" in files:
         words = [word.partition("=") for word in files["io.stat"].split() if "=" in word]
         found |= {ours: sum(int(n) for key, _, n in words if key == name) for name, ours in _IO.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _threads_max(files: Files) -> int | None:
+    """Without a limit of its own, the kernel's (proc_sys_kernel(5), pid_max)."""
+    if files.get("pids.max", "").strip() != "max":
+        return _number(files, "pids.max")
+    with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+        return int(file.read())
+
+
+def _devices(files: Files) -> dict[str, tuple[int, int]]:
+    """Bytes read and written, by a device's MAJOR:MINOR."""
+    found = {}
+    for line in files.get("io.stat", "").splitlines():
+        device, *words = line.split()
+        pairs = dict(word.split("=", 1) for word in words if "=" in word)
+        found[device] = int(pairs.get("rbytes", 0)), int(pairs.get("wbytes", 0))
+    return found
 
 
 def _count(text: str | None) -> int | None:
@@ -232,6 +251,14 @@ def _disk(house: House, cid: str) -> tuple[int, int] | None:
         return None
     house.measured[cid] = moment, found
     return found
+
+
+def _room(place: str) -> dict[str, int]:
+    """The file system that the writable layers are on."""
+    found = os.statvfs(place)
+    return {
+        "disk_size": found.f_blocks * found.f_frsize, "disk_inodes": found.f_files, "disk_inodes_free": found.f_favail,
+    }  # fmt: skip
 
 
 def _with_links(usage: Usage, rows: Sequence[tuple[str, list[int]]]) -> Usage:

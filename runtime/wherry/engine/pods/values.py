@@ -189,3 +189,4 @@ class Usage(NamedTuple):
     pressure: Json = {}  # PSI: {"cpu": {"some": {...}, "full": {...}}, "memory": …, "io": …} as the kernel tells
     details: Mapping[str, int] = {}  # what only metrics tell (usage.py), as far as it is counted here
     packets: Mapping[str, tuple[int, int, int, int]] = {}  # by interface: received, of those dropped, sent, dropped
+    devices: Mapping[str, tuple[int, int]] = {}  # by MAJOR:MINOR: bytes read, bytes written
