@@ -262,6 +262,18 @@ def test_attach(engine: Engine, server: Server, transport: str, protocol: str) -
     second.communicate()
 
 
+def test_attach_tells_a_loss_from_an_end(own: Wherry, engine: Engine, server: Server) -> None:
+    """The monitor drops who takes nothing for ten seconds; here it is gone itself."""
+    container = started(engine, "sleep", "1000")
+    client = server.client(server.attach(container, "o"), "o")
+    time.sleep(0.5)
+    state = json.loads((own.state / "c" / container / "state.json").read_text())
+    os.kill(state["monitor"]["pid"], signal.SIGKILL)
+    _, err = client.communicate(timeout=15)
+    assert client.returncode == 125
+    assert b"the container's monitor has hung up" in err
+
+
 def test_attach_to_what_does_not_run(engine: Engine, server: Server) -> None:
     container = started(engine, "true")
     engine.wait(container)

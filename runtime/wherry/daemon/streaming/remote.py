@@ -117,6 +117,8 @@ async def _converse(frames: Frames, channels: Mapping[str, Channel], task: Task)
         for feeder in feeders:
             feeder.cancel()
         await asyncio.gather(*feeders, return_exceptions=True)
+    if frames.lost and not task.mortal:
+        return status.failed("the container's monitor has hung up: its output was not taken for too long, or it died")
     ended = await frames.wait()
     return status.exited(ended.code) if task.mortal else status.SUCCESS
 
