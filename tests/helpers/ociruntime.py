@@ -67,7 +67,8 @@ class Space:
     def __init__(self, private: tuple[str, ...] = ()) -> None:
         """`private`: directories that programs know by these paths, empty in here."""
         self.env = dict(os.environ)
-        self._daemons: list[subprocess.Popen[bytes]] = []
+        #: waited for at the end
+        self.daemons: list[subprocess.Popen[bytes]] = []
         self._script = "".join(f"mkdir -p {path} && mount -t tmpfs none {path} && " for path in private) + self._INIT
 
     def __enter__(self) -> Space:
@@ -85,7 +86,7 @@ class Space:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._outer.kill()  # --kill-child: the first process follows, and the kernel ends the others
-        for process in (self._outer, *self._daemons):
+        for process in (self._outer, *self.daemons):
             process.wait(10)
         assert self._outer.stdout is not None
         self._outer.stdout.close()
@@ -128,7 +129,7 @@ class Space:
         """Start a daemon in there and wait until `ready` succeeds. It ends with the space."""
         with open(log, "wb") as file:
             process = self.popen(*words, stdout=file, stderr=file)
-        self._daemons.append(process)
+        self.daemons.append(process)
         end = time.monotonic() + seconds
         while self.run(*ready, check=False).returncode:
             told = f"{words[0]} does not come up:\n{log.read_text(errors='replace')[-3000:]}"

@@ -59,6 +59,7 @@ class Runtime:
         """Returns when it answers."""
         with open(self.log, "ab") as log:
             self._process = self.space.popen(*self._words, stdout=log, stderr=log)
+        self.space.daemons.append(self._process)
         until(self._answers, 60, f"{self._words[0]} does not answer: {self.log}")
 
     def kill(self) -> None:

@@ -57,6 +57,7 @@ class RawSpdy:
         named = {"X_Stream_Protocol_Version": version} if version else {}
         self.socket.sendall(request(url, method, Connection="Upgrade", Upgrade="SPDY/3.1", **named))
         self.status, self.headers, _ = _read_answer(self.socket, body=False)
+        assert self.status == 101, self.status
         self.session = Session(client=True)
         self.ids: dict[str, int] = {}
         self.got: dict[int, bytes] = {}

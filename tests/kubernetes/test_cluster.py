@@ -153,6 +153,18 @@ def test_a_pod_finds_what_its_api_objects_say(cluster: Cluster, namespace: str, 
     assert f"{status['podIP']}\tfacts" in execute(cluster, namespace, "facts", "cat", "/etc/hosts")
 
 
+def test_an_image_is_a_volume(cluster: Cluster, namespace: str) -> None:
+    """Read-only, whole and in part."""
+    mounts = [{"name": "i", "mountPath": "/whole"}, {"name": "i", "mountPath": "/part", "subPath": "usr/sbin"}]
+    volumes = [{"name": "i", "image": {"reference": NGINX}}]
+    cluster.apply(pod("looks", namespace, container("sleep", "1000", volumeMounts=mounts), volumes=volumes))
+    ready(cluster, namespace, "looks")
+    assert "nginx" in execute(cluster, namespace, "looks", "ls", "/whole/usr/sbin").split()
+    assert "nginx" in execute(cluster, namespace, "looks", "ls", "/part").split()
+    said = execute(cluster, namespace, "looks", "sh", "-c", "touch /whole/x 2>&1 || true")
+    assert said == "touch: /whole/x: Read-only file system\n"
+
+
 def test_settings_that_change_are_seen_inside(cluster: Cluster, namespace: str) -> None:
     """The kubelet swaps a link in the volume; the mount must not be a copy."""
     cluster.apply(

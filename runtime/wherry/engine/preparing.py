@@ -54,6 +54,7 @@ class Ready(NamedTuple):
     host_uid: int
     user_text: str
     degraded: tuple[str, ...]
+    handler: str = ""  # the program of another OCI runtime, which makes the container
 
 
 def cgroup_path(house: House, row_id: str, options: RunOptions) -> str:

@@ -173,6 +173,11 @@ def _launch(
         undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
+        if ready.handler:
+            from .pods import handlers
+
+            launched, path = handlers.begun(house, row, launched)
+            ready = ready._replace(how=ready.how._replace(cgroup=path))
         _write_life(house, row, before, policy=policy)  # first: a run without state.json is found and ended
         _write_state(house, row, place, ready, launched, net)
         if stream is not None:
@@ -206,7 +211,12 @@ def _spawn(
     from wherry.oci import compile as planner
 
     how = ready.how._replace(monitor=ready.monitor._replace(client=attach))
-    plan = planner.compile_create(ready.config, house.container_dir(row.id), house.facts, how)
+    if ready.handler:
+        from .pods import handlers
+
+        plan = handlers.plan(house, row, ready.handler, ready.config, how)
+    else:
+        plan = planner.compile_create(ready.config, house.container_dir(row.id), house.facts, how)
     fds = dict(ready.fds)
     mine: dict[str, int] = launch.stdio_pipes(how.stdio, ready.host_uid)
     held.callback(launch.close_all, mine)

@@ -110,12 +110,21 @@ def _with_state(house: House, cid: str, place: ContainerDir, state: State) -> Se
         return Seen(house, cid, now.value, state)
     if now in (Status.CREATING, Status.CREATED):
         return Seen(house, cid, "created", state)
+    if _ending(place, state):
+        return Seen(house, cid, "running", state)
     life = records.load(house.container_dir(cid))
     if life.settled:
         return Seen(house, cid, _past(life), state, life)
     if life.told:  # exit.json may have gone before the rest
         return Seen(house, cid, "exited", state, life, unsettled=True)
     return Seen(house, cid, "exited", state, _ended(life, place, state), unsettled=True)
+
+
+def _ending(place: ContainerDir, state: State) -> bool:
+    """Its init is gone, but its monitor has still to say how: nobody shall read an exit code that is not there yet."""
+    from wherry.kernel import process
+
+    return state.monitor is not None and place.exit_status() is None and process.alive(state.monitor)
 
 
 def _ended(life: Life, place: ContainerDir, state: State) -> Life:

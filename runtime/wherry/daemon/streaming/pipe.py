@@ -12,7 +12,7 @@ from typing import Protocol
 from aiohttp import WSMsgType, web
 from aiohttp.web_protocol import RequestHandler
 
-__all__ = ["Pipe", "TcpPipe", "TunnelPipe", "hung_up", "taken_over"]
+__all__ = ["Pipe", "TcpPipe", "TunnelPipe", "hold", "hung_up", "taken_over"]
 
 _READ = 1 << 16
 
@@ -89,8 +89,14 @@ class TcpPipe:
             self._writer.transport.abort()
 
 
+def hold(request: web.Request) -> None:
+    """Before the answer 101: a client may speak at once, and must not speak to aiohttp's parser."""
+    if isinstance(request.transport, asyncio.Transport):
+        request.transport.pause_reading()
+
+
 def taken_over(request: web.Request) -> TcpPipe:
-    """The request's connection, after its answer (101) was sent: aiohttp reads it no more."""
+    """The request's connection, after `hold` and its answer: aiohttp reads it no more."""
     transport, loop = request.transport, asyncio.get_running_loop()
     if transport is None:
         raise ConnectionResetError("the client has hung up")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
+from .pipe import hold
 from .wslink import MESSAGE_MAX, PLAIN
 
 __all__ = ["FORWARD", "REMOTE", "TUNNEL", "Protocols", "negotiated", "spdy_answer", "web_socket"]
@@ -61,7 +62,7 @@ async def negotiated(request: web.Request, known: Sequence[str]) -> web.WebSocke
 
 
 async def spdy_answer(request: web.Request, known: Mapping[str, int]) -> tuple[web.StreamResponse, str]:
-    """The answer 101, sent, and the version that was chosen."""
+    """The answer 101, sent, and the version that was chosen; what the client says then waits for `pipe.taken_over`."""
     upgrades = [word.lower() for word in _listed(request, hdrs.UPGRADE)]
     if "upgrade" not in map(str.lower, _listed(request, hdrs.CONNECTION)) or _SPDY.lower() not in upgrades:
         raise web.HTTPBadRequest(text=f"the request must upgrade the connection to {_SPDY} or to a WebSocket\n")
@@ -72,6 +73,7 @@ async def spdy_answer(request: web.Request, known: Mapping[str, int]) -> tuple[w
     headers: dict[str, str] = {hdrs.CONNECTION: "Upgrade", hdrs.UPGRADE: _SPDY}
     headers |= {_VERSION: version} if version else {}
     answer = web.StreamResponse(status=101, headers=headers)
+    hold(request)
     await answer.prepare(request)
     return answer, version
 

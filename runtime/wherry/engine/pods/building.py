@@ -16,7 +16,7 @@ from wherry.engine.undo import Undo, making
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
-from . import limiting, mounts, records, rows, security, spec, starting
+from . import handlers, limiting, mounts, records, rows, security, spec, starting
 from .values import Held, MemberOptions, PodOptions
 
 __all__ = ["create"]
@@ -33,9 +33,13 @@ def create(house: House, pod: str, asked: MemberOptions) -> str:
         return _same(house, known, owner.id)
     with held.using(house, owner.id) as ready:
         _check(house, ready, asked)
+        handler = handlers.path(house, options.handler)
+        if handler and any(mount.image for mount in asked.mounts):
+            message = f"handler {options.handler}: images as volumes are only mounted by wherry itself"
+            raise WherryError(Kind.UNSUPPORTED, message)
         record = house.images.get(asked.image)
         house.images.ensure_unpacked(record)
-        return _make(house, options, ready, name, record, asked)
+        return _make(house, options, ready, name, record, asked, handler)
 
 
 def _same(house: House, known: str, pod: str) -> str:
@@ -58,7 +62,7 @@ def _check(house: House, ready: Held, asked: MemberOptions) -> None:
 
 
 def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
-    house: House, pod: PodOptions, ready: Held, name: str, record: ImageRecord, asked: MemberOptions
+    house: House, pod: PodOptions, ready: Held, name: str, record: ImageRecord, asked: MemberOptions, handler: str
 ) -> str:
     cid = names.mint()
     with making(house), Undo() as undo:
@@ -77,6 +81,7 @@ def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
             _own_upper(house, cid, config["linux"])
         signal = _stop_signal(asked, record)
         kept = rows.config(ready.id, asked, record, made, user, ready.hostname, signal)
+        kept["handler"] = handler
         row = Container(cid, name, time.time(), record.id, kept, ready.id)
         house.db.add_container(row)
     events.container(house, row, "create")

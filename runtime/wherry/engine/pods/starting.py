@@ -18,7 +18,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json, Mount
 from wherry.oci.how import LaunchHow, MonitorHow
 
-from . import held, limiting, rows
+from . import handlers, held, limiting, rows
 from .mounts import ImageVolume
 from .values import MemberOptions
 
@@ -39,12 +39,13 @@ def prepare(
     config = _config(house, row)
     fds = _namespaces(house, row, asked, config, stack)
     images, slots = _images(house, rows.volumes(row), stack)
+    handler = row.config["handler"]
     group, unit, degraded = _cgroup(house, row, config, stack)
     how = group._replace(
         id=row.id,
         rootfs=_root(house, row, config),
-        root_dir=house.container_dir(row.id),
-        seccomp=confine.compiled(house, config),
+        root_dir=group.root_dir or house.container_dir(row.id),
+        seccomp=b"" if handler else confine.compiled(house, config),
         stdio=() if asked.tty else (("stdin",) if asked.stdin else ()) + ("stdout", "stderr"),
         namespace_slots={name.removeprefix("ns_"): name for name in fds},
         mount_slots=slots,
@@ -53,7 +54,7 @@ def prepare(
     uid = host_id(config["linux"].get("uidMappings"), user["uid"])
     ready = preparing.Ready(
         config, how, _monitor(house, row, asked), {**fds, **images}, uid, str(user["uid"]),
-        degraded,
+        degraded, handler,
     )  # fmt: skip
     return ready, {"mode": "pod" if pod.netns else "host", "networks": [], **unit}
 
@@ -130,6 +131,8 @@ def _cgroup(
     """(what the helper does about it, the unit where systemd made it, controllers that are missing)."""
     from wherry.oci import bpf
 
+    if row.config["handler"]:
+        return _delegated(house, row, config), {}, ()
     path = config["linux"]["cgroupsPath"]
     if not path:
         return LaunchHow(), {}, ()
@@ -141,6 +144,14 @@ def _cgroup(
     how = LaunchHow(cgroup=path, cgroup_writes=tuple(writes), device_bpf=rules)
     preparing.make_way(house, row.id, how)
     return how, {}, lacking
+
+
+def _delegated(house: House, row: Container, config: Json) -> LaunchHow:
+    """Another runtime makes it, by the path in config.json; where it lies is noted for a sweep."""
+    path = config["linux"]["cgroupsPath"]
+    if path.startswith("/"):
+        preparing.make_way(house, row.id, LaunchHow(cgroup=path))
+    return LaunchHow(root_dir=handlers.prepare(house, row.id, config))
 
 
 def _scope(  # noqa: PLR0917  # what a unit is made of

@@ -57,10 +57,11 @@ def of(house: House, ids: Sequence[str], *, detailed: bool = False) -> dict[str,
     made = {cid: _usage(files, moment) for cid, files in found.items()}
     if "memory" not in house.facts.cgroup_available:
         _estimate(asked, found, made)
+    room = _room(place) if detailed and place else {}
     for cid in asked.containers.keys() & made.keys():
         made[cid] = made[cid]._replace(disk=_disk(house, cid), disk_at=place)
         if detailed:
-            made[cid] = made[cid]._replace(details={**made[cid].details, **_descriptors(found[cid])})
+            made[cid] = made[cid]._replace(details={**made[cid].details, **_descriptors(found[cid]), **room})
     for pod in asked.pods:
         made[pod] = _with_links(made.get(pod, Usage(moment)), links.get(pod, []))
     return made
@@ -250,6 +251,14 @@ def _disk(house: House, cid: str) -> tuple[int, int] | None:
         return None
     house.measured[cid] = moment, found
     return found
+
+
+def _room(place: str) -> dict[str, int]:
+    """The file system that the writable layers are on."""
+    found = os.statvfs(place)
+    return {
+        "disk_size": found.f_blocks * found.f_frsize, "disk_inodes": found.f_files, "disk_inodes_free": found.f_favail,
+    }  # fmt: skip
 
 
 def _with_links(usage: Usage, rows: Sequence[tuple[str, list[int]]]) -> Usage:
