@@ -436,6 +436,30 @@ def test_hostile_log_paths(node: Node, tmp_path: Path) -> None:
     assert node.ended(quiet).code == 0
 
 
+def test_no_link_below_a_pods_log_directory_is_followed(node: Node, tmp_path: Path) -> None:
+    """A pod that writes to the node's /var/log could send another's log anywhere."""
+    real, victim = tmp_path / "disk", tmp_path / "victim"
+    (real / "pods").mkdir(parents=True)
+    victim.mkdir()
+    (tmp_path / "log").symlink_to(real)  # the administrator's
+    directory = f"{tmp_path}/log/pods/p"
+    pod = node.pod(log_directory=directory)
+    good = node.script(pod, "echo one; while [ ! -e /go ]; do sleep 0.1; done; echo two", log=f"{directory}/c/0.log")
+    node.engine.start(good)
+    assert node.engine.member(good).options.log == f"{directory}/c/0.log"
+    until(lambda: node.log(good) == ["stdout F one"])
+    (real / "pods/p/c").rename(real / "pods/p/old")
+    (real / "pods/p/c").symlink_to(victim)
+    refused(Kind.PRECONDITION, "cannot be opened anew", node.engine.reopen_log, good)
+    node.output(good, "touch", "/go")
+    assert node.ended(good).code == 0
+    assert (real / "pods/p/old/0.log").read_text().splitlines()[-1].endswith("two")
+    for log in ("c/1.log", "c/deep/1.log"):
+        bad = node.script(pod, "echo no", log=f"{directory}/{log}")
+        refused(Kind.PRECONDITION, "log directory", node.engine.start, bad)
+    assert list(victim.iterdir()) == []
+
+
 def test_standard_input_once(node: Node) -> None:
     pod = node.pod()
     container = node.make(pod, "cat", stdin=True, stdin_once=True)
