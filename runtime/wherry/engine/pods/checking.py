@@ -29,6 +29,8 @@ def check(options: PodOptions) -> None:
     if options.hostname and not re.fullmatch(_HOSTNAME, options.hostname):
         raise _bad(f"hostname {_shown(options.hostname)} is no host name of at most 64 letters, digits, - and .")
     _check_path("log directory", options.log_directory)
+    if not options.cgroup_parent.isprintable():
+        raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has characters that no path of a cgroup has")
     _check_ports(options)
     _check_sysctls(options)
     if options.uids or options.gids:
