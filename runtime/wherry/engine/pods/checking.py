@@ -31,13 +31,9 @@ def check(options: PodOptions) -> None:
         raise _bad(f"hostname {_shown(options.hostname)} is no host name of at most 64 letters, digits, - and .")
     _check_path("log directory", options.log_directory)
     if not options.cgroup_parent.isprintable():
-<<<<<<< HEAD
         raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has control bytes")
     check_unified(options.resources)
     check_unified(options.overhead)
-=======
-        raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has characters that no path of a cgroup has")
->>>>>>> 370fffca539505c28791eaf773667c1d3227b258
     _check_ports(options)
     _check_sysctls(options)
     if options.uids or options.gids:

@@ -7,7 +7,6 @@ link is followed, neither when directories are made nor when a monitor opens the
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import os
 
 from wherry.errors import Kind, WherryError
