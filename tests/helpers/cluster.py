@@ -38,21 +38,24 @@ def eventually(look: Callable[[], Any], seconds: float = 90, what: str = "") -> 
 
 def space() -> Space:
     """Mounts and processes for a node: what is mounted in there is seen by all in there, as on a host."""
-    need("etcd", "openssl", "nft")
+    need("openssl", "nft")
     return Space(private=_PRIVATE)
 
 
 class Kubelet:
-    """The kubelet alone (`api` is empty), which runs the manifests in `manifests`, or of a cluster."""
+    """The kubelet alone (`api` is empty), which runs the manifests in `manifests`, or of a cluster.
 
-    def __init__(self, where: Space, place: Path, socket: Path, api: str = "") -> None:
+    `driver`: of cgroups, on a host whose cgroup v2 has its controllers; "": no cgroups of the kubelet's.
+    """
+
+    def __init__(self, where: Space, place: Path, socket: Path, api: str = "", *, driver: str = "") -> None:
         self._space, self.place, self.log = where, place, place / "kubelet.log"
         self.manifests = place / "manifests"
         for directory in (self.manifests, place / "root", place / "logs", place / "plugins"):
             directory.mkdir(parents=True)
         where.run("mount", "--make-rshared", "/")
         (place / "resolv.conf").write_text("nameserver 192.0.2.1\n")
-        (place / "kubelet.json").write_text(json.dumps(self._settings(socket)))
+        (place / "kubelet.json").write_text(json.dumps({**self._settings(socket), **self._cgroups(driver)}))
         words = (f"--root-dir={place}/root", f"--cert-dir={place}/pki", f"--node-ip={Outside.own}", "--v=2",
                  f"--hostname-override={NODE}", f"--config={place}/kubelet.json")  # fmt: skip
         self._words = (tool("kubelet", KUBERNETES), *words, *([f"--kubeconfig={api}"] if api else []))
@@ -61,18 +64,34 @@ class Kubelet:
         ready = ("curl", "-sf", "http://127.0.0.1:10248/healthz")
         self._space.daemon(self.log, ready, *self._words, seconds=120)
 
-    def pods(self) -> list[Json]:
-        """What it thinks of its pods."""
-        told: Json = json.loads(run("curl", "-sf", "http://127.0.0.1:10255/pods").stdout)
-        return told["items"] or []
+    def put(self, name: str, *containers: Json, **spec: Any) -> Path:
+        """A pod's manifest, there at once as a whole; its file, whose end is the pod's."""
+        value = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+                 "spec": {"terminationGracePeriodSeconds": 1, "containers": list(containers), **spec}}  # fmt: skip
+        written = self.place / f"{name}.json"
+        written.write_text(json.dumps(value))
+        return written.rename(self.manifests / written.name)
+
+    def status(self, name: str) -> Json:
+        """What it thinks of the pod; empty until it knows of it."""
+        told = json.loads(run("curl", "-sf", "http://127.0.0.1:10255/pods").stdout)["items"] or []
+        found: list[Json] = [pod["status"] for pod in told if pod["metadata"]["name"] == f"{name}-{NODE}"]
+        return found[0] if found else {}
+
+    def ready(self, name: str) -> Json:
+        """Its status, once it is Ready."""
+        def look() -> Json | None:
+            told = self.status(name)
+            ready = any(item["type"] == "Ready" and item["status"] == "True" for item in told.get("conditions", []))
+            return told if ready else None
+
+        found: Json = eventually(look, 120, f"{name} is ready: {self.log}")
+        return found
 
     def _settings(self, socket: Path) -> Json:
         return {
             "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "containerRuntimeEndpoint": f"unix://{socket}", "staticPodPath": str(self.manifests),
-            # cgroup v1 beside a v2 without controllers: no trees of the kubelet's, no limits
-            "failCgroupV1": False, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": False, "enforceNodeAllocatable": [],
-            "cgroupRoot": f"/{self.place.parent.name}",
             "oomScoreAdj": 0, "failSwapOn": False, "protectKernelDefaults": False, "makeIPTablesUtilChains": False,
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"}, "readOnlyPort": 10255, "address": "0.0.0.0",
@@ -85,10 +104,19 @@ class Kubelet:
         }  # fmt: skip
 
 
+    def _cgroups(self, driver: str) -> Json:
+        """Beside cgroup v1, which has the controllers, there are no trees of the kubelet's, and no limits."""
+        if driver:
+            return {"cgroupDriver": driver, "cgroupsPerQOS": True, "enforceNodeAllocatable": ["pods"]}
+        return {"failCgroupV1": False, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": False, "enforceNodeAllocatable": [],
+                "cgroupRoot": f"/{self.place.parent.name}"}  # fmt: skip
+
+
 class Cluster:
     """`cluster.kubectl("get", "pods")`; everything runs as system:masters, by one token."""
 
     def __init__(self, where: Space, place: Path, socket: Path) -> None:
+        need("etcd")
         self.space, self.place = where, place
         place.mkdir(parents=True, exist_ok=True)
         self.config = place / "kubeconfig"

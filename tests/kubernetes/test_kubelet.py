@@ -26,28 +26,6 @@ def kubelet(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Kubel
     return made
 
 
-def manifest(kubelet: Kubelet, name: str, containers: list[Json], **spec: Any) -> Path:
-    """Put a pod there; its file."""
-    value = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
-             "spec": {"terminationGracePeriodSeconds": 1, "containers": containers, **spec}}  # fmt: skip
-    written = kubelet.place / f"{name}.json"
-    written.write_text(json.dumps(value))
-    return written.rename(kubelet.manifests / written.name)
-
-
-def status(kubelet: Kubelet, name: str) -> Json:
-    """The pod's status; empty until there is one."""
-    found = [pod for pod in kubelet.pods() if pod["metadata"]["name"] == f"{name}-node"]
-    return found[0]["status"] if found else {}
-
-
-def ready(kubelet: Kubelet, name: str) -> Json | None:
-    """Its status once it is Ready."""
-    told = status(kubelet, name)
-    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in told.get("conditions", []))
-    return told if is_ready else None
-
-
 def container(runtime: Runtime, pod: str, name: str, *words: str) -> str:
     """The id of a pod's container, running unless words say else."""
     told = runtime.crictl("ps", "-q", "--name", f"^{name}$", "--label", f"io.kubernetes.pod.name={pod}-node", *words)
@@ -57,14 +35,14 @@ def container(runtime: Runtime, pod: str, name: str, *words: str) -> str:
 def test_a_web_server_with_a_probe_answers_and_goes_with_its_manifest(kubelet: Kubelet, runtime: Runtime) -> None:
     probe = {"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 1}
     ports = [{"containerPort": 80, "hostPort": 18080}]
-    file = manifest(kubelet, "web", [{"name": "web", "image": NGINX, "ports": ports, "readinessProbe": probe}])
-    told = eventually(lambda: ready(kubelet, "web"), 120, f"the pod is ready: {kubelet.log}")
+    file = kubelet.put("web", {"name": "web", "image": NGINX, "ports": ports, "readinessProbe": probe})
+    told = kubelet.ready("web")
     assert told["podIP"].startswith("10.88.")
     for address in (f"{told['podIP']}:80", "127.0.0.1:18080"):
         assert run("curl", "-sf", f"http://{address}/").stdout == "nginx 1.14 web-node\n"
     assert told["containerStatuses"][0]["containerID"].startswith(f"{name_of(runtime)}://")
     file.unlink()
-    eventually(lambda: not status(kubelet, "web"), 60, "the pod goes")
+    eventually(lambda: not kubelet.status("web"), 60, "the pod goes")
     eventually(lambda: "web-node" not in runtime.crictl("pods", "--state", "ready").stdout, 30, "it stops")
 
 
@@ -84,9 +62,9 @@ def test_what_the_manifest_says_is_what_the_process_finds(kubelet: Kubelet, runt
     first = {"name": "first", "image": BUSYBOX, "command": ["sh", "-c", "echo made >/e/by-first"],
              "volumeMounts": [{"name": "own", "mountPath": "/e"}]}  # fmt: skip
     volumes = [{"name": "host", "hostPath": {"path": str(place)}}, {"name": "own", "emptyDir": {"medium": "Memory"}}]
-    manifest(kubelet, "facts", [one], volumes=volumes, initContainers=[first],
-             securityContext={"supplementalGroups": [4242], "fsGroup": 4343})  # fmt: skip
-    eventually(lambda: ready(kubelet, "facts"), 120, f"the pod is ready: {kubelet.log}")
+    kubelet.put("facts", one, volumes=volumes, initContainers=[first],
+                securityContext={"supplementalGroups": [4242], "fsGroup": 4343})  # fmt: skip
+    kubelet.ready("facts")
     own = container(runtime, "facts", "one")
     eventually(lambda: "/x" in runtime.crictl("logs", own).stderr, 30, "it has said all")
     said = runtime.crictl("logs", own)
@@ -103,10 +81,10 @@ def test_a_failing_liveness_probe_restarts_it(kubelet: Kubelet, runtime: Runtime
     probe = {"exec": {"command": ["test", "-e", "/tmp/well"]}, "periodSeconds": 1, "failureThreshold": 1,
              "initialDelaySeconds": 2}  # fmt: skip
     command = ["sh", "-c", "echo life; touch /tmp/well; sleep 4; rm /tmp/well; exec sleep 1000"]
-    manifest(kubelet, "ill", [{"name": "ill", "image": BUSYBOX, "command": command, "livenessProbe": probe}])
+    kubelet.put("ill", {"name": "ill", "image": BUSYBOX, "command": command, "livenessProbe": probe})
 
     def restarted() -> Any:
-        states = status(kubelet, "ill").get("containerStatuses") or [{}]
+        states = kubelet.status("ill").get("containerStatuses") or [{}]
         return states[0].get("restartCount", 0) >= 1 and states[0]
 
     told = eventually(restarted, 120, f"it is restarted: {kubelet.log}")
@@ -124,15 +102,15 @@ def identity(runtime: Runtime, container: str) -> tuple[Any, ...]:
 def test_the_runtime_is_killed_and_nothing_is_lost(kubelet: Kubelet, runtime: Runtime) -> None:
     """Containers run on, as the same processes; a manifest that comes while it is away is run when it is back."""
     command = ["sh", "-c", "while :; do date +%s; sleep 0.2; done"]
-    manifest(kubelet, "stays", [{"name": "stays", "image": BUSYBOX, "command": command}])
-    eventually(lambda: ready(kubelet, "stays"), 120, f"the pod is ready: {kubelet.log}")
+    kubelet.put("stays", {"name": "stays", "image": BUSYBOX, "command": command})
+    kubelet.ready("stays")
     own = container(runtime, "stays", "stays")
     before = identity(runtime, own)
     runtime.kill()
-    manifest(kubelet, "late", [{"name": "late", "image": BUSYBOX, "command": command}])
+    kubelet.put("late", {"name": "late", "image": BUSYBOX, "command": command})
     runtime.start()
     assert identity(runtime, own) == before
-    eventually(lambda: ready(kubelet, "late"), 120, f"the new pod is ready: {kubelet.log}")
-    assert status(kubelet, "stays")["containerStatuses"][0]["restartCount"] == 0
+    kubelet.ready("late")
+    assert kubelet.status("stays")["containerStatuses"][0]["restartCount"] == 0
     times = [int(line) for line in runtime.crictl("logs", own).stdout.split()]
     assert max(after - before for before, after in itertools.pairwise(times)) <= 2, "its log has no hole"

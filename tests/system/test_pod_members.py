@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from helpers.wherry import Wherry, until
+from wherry.engine import devices
 from wherry.engine.engine import Engine
 from wherry.engine.pods.values import IdMap, Member, MemberOptions, PodMount, PodOptions, PodSecurity
 from wherry.engine.values import ExecOptions
 from wherry.errors import Kind, WherryError
-from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT, Place
+from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT, Limits, Place
 
 MAPS = (IdMap(0, 1 << 20, 1 << 16),)
 DOCKERS = 0xA80425FB  # the mask of docker's 14 capabilities
@@ -371,6 +372,11 @@ def test_a_user_namespace(node: Node, tmp_path: Path) -> None:
     assert words[:3] == ["0", str(1 << 20), str(1 << 16)]
     assert words[3:] == ["0"] * 8
     assert (volume / "new").stat().st_uid == 0  # mapped back
+    container = node.make(pod, "sleep", "60")
+    node.engine.start(container)
+    code, text = node.output(container, "sh", "-c", "id -u; cat /proc/self/uid_map; touch /by-exec && ls -ln /by-exec")
+    assert (code, text.split()[:4]) == (0, b"0 0 1048576 65536".split())
+    assert Path(f"/proc/{node.engine.member(container).pid}/root/by-exec").stat().st_uid == 1 << 20
 
 
 # ---- exec and logs
@@ -430,6 +436,30 @@ def test_hostile_log_paths(node: Node, tmp_path: Path) -> None:
     assert node.ended(quiet).code == 0
 
 
+def test_no_link_below_a_pods_log_directory_is_followed(node: Node, tmp_path: Path) -> None:
+    """A pod that writes to the node's /var/log could send another's log anywhere."""
+    real, victim = tmp_path / "disk", tmp_path / "victim"
+    (real / "pods").mkdir(parents=True)
+    victim.mkdir()
+    (tmp_path / "log").symlink_to(real)  # the administrator's
+    directory = f"{tmp_path}/log/pods/p"
+    pod = node.pod(log_directory=directory)
+    good = node.script(pod, "echo one; while [ ! -e /go ]; do sleep 0.1; done; echo two", log=f"{directory}/c/0.log")
+    node.engine.start(good)
+    assert node.engine.member(good).options.log == f"{directory}/c/0.log"
+    until(lambda: node.log(good) == ["stdout F one"])
+    (real / "pods/p/c").rename(real / "pods/p/old")
+    (real / "pods/p/c").symlink_to(victim)
+    refused(Kind.PRECONDITION, "cannot be opened anew", node.engine.reopen_log, good)
+    node.output(good, "touch", "/go")
+    assert node.ended(good).code == 0
+    assert (real / "pods/p/old/0.log").read_text().splitlines()[-1].endswith("two")
+    for log in ("c/1.log", "c/deep/1.log"):
+        bad = node.script(pod, "echo no", log=f"{directory}/{log}")
+        refused(Kind.PRECONDITION, "log directory", node.engine.start, bad)
+    assert list(victim.iterdir()) == []
+
+
 def test_standard_input_once(node: Node) -> None:
     pod = node.pod()
     container = node.make(pod, "cat", stdin=True, stdin_once=True)
@@ -483,3 +513,44 @@ def test_usage(node: Node) -> None:
     details = node.engine.usage([pod], detailed=True)[container].details
     assert details["processes"] == 1
     assert details["descriptors"] >= 3
+
+
+# ---- the other verbs
+
+
+def test_docker_like_verbs_see_them_and_spare_them(node: Node) -> None:
+    pod = node.pod()
+    container = node.make(pod, "sleep", "60", labels={"app": "x"})
+    ended = node.make(pod, "true")
+    for one in (container, ended):
+        node.engine.start(one)
+    node.ended(ended)
+    shown = node.engine.inspect(container)
+    assert shown["State"]["Running"]
+    assert shown["LogPath"] == node.engine.member(container).options.log
+    assert shown["HostConfig"]["NetworkMode"] == f"pod:{pod}"
+    assert [row["Id"] for row in node.engine.containers(filters={"label": ["app=x"]})] == [container]
+    assert node.engine.container_prune() == {"ContainersDeleted": [], "SpaceReclaimed": 0}
+    node.engine.gc()
+    assert {member.id for member in node.engine.members()} == {container, ended}
+    refused(Kind.CONFLICT, "has ended", node.engine.start, ended)
+    refused(Kind.CONFLICT, "keep their names", node.engine.rename, container, "mine")
+    refused(Kind.CONFLICT, "is of a pod", node.engine.update, container, Limits(cpu_shares=5))
+    refused(Kind.CONFLICT, "joins no other network", node.engine.network_connect, "bridge", container)
+    other = node.wherry("run", "-d", node.image, "sleep", "60").stdout.strip()
+    refused(Kind.NOT_FOUND, "no such container", node.engine.member, other)
+
+
+def test_a_device_by_cdi(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits = {
+        "deviceNodes": [{"path": "/dev/mine", "hostPath": "/dev/zero"}], "env": ["VENDOR=here"],
+        "mounts": [{"hostPath": str(tmp_path), "containerPath": "/vendor"}],
+    }  # fmt: skip
+    spec = {"cdiVersion": "0.8.0", "kind": "vendor.com/gadget", "devices": [{"name": "one", "containerEdits": edits}]}
+    (tmp_path / "vendor.json").write_text(json.dumps(spec))
+    monkeypatch.setattr(devices, "_CDI_DIRS", (str(tmp_path),))
+    pod = node.pod()
+    script = "stat -c %t:%T /dev/mine; echo $VENDOR; ls /vendor/vendor.json"
+    text = node.says(pod, script, cdi=("vendor.com/gadget=one",))
+    assert text.split() == ["1:5", "here", "/vendor/vendor.json"]
+    refused(Kind.NOT_FOUND, "unresolvable CDI device", node.make, pod, "true", cdi=("vendor.com/gadget=two",))

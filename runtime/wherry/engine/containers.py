@@ -15,6 +15,8 @@ def rename(house: House, ref: str, name: str) -> None:
     """Give a new name."""
     fresh = names.check(name)
     row = house.db.find(ref)
+    if row.pod:  # by it a create that is asked again finds what the first one made
+        raise WherryError(Kind.CONFLICT, f"container {row.name} is of a pod, whose containers keep their names")
     with container_lock(house, row.id):
         if row.name == fresh:
             raise WherryError(Kind.INVALID, "renaming a container with the same name as its current name")

@@ -63,8 +63,10 @@ def _quick(house: House, found: Json) -> None:
     rows = house.db.container_ids()
     _thaw(house, [cid for cid in present if cid in rows], found)
     _settle(house, [cid for cid in present if cid in rows], found)
+    if pods:
+        _pods_without_row(house, found, alone=False)
     mine = set(present) | set(_names(f"{house.place.root}/containers"))
-    if mine - rows or (pods and pods - house.db.pod_ids()):
+    if mine - rows or (pods and _pods(house) - house.db.pod_ids()):
         _orphans(house, found, wait=False)
     if found["containers"] or found["orphans"]:  # a crash: what it left of a plugin's own, no DEL takes away
         house.networks.collect()
@@ -168,9 +170,8 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
     with sweeping(house, wait) as alone:
         if not alone:
             return
-        pods = house.db.pod_ids()
-        _pods_without_row(house, pods, found)
-        rows = house.db.container_ids() | pods
+        _pods_without_row(house, found, alone=True)
+        rows = house.db.container_ids() | house.db.pod_ids()
         everywhere = {
             *_names(f"{house.place.state}/c"),
             *_names(f"{house.place.root}/containers"),
@@ -191,13 +192,14 @@ def _pods(house: House) -> set[str]:
     return {*_names(f"{house.place.state}/pods"), *_names(f"{house.place.root}/pods")}
 
 
-def _pods_without_row(house: House, rows: set[str], found: Json) -> None:
-    for pod in sorted(_pods(house) - rows):
+def _pods_without_row(house: House, found: Json, *, alone: bool) -> None:
+    there = _pods(house)  # before the rows: one that is being made is then seen as that
+    for pod in sorted(there - house.db.pod_ids()) if there else ():
         from .pods import sandbox
 
         with contextlib.suppress(WherryError, OSError):
-            sandbox.clear(house, pod)
-            found["orphans"].append(pod)
+            if sandbox.clear(house, pod, alone=alone):
+                found["orphans"].append(pod)
 
 
 def _half_stopped(house: House) -> None:

@@ -331,7 +331,7 @@ def _paths(house: House, row: Container) -> Json:
     folder, log = house.container_dir(row.id), row.config["log"]["file"]
     names = {"ResolvConfPath": "resolv.conf", "HostnamePath": "hostname", "HostsPath": "hosts"}
     found = {key: f"{folder}/{name}" if os.path.exists(f"{folder}/{name}") else "" for key, name in names.items()}
-    return {**found, "LogPath": f"{folder}/{log}" if log else ""}
+    return {**found, "LogPath": os.path.join(folder, log) if log else ""}
 
 
 def _driver(house: House, row: Container) -> Json:

@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 from wherry.model import Limits, RestartPolicy, RunOptions
 
 from . import codec, events, limits, restart
@@ -31,6 +31,9 @@ def update(house: House, ref: str, new: Limits, policy: RestartPolicy | None) ->
     row = house.db.find(ref)
     with container_lock(house, row.id):
         row = house.db.find(row.id)  # as of now: it may have joined a network meanwhile
+        if row.pod:
+            message = f"container {row.name} is of a pod: its limits are whoever's who runs that"
+            raise WherryError(Kind.CONFLICT, message, hint="change the pod's spec (kubectl), or crictl update")
         options = codec.decode_options(row.config["options"])
         if policy is not None:
             restart.check(policy, options.remove)

@@ -16,7 +16,7 @@ from wherry.engine.undo import Undo, making
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
-from . import handlers, limiting, mounts, records, rows, security, spec, starting
+from . import handlers, limiting, logs, mounts, records, rows, security, spec, starting
 from .values import Held, MemberOptions, PodOptions
 
 __all__ = ["create"]
@@ -80,7 +80,8 @@ def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
         if config["linux"].get("uidMappings"):
             _own_upper(house, cid, config["linux"])
         signal = _stop_signal(asked, record)
-        kept = rows.config(ready.id, asked, record, made, user, ready.hostname, signal)
+        file = logs.locate(asked.log, pod.log_directory)
+        kept = rows.config(ready.id, asked, record, made, user, ready.hostname, signal, file)
         kept["handler"] = handler
         row = Container(cid, name, time.time(), record.id, kept, ready.id)
         house.db.add_container(row)

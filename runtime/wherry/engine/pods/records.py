@@ -55,15 +55,15 @@ def decode(data: Json) -> PodOptions:
 def lock(house: House, pod: str, timeout: float = 120, *, shared: bool = False, create: bool = False) -> Iterator[None]:
     """One verb at a time on a pod; `shared` by those that only need it to stay as it is. NOT_FOUND if it has gone while
     we waited, CONFLICT after `timeout` seconds. Only who makes the pod may `create` the lock."""
-    try:
-        with files.flock(f"{directory(house, pod)}/lock", timeout, shared=shared, create=create) as fd:
+    with contextlib.ExitStack() as held:
+        try:
+            path = f"{directory(house, pod)}/lock"
+            fd = held.enter_context(files.flock(path, timeout, shared=shared, create=create))
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError
-            yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.exists(f"{directory(house, pod)}/lock"):
-            raise
-        raise WherryError(Kind.NOT_FOUND, f"no such pod: {pod[:12]}") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise WherryError(Kind.NOT_FOUND, f"no such pod: {pod[:12]}") from error
+        yield
 
 
 # ---- pod.json ----

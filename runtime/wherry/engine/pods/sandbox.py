@@ -63,10 +63,10 @@ def _again(house: House, row: PodRow) -> str:
 
 def _run(house: House, options: PodOptions) -> str:
     pod = names.mint()
-    with making(house), Undo() as undo:
+    with making(house):
         _make_directory(house, pod)
-        undo.add(kernel.remove_tree, records.directory(house, pod))
-        with records.lock(house, pod, create=True):
+        with records.lock(house, pod, create=True), Undo() as undo:  # a lock that is free, of no row's: who had it died
+            undo.add(kernel.remove_tree, records.directory(house, pod))
             held, config = _hold(house, pod, options, undo)
             row = PodRow(pod, options.namespace, options.name, options.uid, options.attempt, time.time(), config)
             house.db.add_pod(row)
@@ -245,17 +245,20 @@ def _forget(house: House, row: PodRow) -> None:
             return
 
 
-def clear(house: House, pod: str) -> None:
-    """What a killed command left of a pod that has no row. For a sweep, while nothing is being made. CONFLICT while a
-    removal that has deleted the row is still at the rest."""
+def clear(house: House, pod: str, *, alone: bool) -> bool:
+    """What a killed command left of a pod that has no row; False if it has one. For a sweep. CONFLICT while somebody
+    makes it, or is at the rest of a removal. NOT_FOUND where it is not old enough to have a lock, unless the sweep is
+    `alone`: then nothing is being made."""
     from . import pause
 
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(records.lock(house, pod, 0))
         except WherryError as error:
-            if error.kind is not Kind.NOT_FOUND:
+            if error.kind is not Kind.NOT_FOUND or not alone:
                 raise
+        if house.db.pod(pod) is not None:  # it was just made
+            return False
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
         _all_of([
             partial(pause.end, house, pod),
@@ -264,6 +267,7 @@ def clear(house: House, pod: str) -> None:
         ])  # fmt: skip
         namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
+    return True
 
 
 def finish(house: House, pod: str) -> None:

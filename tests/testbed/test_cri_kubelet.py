@@ -1,0 +1,72 @@
+"""A real kubelet with trees of cgroups of its own, on wherryd: pods and containers lie in them with the limits that
+their manifests say, by both drivers, and what is used comes back as the kubelet's summary. Skips where no kubelet is
+built (scripts/test-kubernetes builds it)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import cluster, criimages, runtimes
+from helpers.cluster import Kubelet, eventually
+from helpers.criimages import BUSYBOX
+from helpers.registry import Registry
+from helpers.runtimes import Runtime
+from helpers.tools import run
+
+pytestmark = pytest.mark.seconds(300)
+DRIVER = "systemd" if Path("/run/systemd/system").exists() else "cgroupfs"
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory, private_network: object) -> Iterator[Runtime]:
+    place = tmp_path_factory.mktemp("node")
+    with cluster.space() as space, Registry(place / "registry") as registry:
+        criimages.publish(registry.host, place)
+        made = runtimes.wherryd(space, place / "runtime", registry.host, "wtnode")
+        made.start()
+        yield made
+        made.clear()
+
+
+@pytest.fixture(scope="module")
+def kubelet(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Kubelet:
+    made = Kubelet(runtime.space, tmp_path_factory.mktemp("kubelet") / "kubelet", runtime.socket, driver=DRIVER)
+    made.start()
+    return made
+
+
+def test_limits_of_a_manifest_are_the_kernels(kubelet: Kubelet, runtime: Runtime) -> None:
+    limits = {"limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"memory": "32Mi", "cpu": "100m"}}
+    kubelet.put("limited", {"name": "main", "image": BUSYBOX, "command": ["sleep", "1000"], "resources": limits})
+    told = kubelet.ready("limited")
+    assert told["qosClass"] == "Burstable"
+    own = group(runtime)
+    assert (own / "memory.max").read_text() == f"{64 << 20}\n"
+    assert (own / "cpu.max").read_text() == "50000 100000\n"
+    parent = own.parent
+    assert "burstable" in str(parent)
+    assert (parent / "memory.max").read_text() == f"{64 << 20}\n"
+    assert own.name.startswith("wherry-") if DRIVER == "systemd" else "kubepods" in str(own)
+
+
+def test_what_is_used_is_in_the_summary(kubelet: Kubelet) -> None:
+    """By the CRI's statistics or by cgroups: the pod is there, with its memory."""
+    def used() -> Any:
+        told = json.loads(run("curl", "-sfk", "https://127.0.0.1:10250/stats/summary", check=False).stdout or "{}")
+        found = [pod for pod in told.get("pods", []) if pod["podRef"]["name"] == "limited-node"]
+        return found and found[0].get("memory", {}).get("workingSetBytes")
+
+    assert 0 < eventually(used, 90, "the summary has the pod") < 64 << 20
+
+
+def group(runtime: Runtime) -> Path:
+    """The cgroup of the one container, by its process, which is one of the space's."""
+    told = json.loads(runtime.crictl("inspect", runtime.crictl("ps", "-q").stdout.split()[0]).stdout)
+    line = runtime.space.run("cat", f"/proc/{told['info']['pid']}/cgroup").stdout.strip()
+    return CGROUPS / line.removeprefix("0::").lstrip("/")
