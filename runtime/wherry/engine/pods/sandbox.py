@@ -117,7 +117,8 @@ def _join(it: _Making, paths: Mapping[str, str]) -> tuple[str, ...]:
     if "net" not in paths:
         return ()
     it.undo.add(network.leave, it.house, it.id)
-    ips = network.join(it.house, it.id, it.options, it.place.path)
+    below = it.place.path.removeprefix(it.house.facts.cgroup_mount.rstrip("/"))  # as CNI's conventions write it
+    ips = network.join(it.house, it.id, it.options, below)
     namespaces.set_sysctls(paths["net"], it.options)  # with the links there, as some speak of one
     return ips
 
