@@ -41,7 +41,8 @@ class Containers:
         """Start it."""
         ref = requests.identity(request.container_id, "container")
         try:
-            await self._parts.change(("start", ref), lambda: self._started(ref))
+            # among those that wait: in a pod with one pid namespace another container can hold the start up
+            await self._parts.waited(("start", ref), lambda: self._started(ref))
         finally:
             self._catalog.touch(ref)
         return pb.StartContainerResponse()

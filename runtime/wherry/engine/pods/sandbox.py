@@ -287,6 +287,8 @@ def finish(house: House, pod: str) -> None:
 def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
     """Change the limits; what is absent stays."""
     row = house.db.find_pod(pod)
+    checking.check_unified(resources)
+    checking.check_unified(overhead)
     with records.lock(house, row.id):
         found = house.db.pod(row.id)
         if found is None:
