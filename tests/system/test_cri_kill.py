@@ -109,7 +109,7 @@ LIFE = (
     Step(start, frozenset({CREATED, RUNNING})),
     Step(execute, frozenset({RUNNING})),
     Step(stop, frozenset({RUNNING, EXITED})),
-    Step(remove, frozenset({EXITED, CREATED}), gone=True),
+    Step(remove, frozenset({RUNNING, EXITED}), gone=True),
     Step(stop_pod, frozenset({RUNNING, EXITED}), ANY),
     Step(remove_pod, frozenset({RUNNING, EXITED}), ANY, gone=True),
 )
@@ -144,12 +144,12 @@ def test_killed_while_it_works(kubelet: Kubelet) -> None:
     kept = kubelet.pod("kept", network=True)
     witness = kubelet.run(kept, "witness", *TALKER)
     took = typical(kubelet)
-    before = Rest(kubelet.wherryd)
+    rest = Rest(kubelet.wherryd)
     for number in range(KILLS):
         step = LIFE[number % len(LIFE)]
         life = Life(number)
-        for before in BEFORE[step]:
-            life = before.call(kubelet, life)
+        for earlier in BEFORE[step]:
+            life = earlier.call(kubelet, life)
         cut = Cut(kubelet, step, life)
         moment = chance.uniform(0, 1.2 * took[step])
         cut.after(moment, kubelet.wherryd.kill)
@@ -159,7 +159,7 @@ def test_killed_while_it_works(kubelet: Kubelet) -> None:
         check(kubelet, step, cut, story)
         assert kubelet.status(witness).state == RUNNING, story
         finish(kubelet, step, cut.life, story)
-        assert not (left := before.left()), f"{story}:\n" + "\n".join(left)
+        assert not (left := rest.left()), f"{story}:\n" + "\n".join(left)
     kubelet.stop(witness, 10)
     assert kubelet.status(witness).exit_code == 5
     said = [line.text for line in log_lines(kubelet.logs / "kept" / "witness.log")]
