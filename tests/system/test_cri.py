@@ -489,6 +489,8 @@ def test_an_image_is_pulled_by_its_node_id(own: Wherryd, busybox: str, registry:
     with code_of(Code.INVALID_ARGUMENT):
         kubelet("PullImage", image=api.ImageSpec(image="UPPER CASE"))
     with code_of(Code.INVALID_ARGUMENT):
+        kubelet("PullImage", image=api.ImageSpec(image=name, runtime_handler="none"))
+    with code_of(Code.INVALID_ARGUMENT):
         kubelet("PullImage", image=api.ImageSpec(image=busybox))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from wherry.engine.config import Settings
 from wherry.errors import Kind, WherryError
@@ -19,6 +20,8 @@ def settings(path: str, known: Settings) -> None:
     _one_of(path, "pod_cgroup_driver", known.pod_cgroup_driver, _DRIVERS)
     _one_of(path, "log_level", known.log_level, tuple(LEVELS))
     _one_of(path, "log_format", known.log_format, FORMATS)
+    for name, program in known.handlers.items():
+        _handler(path, name, program)
     try:
         address(known.stream_address)
     except ValueError as error:
@@ -26,6 +29,14 @@ def settings(path: str, known: Settings) -> None:
             Kind.INVALID, f"{path}: stream_address must be ADDRESS:PORT, not {known.stream_address[:80]!r}",
             hint="127.0.0.1:0 is every free port of this host",
         ) from error  # fmt: skip
+
+
+def _handler(path: str, name: str, program: object) -> None:
+    """A RuntimeClass handler: a DNS label, and a program by its whole path."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise WherryError(Kind.INVALID, f"{path}: {name[:80]!r} is no name of a handler", hint="a DNS label, as crun")
+    if not isinstance(program, str) or not program.startswith("/"):
+        raise WherryError(Kind.INVALID, f"{path}: handler {name} needs the absolute path of an OCI runtime")
 
 
 def _one_of(path: str, key: str, value: str, known: tuple[str, ...]) -> None:

@@ -47,7 +47,8 @@ _LATE: Final = ("sqlite3", "ctypes", "prctl", "json", "pwd", "subprocess", "ipad
 _SKIPPED: Final = ("wherry.cli.clicks", "wherry.cli.completion", "wherry.cli.manual", "wherry.cli.progress",
                    "wherry.cli.tree", "wherry.image.worker", "wherry.net.dns", "wherry.net.forward",
                    "wherry.net.keeper", "wherry.net.nftwatch", "wherry.net.confwatch", "wherry.engine.exposure",
-                   "wherry.volume.csi", "wherry.warm.server", "wherry.__main__", "wherry.boot")  # fmt: skip
+                   "wherry.volume.csi", "wherry.daemon", "wherry.engine.pods", "wherry.warm.server", "wherry.__main__",
+                   "wherry.boot")  # fmt: skip
 
 
 def main(directory: str, idle: float = _IDLE) -> None:

@@ -68,12 +68,20 @@ class Images:
     async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         """Fetch it, by these credentials or none; its id on this node."""
         name, known = _name(request.image), login(request.auth)
+        if handler := request.image.runtime_handler:
+            await self._work.look(self._check_handler, handler)
 
         async def pull() -> ImageRecord:
             return await self._work.fetch(self._engine.pull_as, name, known)
 
         record = await self._joined.do(("pull", name, known), pull)
         return pb.PullImageResponse(image_ref=record.id)
+
+    def _check_handler(self, name: str) -> None:
+        """Images are the same for all handlers; one that is not there is a mistake of the caller's."""
+        known = self._engine.pod_features().handlers
+        if name not in known:
+            raise WherryError(Kind.INVALID, f"there is no handler {name[:80]!r}", hint=f"known: {', '.join(known)}")
 
     async def RemoveImage(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """Remove it with all its names; one that is not here is success."""
