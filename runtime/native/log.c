@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "exec_int.h"
 #include "monitor.h"
 
 #pragma GCC optimize("O2")
@@ -72,12 +73,17 @@ static int ends_torn(int fd, uint64_t size) {
     return size && pread(fd, &last, 1, (off_t)size - 1) == 1 && last != '\n';
 }
 
+/* A pod's log lies below a directory that others write to: no link there leads it anywhere else. */
+static int open_path(const struct wh_log *log, int flags, mode_t mode) {
+    return wh_openat2(AT_FDCWD, log->path, (uint64_t)flags, log->driver == WH_LOG_CRI ? RESOLVE_NO_SYMLINKS : 0, mode);
+}
+
 static int open_file(struct wh_log *log) {
     const int flags = O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
     struct stat st;
-    int fd = open(log->path, flags);
+    int fd = open_path(log, flags, 0);
     if (fd < 0 && errno == ENOENT) {
-        fd = open(log->path, flags | O_CREAT | O_EXCL, 0640);
+        fd = open_path(log, flags | O_CREAT | O_EXCL, 0640);
         if (fd >= 0) fchmod(fd, 0640); /* whatever the umask is */
     }
     if (fd < 0) return -1;

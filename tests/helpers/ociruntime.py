@@ -64,6 +64,8 @@ class Space:
     #: the first process, which takes over and reaps what others leave
     _INIT = HIDE + 'echo ready; while :; do sleep 3600 & wait "$!"; done'
 
+    _enter: tuple[str, ...]
+
     def __init__(self, private: tuple[str, ...] = ()) -> None:
         """`private`: directories that programs know by these paths, empty in here."""
         self.env = dict(os.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -186,6 +187,39 @@ def test_hostile_paths_of_a_log(kubelet: Kubelet) -> None:
         with code_of(Code.INVALID_ARGUMENT):
             kubelet("CreateContainer", pod_sandbox_id=pod, config=config, sandbox_config=kubelet.configs[pod])
     assert not kubelet.containers()
+
+
+def test_values_that_would_harm(kubelet: Kubelet) -> None:
+    pod, made = kubelet.pod("p"), itertools.count()
+
+    def refused(name: str = "", **more: Any) -> None:
+        config = api.ContainerConfig(
+            metadata=api.ContainerMetadata(name=name or f"c{next(made)}"), image=api.ImageSpec(image=kubelet.image),
+            log_path="c.log", **{"command": ["true"], **more},
+        )  # fmt: skip
+        with code_of(Code.INVALID_ARGUMENT):
+            asked = {"config": config, "sandbox_config": kubelet.configs[pod]}
+            kubelet.start(kubelet("CreateContainer", pod_sandbox_id=pod, **asked).container_id)
+
+    for name in ("a/b", "a\x1b[2J", "a\nb", "a" * 1000):
+        refused(name)
+    privileged = api.LinuxContainerSecurityContext(privileged=True)
+    refused(linux=api.LinuxContainerConfig(security_context=privileged))
+    refused(command=["true\0"])
+    refused(devices=[api.Device(host_path="/dev/null\0", container_path="/dev/x")])
+    masks = api.LinuxContainerSecurityContext(masked_paths=["/x\0y"])
+    refused(linux=api.LinuxContainerConfig(security_context=masks))
+    for unified in ({"cgroup.kill": "1"}, {"../x.y": "1"}):
+        limits = api.LinuxContainerResources(unified=unified)
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet.pod("q", resources=limits)
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet("UpdatePodSandboxResources", pod_sandbox_id=pod, resources=limits)
+    for parent in ("/a\nb", "/a\0b", "/../x"):
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet.pod("q", cgroup=parent)
+    assert b"Traceback" not in kubelet.wherryd.log.read_bytes()
+    assert list(kubelet.pods()) == [pod]
 
 
 def test_calls_that_do_not_fit_the_state(kubelet: Kubelet) -> None:

@@ -262,6 +262,18 @@ def test_attach(engine: Engine, server: Server, transport: str, protocol: str) -
     second.communicate()
 
 
+def test_attach_tells_a_loss_from_an_end(own: Wherry, engine: Engine, server: Server) -> None:
+    """The monitor drops who takes nothing for ten seconds; here it is gone itself."""
+    container = started(engine, "sleep", "1000")
+    client = server.client(server.attach(container, "o"), "o")
+    time.sleep(0.5)
+    state = json.loads((own.state / "c" / container / "state.json").read_text())
+    os.kill(state["monitor"]["pid"], signal.SIGKILL)
+    _, err = client.communicate(timeout=15)
+    assert client.returncode == 125
+    assert b"the container's monitor has hung up" in err
+
+
 def test_attach_to_what_does_not_run(engine: Engine, server: Server) -> None:
     container = started(engine, "true")
     engine.wait(container)
@@ -391,6 +403,49 @@ def test_a_connection_that_asks_for_nothing_is_closed(
             with connected(server.streaming.base) as sock:
                 sock.sendall(words)
                 assert sock.recv(100) == b""
+
+
+def test_connections_that_ask_for_nothing_are_few(server: Server, sleeper: str) -> None:
+    """Whoever can reach the port can connect, without a token."""
+    with contextlib.ExitStack() as held:
+        crowd = [held.enter_context(connected(server.streaming.base)) for _ in range(servers._SILENT_MOST + 40)]
+        for sock in crowd[:40]:
+            assert sock.recv(1) == b""
+        assert server.run(server.exec(sleeper, "echo", "hi"))[:2] == (0, b"hi\n")
+
+
+def test_a_connection_asks_once(server: Server) -> None:
+    """One that may ask again and again could stay for ever."""
+    with connected(server.streaming.base) as sock:
+        sock.sendall(request(f"{server.streaming.base}/healthz", "GET"))
+        sock.settimeout(5)
+        said = b""
+        while data := sock.recv(4096):
+            said += data
+        assert said.endswith(b"ok")
+
+
+def test_a_listener_whose_queue_is_full_holds_up_nobody_else(
+    engine: Engine, server: Server, private_network: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections wait for a handshake that does not come; no thread waits with them."""
+    monkeypatch.setattr(portforward, "_PATIENCE", 3.0)
+    pod = engine.run_pod(PodOptions("p", "tests", "u", network="host"))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_server(("127.0.0.1", 0)) as open_one:
+        stuck, good = (one.getsockname()[1] for one in (full, open_one))
+        with contextlib.ExitStack() as held:
+            held.callback(engine.remove_pod, pod)
+            for one in [held.enter_context(socket.socket()) for _ in range(2)]:  # the queue is full with one
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", stuck))
+            client = held.enter_context(streamraw.spdy(server.streaming.port_forward(pod, ()), version=""))
+            for number in range(40):
+                client.open("error", "data", port=str(stuck), requestid=str(number))
+            began = time.monotonic()
+            client.open("error", "data", port=str(good), requestid="good")
+            open_one.settimeout(2)
+            open_one.accept()[0].close()
+            assert time.monotonic() - began < 2
 
 
 def test_a_client_that_opens_no_streams_is_given_up(

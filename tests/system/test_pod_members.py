@@ -216,7 +216,7 @@ def test_capabilities(node: Node) -> None:
     assert status(node, pod, cap_add=("CHOWN",), cap_drop=("CAP_CHOWN",))["CapEff"] == DOCKERS & have & ~1
     raised = status(node, pod, user="1000", cap_ambient=("NET_BIND_SERVICE",))
     assert raised["CapEff"] == raised["CapAmb"] == 1 << 10
-    assert status(node, pod, privileged=True)["CapEff"] == have
+    assert status(node, node.pod(privileged=True), privileged=True)["CapEff"] == have
 
 
 def test_confinement(node: Node, tmp_path: Path) -> None:
@@ -243,7 +243,8 @@ def test_paths(node: Node) -> None:
     script = "wc -c < /etc/passwd; touch /x 2>&- || echo root; touch /etc/hosts 2>&- || echo hosts"
     assert node.says(pod, script, security=hidden).split() == ["0", "root", "hosts"]
     script = "test -w /proc/sys && wc -c < /proc/kallsyms | grep -v '^0$'; ls /dev | wc -l"
-    text = node.says(pod, script, security=PodSecurity(privileged=True))
+    text = node.says(node.pod(privileged=True), script, security=PodSecurity(privileged=True))
+    refused(Kind.INVALID, "privileged", node.make, pod, "true", security=PodSecurity(privileged=True))
     assert int(text.splitlines()[-1]) > 15
 
 
@@ -296,7 +297,7 @@ def test_recursive_read_only(node: Node, tmp_path: Path) -> None:
 
 
 def test_propagation(node: Node, tmp_path: Path) -> None:
-    pod = node.pod()
+    pod = node.pod(privileged=True)
     shared, private = tmp_path / "shared", tmp_path / "private"
     for path, kind in ((shared, "--make-shared"), (private, "--make-private")):
         path.mkdir()
@@ -434,6 +435,30 @@ def test_hostile_log_paths(node: Node, tmp_path: Path) -> None:
     quiet = node.script(pod, "echo nothing", log="")
     node.engine.start(quiet)
     assert node.ended(quiet).code == 0
+
+
+def test_no_link_below_a_pods_log_directory_is_followed(node: Node, tmp_path: Path) -> None:
+    """A pod that writes to the node's /var/log could send another's log anywhere."""
+    real, victim = tmp_path / "disk", tmp_path / "victim"
+    (real / "pods").mkdir(parents=True)
+    victim.mkdir()
+    (tmp_path / "log").symlink_to(real)  # the administrator's
+    directory = f"{tmp_path}/log/pods/p"
+    pod = node.pod(log_directory=directory)
+    good = node.script(pod, "echo one; while [ ! -e /go ]; do sleep 0.1; done; echo two", log=f"{directory}/c/0.log")
+    node.engine.start(good)
+    assert node.engine.member(good).options.log == f"{directory}/c/0.log"
+    until(lambda: node.log(good) == ["stdout F one"])
+    (real / "pods/p/c").rename(real / "pods/p/old")
+    (real / "pods/p/c").symlink_to(victim)
+    refused(Kind.PRECONDITION, "cannot be opened anew", node.engine.reopen_log, good)
+    node.output(good, "touch", "/go")
+    assert node.ended(good).code == 0
+    assert (real / "pods/p/old/0.log").read_text().splitlines()[-1].endswith("two")
+    for log in ("c/1.log", "c/deep/1.log"):
+        bad = node.script(pod, "echo no", log=f"{directory}/{log}")
+        refused(Kind.PRECONDITION, "log directory", node.engine.start, bad)
+    assert list(victim.iterdir()) == []
 
 
 def test_standard_input_once(node: Node) -> None:

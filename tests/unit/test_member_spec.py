@@ -163,7 +163,7 @@ def test_what_a_row_keeps_comes_back() -> None:
     )  # fmt: skip
     record = ImageRecord("sha256:1", "sha256:2", (), ImageConfig(diff_ids=("sha256:l",)), (), 0, 0)
     volume = mounts.ImageVolume("/i", "sha256:9", ("sha256:k",), "sub")
-    config = rows.config("pod", asked, record, mounts.Made((), (volume,)), User(1, 2, (2,)), "host", 15)
+    config = rows.config("pod", asked, record, mounts.Made((), (volume,)), User(1, 2, (2,)), "host", 15, "/l/0.log")
     row = rows.Container("c", "n", 0, "sha256:1", json.loads(json.dumps(config)), "pod")
     expected = asked._replace(mounts=(asked.mounts[0], asked.mounts[1]._replace(image="sha256:9")))
     assert rows.options(row) == expected
@@ -187,7 +187,7 @@ def test_figures_of_a_cgroup() -> None:
         "memory.swap.current": "7\n", "memory.swap.max": "max\n", "pids.current": "4\n",
         "cpu.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=12\n",
     }  # fmt: skip
-    found = usage._usage(files, 8.0)
+    found = usage._usage(files, 8.0, detailed=True)
     assert (found.time, found.cpu_ns, found.memory, found.memory_usage, found.memory_rss) == (8.0, 5000, 600, 1000, 300)
     assert (found.memory_available, found.memory_faults, found.swap, found.swap_available) == (1400, (10, 2), 7, None)
     assert found.pids == 4
@@ -195,3 +195,11 @@ def test_figures_of_a_cgroup() -> None:
     assert (found.details["cpu_user_ns"], found.details["periods"]) == (3000, 9)
     bare = usage._usage({"cpu.stat": "usage_usec 5\n"}, 8.0)
     assert (bare.memory, bare.pids, bare.pressure) == (None, None, {})
+
+
+def test_what_lies_below_a_mount_comes_after_it(tmp_path: Path) -> None:
+    config = made(MemberOptions("c", "i"), HELD, PodMount("/dev", str(tmp_path)), PodMount("/sys", str(tmp_path)))
+    order = [mount["destination"] for mount in config["mounts"]]
+    assert order.index("/dev") < order.index("/dev/pts")
+    assert order.index("/sys") < order.index("/sys/fs/cgroup")
+    assert order.count("/dev") == order.count("/sys") == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wherry.daemon.streaming import status
-from wherry.daemon.streaming.inbox import Inbox
+from wherry.daemon.streaming import remote, status
+from wherry.daemon.streaming.inbox import Bound, Inbox
 from wherry.daemon.streaming.tickets import Tickets
 from wherry.errors import Kind, WherryError
 
@@ -57,11 +59,12 @@ def test_an_inbox_holds_back_who_puts_too_much() -> None:
         waiting = asyncio.create_task(inbox.room())
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert await inbox.read() == b"12345"
+        assert await inbox.read() == b"1234567890"
         await waiting
+        inbox.put(b"more")
         inbox.end()
         inbox.put(b"late")
-        assert [await inbox.read(), await inbox.read(), await inbox.read()] == [b"67890", b"", b""]
+        assert [await inbox.read(), await inbox.read(), await inbox.read()] == [b"more", b"", b""]
 
     asyncio.run(work())
 
@@ -75,6 +78,69 @@ def test_an_inbox_that_is_forgotten_lets_go() -> None:
         assert await inbox.read() == b""
 
     asyncio.run(work())
+
+
+def test_small_pieces_take_no_more_than_their_size() -> None:
+    async def work() -> None:
+        inbox = Inbox()
+        tracemalloc.start()
+        for _ in range(1 << 18):
+            inbox.put(b"x")
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert inbox.full
+        assert held < 1 << 19
+
+    asyncio.run(work())
+
+
+def test_inboxes_share_a_bound() -> None:
+    async def work() -> None:
+        both = Bound(10)
+        one, two = Inbox(100, both), Inbox(100, both)
+        one.put(b"123456")
+        two.put(b"7890")
+        assert one.full
+        assert two.full
+        waiting = asyncio.create_task(two.room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        one.forget()
+        await waiting
+        assert await two.read() == b"7890"
+        one.put(b"dropped")
+        assert not both.full
+
+    asyncio.run(work())
+
+
+class Said:
+    """A channel that says this."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = list(parts)
+
+    async def read(self) -> bytes:
+        return self._parts.pop(0) if self._parts else b""
+
+
+def objects(*parts: bytes) -> list[object]:
+    async def work() -> list[object]:
+        return [found async for found in remote._objects(Said(*parts))]  # type: ignore[arg-type]
+
+    return asyncio.run(work())
+
+
+def test_objects_however_they_are_cut() -> None:
+    assert objects(b' {"a"', b': 1}\n{"b"', b": 2}  ", b"[3]", b'{"c": 4}') == [{"a": 1}, {"b": 2}]
+    assert objects(b"[" * (1 << 16)) == []
+    assert objects(b"{" * 600, b"{" * 600, b"}") == []
+
+
+def test_many_objects_at_once_hold_nobody_up() -> None:
+    before = time.process_time()
+    assert len(objects(b"{}" * (1 << 19))) == 1 << 19
+    assert time.process_time() - before < 5  # a copy of the rest for each would take minutes
 
 
 def test_statuses_are_those_of_kubernetes() -> None:

@@ -142,7 +142,7 @@ def _cdi(text: str, found: Devices) -> None:
                     _edit(spec.get("containerEdits") or {}, found)
                     _edit(device.get("containerEdits") or {}, found)
                     return
-    hint = f"no such device in {' or '.join(_CDI_DIRS)}"
+    hint = f"no such device in the JSON files of {' or '.join(_CDI_DIRS)}; YAML is not read"
     raise WherryError(Kind.NOT_FOUND, f"unresolvable CDI device {text}", hint=hint)
 
 

@@ -401,11 +401,12 @@ class Engine:
 
         return usage.of(self._house, ids, detailed=detailed)
 
-    def dial_pod(self, pod: str, port: int) -> socket.socket:
-        """A TCP connection to a port of localhost inside a pod's network (v4 first, then v6). UNAVAILABLE if none."""
+    def pod_sockets(self, pod: str) -> list[tuple[socket.socket, str]]:
+        """Non-blocking TCP sockets in a pod's network, each with the localhost that it can connect to (v4 first, then
+        v6). The caller closes them."""
         from .pods import dial
 
-        return dial.tcp(self._house, pod, port)
+        return dial.sockets(self._house, pod)
 
     # ---- images ----
 

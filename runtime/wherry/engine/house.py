@@ -132,7 +132,7 @@ class House:
 
     @cached_property
     def measured(self) -> dict[str, tuple[float, tuple[int, int]]]:
-        """When (time.monotonic) a writable layer was walked, and its bytes and inodes then (pods/usage.py)."""
+        """Until when (time.monotonic) a walk of a writable layer counts; its bytes and inodes (pods/usage.py)."""
         return {}
 
     def leave_no_traces(self) -> None:

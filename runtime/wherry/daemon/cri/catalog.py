@@ -87,6 +87,8 @@ class Catalog:
         async with self._one:
             if self._known:
                 self._stale.update(_named(self._tail.more(), self._members))
+                if self._tail.missed:  # more happened than is kept
+                    self._known = self._tail.missed = False
             if self._known and not self._stale:
                 return
             stale, self._stale = self._stale, set()
@@ -188,7 +190,7 @@ def _named(events: Iterable[Json], members: Mapping[str, Any]) -> Iterator[str]:
     """The ids that events are about, as far as they are pods or of pods."""
     for event in events:
         kind, actor = event.get("Type"), event.get("Actor", {})
-        if kind == "pod" or (kind == "container" and (actor.get("ID") in members or "pod" in actor["Attributes"])):
+        if kind == "pod" or (kind == "container" and (actor.get("ID") in members or "pod" in event)):
             yield str(actor["ID"])
 
 

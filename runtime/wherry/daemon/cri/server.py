@@ -91,7 +91,8 @@ class Server:
     async def _keep(self) -> None:
         """Take what killed processes left, we among them: nobody else asks for a pod that never got an id."""
         for pause in itertools.chain(_FIRST_SWEEPS, itertools.repeat(_SWEEP_SECONDS)):
-            self._parts.work.later(self._swept)
+            # not where removals are finished: a sweep may wait for a lock that one of those holds
+            await self._parts.work.wait(self._swept)
             await asyncio.sleep(pause)
 
     def _swept(self) -> None:

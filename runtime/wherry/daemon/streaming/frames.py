@@ -10,6 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from itertools import groupby
+from operator import itemgetter
 
 from wherry.engine.running import Running
 from wherry.model import ATTACH_EXIT, ATTACH_STDERR, ATTACH_STDOUT, ExitStatus
@@ -33,6 +35,7 @@ class Frames(AsyncIterator[tuple[int, bytes]]):
         self._ready: deque[tuple[int, bytes]] = deque()
         self._sending = asyncio.Lock()
         self._ended = False
+        self.lost = False  # it ended without a word: whoever took nothing for too long is dropped by the monitor
         self.tty = running.tty
 
     async def __anext__(self) -> tuple[int, bytes]:
@@ -45,8 +48,12 @@ class Frames(AsyncIterator[tuple[int, bytes]]):
 
     def _take(self) -> None:
         frames = self._running.arrived()
+        self.lost = frames is None
         self._ended = frames is None or any(kind == ATTACH_EXIT for kind, _ in frames)
-        self._ready += [frame for frame in frames or () if frame[0] in (ATTACH_STDOUT, ATTACH_STDERR)]
+        # a program that writes little by little makes many small frames; each would be a message to the client
+        for kind, run in groupby(frames or (), itemgetter(0)):
+            if kind in (ATTACH_STDOUT, ATTACH_STDERR):
+                self._ready.append((kind, b"".join(payload for _, payload in run)))
 
     async def _until(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         """Until the descriptor is ready to be read, or to be written."""

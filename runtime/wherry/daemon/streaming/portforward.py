@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple, Protocol
 
-from wherry.errors import WherryError
+from wherry.errors import Kind, WherryError
 
 from .link import CREATION, Channel, Gone, while_there
 from .spdy import PROTOCOL_ERROR
@@ -23,13 +23,14 @@ __all__ = ["Target", "serve_channels", "serve_streams"]
 
 _READ = 1 << 16
 _LINGER = 10.0  # seconds for the pod's side to take the last bytes
+_PATIENCE = 10.0  # seconds a connection may take to come about: only a full queue of the listener's makes it wait
 
 
 class Target(NamedTuple):
     """Where connections go."""
 
     pod: str
-    dial: Callable[[int], socket.socket]  # port -> a connection; may block
+    sockets: Callable[[], list[tuple[socket.socket, str]]]  # not connected, with their addresses; may block
     pool: Executor  # for that
 
 
@@ -146,8 +147,7 @@ async def forward(data: _Data, error: Channel, port: int, target: Target) -> Non
     """One connection from its beginning to the end of both halves; what goes wrong is told on `error`."""
     loop = asyncio.get_running_loop()
     try:
-        sock = await loop.run_in_executor(target.pool, target.dial, port)
-        reader, writer = await asyncio.open_connection(sock=sock)
+        reader, writer = await asyncio.open_connection(sock=await _connected(port, target))
     except (WherryError, OSError) as problem:
         await _told(error, port, target, problem)
         return
@@ -158,6 +158,27 @@ async def forward(data: _Data, error: Channel, port: int, target: Target) -> Non
     finally:
         writer.close()
         loop.call_later(_LINGER, writer.transport.abort)
+
+
+async def _connected(port: int, target: Target) -> socket.socket:
+    """By the first family that answers."""
+    if not 0 < port < 1 << 16:
+        raise WherryError(Kind.INVALID, f"port {port} is not between 1 and 65535")
+    made = await asyncio.get_running_loop().run_in_executor(target.pool, target.sockets)
+    problems = []
+    with contextlib.ExitStack() as unused:
+        for sock, _ in made:
+            unused.callback(sock.close)
+        for sock, address in made:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await asyncio.get_running_loop().sock_connect(sock, (address, port))
+            except OSError as problem:  # TimeoutError is one
+                problems.append(f"{address}: {problem.strerror or 'timed out'}")
+            else:
+                return sock.dup()
+    raise WherryError(Kind.UNAVAILABLE, f"cannot connect to port {port} of localhost in pod {target.pod[:12]}: "
+                      + ", ".join(problems), hint="does a container of the pod listen there?")  # fmt: skip
 
 
 async def _told(error: Channel, port: int, target: Target, problem: Exception) -> None:

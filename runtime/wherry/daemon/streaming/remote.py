@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -24,6 +25,7 @@ from .link import LINGER, Channel, Gone, Link, Wanted, while_there
 __all__ = ["Task", "serve"]
 
 _SIZE_MAX = 1024  # bytes of one message about the terminal's size
+_BLANKS = re.compile(r"\s*")
 _OUTPUTS = {ATTACH_STDOUT: "stdout", ATTACH_STDERR: "stderr"}
 
 
@@ -115,6 +117,8 @@ async def _converse(frames: Frames, channels: Mapping[str, Channel], task: Task)
         for feeder in feeders:
             feeder.cancel()
         await asyncio.gather(*feeders, return_exceptions=True)
+    if frames.lost and not task.mortal:
+        return status.failed("the container's monitor has hung up: its output was not taken for too long, or it died")
     ended = await frames.wait()
     return status.exited(ended.code) if task.mortal else status.SUCCESS
 
@@ -138,13 +142,22 @@ async def _objects(channel: Channel) -> AsyncIterator[Json]:
     """JSON objects, one after the other, however they were cut into messages. What is none ends them."""
     text, decoder = "", json.JSONDecoder()
     while len(text) < _SIZE_MAX and (data := await channel.read()):
-        text = (text + data.decode("latin-1")).lstrip()
-        while text:
+        text, at = text + data.decode("latin-1"), 0
+        while (at := _next(text, at)) < len(text):
             try:
-                found, end = decoder.raw_decode(text)
+                found, at = decoder.raw_decode(text, at)
             except ValueError:
                 break
-            text = text[end:].lstrip()
+            except RecursionError:
+                return
             if not isinstance(found, dict):
                 return
             yield found
+        text = text[at:]
+
+
+def _next(text: str, at: int) -> int:
+    """Where something other than blanks comes. No part of the text is copied: a client may send many objects at once,
+    and nobody else is served meanwhile."""
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at

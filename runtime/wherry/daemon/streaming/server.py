@@ -32,7 +32,8 @@ from .wslink import WsConnection, WsLink
 __all__ = ["Streaming"]
 
 _FIRST_REQUEST = 30.0  # seconds that a connection may take to ask for something
-_STARTERS, _DIALERS = 16, 16  # threads: what begins and settles processes, what connects
+_SILENT_MOST = 256  # connections that have asked for nothing yet; one more, and the oldest goes
+_STARTERS, _DIALERS = 16, 4  # threads: what begins and settles processes, what makes sockets in pods
 
 
 class _Ticket(NamedTuple):
@@ -67,7 +68,7 @@ class Streaming:
         app.router.add_get("/healthz", self._health)
         for method in ("GET", "POST"):
             app.router.add_route(method, "/{kind:exec|attach|portforward}/{token}", self._redeem)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=15, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=0, lingering_time=0, shutdown_timeout=1)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._connection, self._host or None, self._port, backlog=512)
@@ -91,12 +92,14 @@ class Streaming:
         """A new connection; it goes if it asks for nothing."""
         assert self._runner is not None
         assert self._runner.server is not None
+        if len(self._silent) >= _SILENT_MOST:  # anybody on this host can connect: a token comes with the request only
+            self._expire(next(iter(self._silent)))
         handler = self._runner.server()
         self._silent[handler] = asyncio.get_running_loop().call_later(_FIRST_REQUEST, self._expire, handler)
         return handler
 
     def _expire(self, handler: RequestHandler) -> None:
-        del self._silent[handler]
+        self._silent.pop(handler).cancel()
         handler.force_close()
 
     @web.middleware
@@ -125,7 +128,7 @@ class Streaming:
 
     def port_forward(self, pod: str, ports: Sequence[int]) -> str:
         """The URL where a client forwards ports of a pod; those named here are for clients that cannot name them."""
-        target = Target(pod, partial(self._engine.dial_pod, pod), self._dialing)
+        target = Target(pod, partial(self._engine.pod_sockets, pod), self._dialing)
         ticket = _Ticket("portforward", partial(self._forward, target, tuple(ports)))
         return f"{self.base}/portforward/{self._tickets.give(ticket)}"
 

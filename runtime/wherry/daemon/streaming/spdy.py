@@ -22,7 +22,7 @@ __all__ = ["CANCEL", "CONTROL_MAX", "FRAME_MAX", "HEADERS_MAX", "INTERNAL_ERROR"
 
 PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, INTERNAL_ERROR = 1, 3, 5, 6  # of RST_STREAM, 2.6.3
 CONTROL_MAX = 1 << 16  # payload of a control frame
-HEADERS_MAX = 1 << 16  # a block of headers, inflated
+HEADERS_MAX = 1 << 13  # a block of headers, inflated; each open stream keeps its own
 FRAME_MAX = 1 << 16  # what we send in one data frame; what comes may be any size: it is passed on in pieces
 
 _SYN_STREAM, _SYN_REPLY, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _HEADERS, _WINDOW_UPDATE = 1, 2, 3, 4, 6, 7, 8, 9
@@ -97,7 +97,7 @@ class Session:
     """One side of one connection: the server's, whose streams are even, or the client's."""
 
     def __init__(self, *, client: bool = False, streams: int = 1024) -> None:
-        """`streams`: how many the peer may have open at once; more are refused."""
+        """`streams`: how many may be open at once; more of the peer's are refused."""
         self._parity = 1 if client else 0  # of our ids
         self._most = streams
         self._open: dict[int, _Open] = {}
@@ -204,7 +204,7 @@ class Session:
         if headers is None:
             self._rst(stream, PROTOCOL_ERROR)
             return None
-        if sum(not self._is_ours(one) for one in self._open) >= self._most:
+        if len(self._open) >= self._most:
             self._rst(stream, REFUSED_STREAM)
             return None
         fin = bool(flags & _FIN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from .inbox import Inbox
+from .inbox import Bound, Inbox
 from .link import CREATION, IDLE, Channel, Gone, Wanted
 from .pipe import Pipe
 from .spdy import CANCEL, PROTOCOL_ERROR, Data, Event, GoAway, ProtocolError, Reset, Session, Syn
@@ -17,6 +17,7 @@ from .spdy import CANCEL, PROTOCOL_ERROR, Data, Event, GoAway, ProtocolError, Re
 __all__ = ["SpdyConnection", "SpdyLink", "SpdyStream"]
 
 _LOOK = 5.0  # seconds between two looks at a client that is not read
+_HELD_MAX = 4 << 20  # bytes that all streams of a connection may hold together
 
 
 class SpdyStream:
@@ -25,7 +26,7 @@ class SpdyStream:
     def __init__(self, connection: SpdyConnection, syn: Syn) -> None:
         self._connection = connection
         self.id, self.headers = syn.id, syn.headers
-        self.inbox = Inbox()
+        self.inbox = Inbox(shared=connection.held)
         self.was_reset = False
         if syn.fin:
             self.inbox.end()
@@ -61,6 +62,7 @@ class SpdyConnection:
         """`streams`: how many may be open at once."""
         self._pipe = pipe
         self.session = Session(streams=streams)
+        self.held = Bound(_HELD_MAX)
         self._streams: dict[int, SpdyStream] = {}
         self._new: asyncio.Queue[SpdyStream] = asyncio.Queue()
         self._writing = asyncio.Lock()

@@ -1,6 +1,7 @@
-"""Connections into the network of a pod.
+"""Sockets in the network of a pod.
 
-Decides in which network namespace a socket is made. What is said over it is the caller's.
+Decides in which network namespace a socket is made. Connects none: how long that takes is the pod's affair, and no
+thread of ours waits for it.
 """
 
 from __future__ import annotations
@@ -8,47 +9,31 @@ from __future__ import annotations
 import socket
 
 from wherry.engine.house import House
-from wherry.errors import Kind, WherryError
 
 from . import held
 
-__all__ = ["tcp"]
+__all__ = ["sockets"]
 
-_PATIENCE = 10.0  # seconds a connection may take to come about: only a full queue of the listener's makes it wait
 _LOCALHOST = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
-def tcp(house: House, pod: str, port: int) -> socket.socket:
-    """A connection to a port of the pod's localhost; of the host's, for a pod in the host's network."""
-    if not 0 < port < 1 << 16:
-        raise WherryError(Kind.INVALID, f"port {port} is not between 1 and 65535")
+def sockets(house: House, pod: str) -> list[tuple[socket.socket, str]]:
+    """One for each family that this kernel has; of the host's network, for a pod that shares it."""
     netns = held.of(house, pod).netns
-    problems = []
-    for family, address in _LOCALHOST:
-        try:
-            return _connected(netns, family, address, port)
-        except OSError as error:
-            problems.append(f"{address}: {error.strerror or error}")
-    raise WherryError(Kind.UNAVAILABLE, f"cannot connect to port {port} of localhost in pod {pod[:12]}: "
-                      + ", ".join(problems), hint="does a container of the pod listen there?")  # fmt: skip
-
-
-def _connected(netns: str, family: int, address: str, port: int) -> socket.socket:
-    sock = _made(netns, family)
-    try:
-        sock.settimeout(_PATIENCE)
-        sock.connect((address, port))
-        sock.settimeout(None)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _made(netns: str, family: int) -> socket.socket:
-    """A socket stays in the network namespace that it was made in, whoever connects it."""
     if not netns:
-        return socket.socket(family, socket.SOCK_STREAM)
+        return _made()
     from wherry.net import netns as namespaces
 
-    return namespaces.inside(netns, lambda: socket.socket(family, socket.SOCK_STREAM))
+    return namespaces.inside(netns, _made)
+
+
+def _made() -> list[tuple[socket.socket, str]]:
+    """A socket stays in the network namespace that it was made in, whoever connects it."""
+    found = []
+    for family, address in _LOCALHOST:
+        try:
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # a kernel without IPv6
+            continue
+        found.append((made, address))
+    return found

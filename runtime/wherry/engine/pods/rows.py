@@ -43,12 +43,13 @@ def volumes(row: Container) -> tuple[mounts.ImageVolume, ...]:
 
 
 def config(  # noqa: PLR0917  # what a create knows
-    pod: str, asked: MemberOptions, record: ImageRecord, made: mounts.Made, user: User, hostname: str, signal: int
+    pod: str, asked: MemberOptions, record: ImageRecord, made: mounts.Made, user: User, hostname: str, signal: int,
+    file: str,
 ) -> Json:
-    """The row's config, in the shape that create.py gives every container."""
+    """The row's config, in the shape that create.py gives every container. `file`: of the log (logs.py)."""
     layers = [*record.config.diff_ids, *(layer for volume in made.images for layer in volume.layers)]
     driver = "local" if asked.log else "none"
-    log = {"driver": driver, "monitor": "cri" if asked.log else "none", "file": asked.log, "bytes": 0, "files": 1}
+    log = {"driver": driver, "monitor": "cri" if asked.log else "none", "file": file, "bytes": 0, "files": 1}
     return {
         "options": codec.encode(_run_options(pod, asked)),
         "image_config": codec.encode(record.config._replace(history=())),

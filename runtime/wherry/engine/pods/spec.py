@@ -111,7 +111,8 @@ def _mounts(made: Inputs) -> list[Json]:
     own = [*made.mounts, *made.devices.mounts]
     taken = {mount["destination"] for mount in own}
     base = [mount for mount in (*_base(made), *_files(made)) if mount["destination"] not in taken]
-    return [*base, *own]
+    # parents first, also where a kubelet gives /dev or /sys of the host: /dev/pts comes on top of that
+    return sorted([*base, *own], key=lambda mount: mount["destination"].count("/"))
 
 
 def _base(made: Inputs) -> list[Json]:

@@ -18,7 +18,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import Json, Mount
 from wherry.oci.how import LaunchHow, MonitorHow
 
-from . import handlers, held, limiting, rows
+from . import handlers, held, limiting, logs, rows
 from .mounts import ImageVolume
 from .values import MemberOptions
 
@@ -83,7 +83,7 @@ def _root(house: House, row: Container, config: Json) -> tuple[Mount, ...]:
 
 def _monitor(house: House, row: Container, asked: MemberOptions) -> MonitorHow:
     if asked.log:
-        os.makedirs(os.path.dirname(asked.log), 0o755, exist_ok=True)
+        logs.make_way(row.config["log"]["file"])
     return preparing.monitor_how(house, row)._replace(stdin_once=asked.stdin and asked.stdin_once)
 
 

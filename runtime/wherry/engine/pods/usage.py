@@ -7,10 +7,12 @@ What this host has no controller for is summed over the processes, as `wherry st
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from wherry.engine.house import House
@@ -24,7 +26,8 @@ __all__ = ["of"]
 _US = 1000  # ns
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CLONE_NEWNET = 0x40000000
-_STALE = 10.0  # seconds for which a walk of a writable layer counts
+_STALE = 10.0  # seconds for which a walk of a writable layer counts, at least
+_PATIENCE = 20  # times as long as it took
 _ROOM = 1 << 10  # bytes of one file, on an average: memory.stat has 2 KiB, the others tens
 #: file -> the controller that it needs
 _FILES = {
@@ -34,6 +37,8 @@ _FILES = {
 }  # fmt: skip
 _DETAILS = {"memory.peak": "memory", "memory.events": "memory", "pids.max": "pids", "io.stat": "io"}
 _IO = {"rbytes": "read_bytes", "wbytes": "written_bytes", "rios": "reads", "wios": "writes"}
+
+_PSI = re.compile(r"(some|full) avg10=([0-9.]+) avg60=([0-9.]+) avg300=([0-9.]+) total=([0-9]+)")
 
 Files = Mapping[str, str]
 
@@ -54,7 +59,7 @@ def of(house: House, ids: Sequence[str], *, detailed: bool = False) -> dict[str,
     moment = time.time()
     links = _links({pod: held.netns for pod, held in asked.pods.items() if held.netns})
     place = mounts.propagation(house.place.root)[0] if asked.containers else ""
-    made = {cid: _usage(files, moment) for cid, files in found.items()}
+    made = {cid: _usage(files, moment, detailed=detailed) for cid, files in found.items()}
     if "memory" not in house.facts.cgroup_available:
         _estimate(asked, found, made)
     room = _room(place) if detailed and place else {}
@@ -100,9 +105,10 @@ def _read(asked: _Asked, *, detailed: bool) -> dict[str, Files]:
 
 
 def _flat(text: str, *keys: str) -> list[int | None]:
-    """The numbers after these words of a flat keyed file."""
-    pairs = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
-    return [int(pairs[key]) if key in pairs else None for key in keys]
+    """The numbers after these words of a flat keyed file, of which most lines are not wanted."""
+    text = f"\n{text}"
+    starts = ((text.find(f"\n{key} "), len(key) + 2) for key in keys)
+    return [int(text[at + skip :].partition("\n")[0]) if at >= 0 else None for at, skip in starts]
 
 
 def _number(files: Files, name: str) -> int | None:
@@ -110,11 +116,11 @@ def _number(files: Files, name: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _usage(files: Files, moment: float) -> Usage:
+def _usage(files: Files, moment: float, *, detailed: bool = False) -> Usage:
     (used,) = _flat(files["cpu.stat"], "usage_usec")
     made = Usage(
         moment, None if used is None else used * _US, pids=_number(files, "pids.current"), pressure=_pressure(files),
-        details=_details(files), devices=_devices(files),
+        details=_details(files) if detailed else {}, devices=_devices(files),
     )  # fmt: skip
     current = _number(files, "memory.current")
     if current is None:
@@ -135,14 +141,17 @@ def _left(limit: int | None, used: int) -> int | None:
 
 def _pressure(files: Files) -> Json:
     """{"cpu": {"some": {"avg10": 0.0, …, "total": us}, "full": …}, …} (Documentation/accounting/psi.rst)."""
-    found: Json = {}
-    for what in ("cpu", "memory", "io"):
-        for line in files.get(f"{what}.pressure", "").splitlines():
-            kind, *words = line.split()
-            pairs = (word.partition("=") for word in words)
-            numbers = {key: int(value) if key == "total" else float(value) for key, _, value in pairs}
-            found.setdefault(what, {})[kind] = numbers
-    return found
+    texts = ((what, files.get(f"{what}.pressure", "")) for what in ("cpu", "memory", "io"))
+    return {what: _stalled(text) for what, text in texts if text}
+
+
+@functools.lru_cache(maxsize=512)
+def _stalled(text: str) -> Json:
+    """One file; most say the same: nothing has waited."""
+    return {
+        kind: {"avg10": float(ten), "avg60": float(sixty), "avg300": float(long), "total": int(total)}
+        for kind, ten, sixty, long, total in _PSI.findall(text)
+    }
 
 
 def _details(files: Files) -> dict[str, int]:
@@ -205,9 +214,11 @@ def _descriptors(files: Files) -> dict[str, int]:
 def _estimate(asked: _Asked, found: Mapping[str, Files], made: dict[str, Usage]) -> None:
     """Resident pages and tasks of the processes; a pod's are those of its containers."""
     of_pods: dict[str, tuple[int, int]] = {}
-    for cid in asked.containers.keys() & made.keys():
-        pids = found[cid].get("cgroup.procs", "").split()
-        resident, tasks = _processes(pids)
+    mine = {cid: found[cid].get("cgroup.procs", "").split() for cid in asked.containers.keys() & made.keys()}
+    sizes = _processes([pid for pids in mine.values() for pid in pids])
+    for cid, pids in mine.items():
+        each = [sizes[pid] for pid in pids if pid in sizes]
+        resident, tasks = sum(one[0] for one in each), sum(one[1] for one in each)
         pod = asked.owner[cid]
         before = of_pods.get(pod, (0, 0))
         of_pods[pod] = before[0] + resident, before[1] + tasks
@@ -216,19 +227,19 @@ def _estimate(asked: _Asked, found: Mapping[str, Files], made: dict[str, Usage])
         made[pod] = _estimated(made[pod], *of_pods.get(pod, (0, 0)))
 
 
-def _processes(pids: Iterable[str]) -> tuple[int, int]:
-    """(resident bytes less the shared ones, tasks)."""
+def _processes(pids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(resident bytes less the shared ones, tasks) of each that is there."""
     from wherry.kernel import shim
 
     names = [f"{pid}/{file}" for pid in pids for file in ("statm", "stat")]
     texts = shim.read_many("/proc", names, 512 * (len(names) + 8)) if names else []
-    resident = tasks = 0
-    for statm, stat in zip(texts[::2], texts[1::2], strict=True):
+    found = {}
+    for pid, statm, stat in zip(pids, texts[::2], texts[1::2], strict=True):
         if statm and stat:
-            fields = statm.split()
-            resident += max(0, int(fields[1]) - int(fields[2])) * _PAGE
-            tasks += int(stat.rpartition(b")")[2].split()[17])
-    return resident, tasks
+            pages = statm.split()
+            resident = max(0, int(pages[1]) - int(pages[2])) * _PAGE
+            found[pid] = resident, int(stat.rpartition(b")")[2].split()[17])
+    return found
 
 
 def _estimated(usage: Usage, resident: int, tasks: int) -> Usage:
@@ -240,16 +251,18 @@ def _estimated(usage: Usage, resident: int, tasks: int) -> Usage:
 
 
 def _disk(house: House, cid: str) -> tuple[int, int] | None:
-    """Bytes and inodes of what it wrote. A walk: remembered for a while."""
+    """Bytes and inodes of what it wrote. A walk: remembered for a while, and the longer the longer it took, for a
+    container decides how many files there are and must not keep us busy with them."""
     moment = time.monotonic()
-    when, known = house.measured.get(cid, (0.0, (0, 0)))
-    if when and moment - when < _STALE:
+    until, known = house.measured.get(cid, (0.0, (0, 0)))
+    if moment < until:
         return known
     try:
         found = house.snapshots.usage(cid)
     except OSError:  # on its way out
         return None
-    house.measured[cid] = moment, found
+    end = time.monotonic()
+    house.measured[cid] = end + max(_STALE, _PATIENCE * (end - moment)), found
     return found
 
 
