@@ -576,6 +576,9 @@ def test_a_second_one_is_refused_and_the_first_goes_on(own: Wherryd) -> None:
     _, said = second.communicate(timeout=20)
     assert second.returncode == 1
     assert b"another wherryd serves" in said
+    reset = own.wherry("system", "reset", "--force", check=False)
+    assert reset.returncode == 1
+    assert "wherryd serves" in reset.stderr
     own.runtime.Version(api.VersionRequest(), timeout=10)
 
 
