@@ -31,10 +31,11 @@ from wherry.net import launchers
 TEST_SECONDS = 180
 _numbers = itertools.count(1)
 
-# a machine that judges a change must judge it twice alike; everywhere else each run looks at new examples
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# a machine that judges a change must judge it twice alike; everywhere else each run looks at new examples. No example
+# has a deadline of its own: a machine with something else to do would miss it, and each test as a whole has one
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("looking", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "looking")
 
 
 def pytest_configure(config: pytest.Config) -> None:
