@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -188,6 +189,39 @@ def test_hostile_paths_of_a_log(kubelet: Kubelet) -> None:
     assert not kubelet.containers()
 
 
+def test_values_that_would_harm(kubelet: Kubelet) -> None:
+    pod, made = kubelet.pod("p"), itertools.count()
+
+    def refused(name: str = "", **more: Any) -> None:
+        config = api.ContainerConfig(
+            metadata=api.ContainerMetadata(name=name or f"c{next(made)}"), image=api.ImageSpec(image=kubelet.image),
+            log_path="c.log", **{"command": ["true"], **more},
+        )  # fmt: skip
+        with code_of(Code.INVALID_ARGUMENT):
+            asked = {"config": config, "sandbox_config": kubelet.configs[pod]}
+            kubelet.start(kubelet("CreateContainer", pod_sandbox_id=pod, **asked).container_id)
+
+    for name in ("a/b", "a\x1b[2J", "a\nb", "a" * 1000):
+        refused(name)
+    privileged = api.LinuxContainerSecurityContext(privileged=True)
+    refused(linux=api.LinuxContainerConfig(security_context=privileged))
+    refused(command=["true\0"])
+    refused(devices=[api.Device(host_path="/dev/null\0", container_path="/dev/x")])
+    masks = api.LinuxContainerSecurityContext(masked_paths=["/x\0y"])
+    refused(linux=api.LinuxContainerConfig(security_context=masks))
+    for unified in ({"cgroup.kill": "1"}, {"../x.y": "1"}):
+        limits = api.LinuxContainerResources(unified=unified)
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet.pod("q", resources=limits)
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet("UpdatePodSandboxResources", pod_sandbox_id=pod, resources=limits)
+    for parent in ("/a\nb", "/a\0b", "/../x"):
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet.pod("q", cgroup=parent)
+    assert b"Traceback" not in kubelet.wherryd.log.read_bytes()
+    assert list(kubelet.pods()) == [pod]
+
+
 def test_calls_that_do_not_fit_the_state(kubelet: Kubelet) -> None:
     pod, container = sleeper(kubelet)
     with code_of(Code.FAILED_PRECONDITION):
@@ -351,6 +385,29 @@ def test_exec_sync_ends_what_is_late(kubelet: Kubelet) -> None:
     until(lambda: "12345" in kubelet.output(container, "ps"), 10)
     under_way.cancel()
     until(lambda: "12345" not in kubelet.output(container, "ps"), 10)
+
+
+def test_a_container_that_holds_up_what_begins_in_it_holds_up_nobody_else(kubelet: Kubelet) -> None:
+    """It may send signals to whatever is in there, also to what has not become the command yet."""
+    evil = "while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p != 1 ] && kill -STOP $p 2>/dev/null; done; done"
+    pod = kubelet.pod("p")
+    bad, good = kubelet.run(pod, "bad", "sh", "-c", evil), kubelet.run(pod, "good", "sleep", "1000")
+
+    def probe(_: int) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.exec(bad, "sleep", "100", timeout=4)
+        return caught.value.code()
+
+    with ThreadPoolExecutor(100) as pool:
+        probes = [pool.submit(probe, number) for number in range(100)]
+        time.sleep(1.5)
+        began = time.monotonic()
+        assert kubelet.output(good, "echo", "hi") == "hi\n"
+        assert kubelet.create(pod, "other", "true")
+        assert time.monotonic() - began < 3
+        assert {done.result() for done in probes} == {Code.DEADLINE_EXCEEDED}
+        assert time.monotonic() - began < 10
+    kubelet.stop(bad)
 
 
 def test_exec_sync_takes_16_mib_and_no_more(kubelet: Kubelet) -> None:
@@ -519,6 +576,9 @@ def test_a_second_one_is_refused_and_the_first_goes_on(own: Wherryd) -> None:
     _, said = second.communicate(timeout=20)
     assert second.returncode == 1
     assert b"another wherryd serves" in said
+    reset = own.wherry("system", "reset", "--force", check=False)
+    assert reset.returncode == 1
+    assert "wherryd serves" in reset.stderr
     own.runtime.Version(api.VersionRequest(), timeout=10)
 
 

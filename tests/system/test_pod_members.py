@@ -216,7 +216,7 @@ def test_capabilities(node: Node) -> None:
     assert status(node, pod, cap_add=("CHOWN",), cap_drop=("CAP_CHOWN",))["CapEff"] == DOCKERS & have & ~1
     raised = status(node, pod, user="1000", cap_ambient=("NET_BIND_SERVICE",))
     assert raised["CapEff"] == raised["CapAmb"] == 1 << 10
-    assert status(node, pod, privileged=True)["CapEff"] == have
+    assert status(node, node.pod(privileged=True), privileged=True)["CapEff"] == have
 
 
 def test_confinement(node: Node, tmp_path: Path) -> None:
@@ -243,7 +243,8 @@ def test_paths(node: Node) -> None:
     script = "wc -c < /etc/passwd; touch /x 2>&- || echo root; touch /etc/hosts 2>&- || echo hosts"
     assert node.says(pod, script, security=hidden).split() == ["0", "root", "hosts"]
     script = "test -w /proc/sys && wc -c < /proc/kallsyms | grep -v '^0$'; ls /dev | wc -l"
-    text = node.says(pod, script, security=PodSecurity(privileged=True))
+    text = node.says(node.pod(privileged=True), script, security=PodSecurity(privileged=True))
+    refused(Kind.INVALID, "privileged", node.make, pod, "true", security=PodSecurity(privileged=True))
     assert int(text.splitlines()[-1]) > 15
 
 
@@ -296,7 +297,7 @@ def test_recursive_read_only(node: Node, tmp_path: Path) -> None:
 
 
 def test_propagation(node: Node, tmp_path: Path) -> None:
-    pod = node.pod()
+    pod = node.pod(privileged=True)
     shared, private = tmp_path / "shared", tmp_path / "private"
     for path, kind in ((shared, "--make-shared"), (private, "--make-private")):
         path.mkdir()

@@ -263,7 +263,8 @@ def test_plugins_are_told_whose_pod_it_is(pods: Pods) -> None:
     wanted = ("portMappings", "bandwidth", "dns", "cgroupPath")
     calls = spy(pods, capabilities=dict.fromkeys(wanted, True))
     notes = {"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "1Ki"}
-    pod = pods.run(name="web", uid="123", annotations=notes, dns=("192.0.2.53",), has_dns=True, cgroup_parent="/x/y",
+    parent = f"/{pods.wherry.id}/y"
+    pod = pods.run(name="web", uid="123", annotations=notes, dns=("192.0.2.53",), has_dns=True, cgroup_parent=parent,
                    ports=(PortMapping(80, 18081, "udp", "127.0.0.1"), PortMapping(81)))  # fmt: skip
     assert pods.held(pod).ips == ("192.0.2.7", "2001:db8::7")
     told = dict(line.split("=", 1) for line in (calls / "0-ADD/env").read_text().splitlines())
@@ -278,7 +279,7 @@ def test_plugins_are_told_whose_pod_it_is(pods: Pods) -> None:
         "portMappings": [{"hostPort": 18081, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}],
         "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": burst, "egressRate": 1024, "egressBurst": burst},
         "dns": {"servers": ["192.0.2.53"]},
-        "cgroupPath": pods.held(pod).cgroup,
+        "cgroupPath": parent,
     }
     pods.engine.remove_pod(pod)
     assert [name.name for name in sorted(calls.iterdir())] == ["0-ADD", "1-DEL"]

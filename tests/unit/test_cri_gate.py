@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from wherry.daemon.cri import api_pb2 as pb
 from wherry.daemon.cri import catalog, filters, gate, happenings, metrics, services
 from wherry.daemon.cri.usage import Rates
+from wherry.engine.events import Tail
 from wherry.engine.pods.values import Member, MemberOptions, Pod, PodOptions, Usage
 from wherry.errors import Kind, WherryError
 
@@ -221,6 +223,8 @@ def test_filters_are_anded() -> None:
 class Engine:
     """What the catalog asks of an engine, and how often."""
 
+    missed = False
+
     def __init__(self) -> None:
         self.all: dict[str, Member] = {}
         self.events: list[Any] = []
@@ -250,10 +254,8 @@ class Engine:
         return self.all[ref]
 
     def tell(self, found: Member, action: str, pod: bool = True) -> None:
-        attributes = {"pod": found.pod} if pod else {}
-        self.events.append(
-            {"Type": "container", "Action": action, "Actor": {"ID": found.id, "Attributes": attributes}, "timeNano": 1}
-        )
+        actor, whose = {"ID": found.id, "Attributes": {}}, {"pod": found.pod} if pod else {}
+        self.events.append({"Type": "container", "Action": action, "Actor": actor, "timeNano": 1, **whose})
 
 
 def test_only_what_changed_is_read_again() -> None:
@@ -351,9 +353,28 @@ def test_a_rate_needs_two_samples_that_are_apart() -> None:
     ],
 )
 def test_which_events_a_kubelet_hears(kind: str, action: str, pod: bool, told: int | None) -> None:
-    attributes = {"pod": "p"} if pod else {}
-    event = {"Type": kind, "Action": action, "Actor": {"ID": "x", "Attributes": attributes}}
+    event = {"Type": kind, "Action": action, "Actor": {"ID": "x", "Attributes": {}}, **({"pod": "p"} if pod else {})}
     assert happenings.kind_of(event) == told
+
+
+def test_a_label_of_an_image_makes_no_container_of_a_pod() -> None:
+    """Labels are attributes of docker's events (invariant 2)."""
+    event = {"Type": "container", "Action": "die", "Actor": {"ID": "x", "Attributes": {"pod": "p"}}}
+    assert happenings.kind_of(event) is None
+    assert list(catalog._named([event], {})) == []
+
+
+def test_a_tail_knows_when_it_missed_something(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("{}\n")
+    tail = Tail(str(path))
+    assert tail.more() == [{}]
+    for number, missed in ((1, False), (2, True)):
+        for _ in range(number):
+            path.rename(tmp_path / "events.jsonl.1")
+            path.write_text('{"n": 1}\n')
+        assert tail.more() == [{"n": 1}]
+        assert tail.missed is missed
 
 
 def test_only_what_is_counted_is_told() -> None:

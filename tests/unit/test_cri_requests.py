@@ -27,6 +27,17 @@ def pod(**more: Any) -> PodOptions:
     return requests.pod_options(pod_request(**more))
 
 
+def test_sizes_of_huge_pages_are_no_paths() -> None:
+    def size(text: str) -> Any:
+        limits = [pb.HugepageLimit(page_size=text, limit=1)]
+        return requests.resources(pb.LinuxContainerResources(hugepage_limits=limits))["hugepageLimits"][0]["pageSize"]
+
+    assert [size(text) for text in ("2MB", "1GB", "64KB")] == ["2MB", "1GB", "64KB"]
+    for bad in ("", "2M", "../2MB", "2MB/../../x", "2MB\n"):
+        with pytest.raises(WherryError):
+            size(bad)
+
+
 def spaces(**more: Any) -> pb.LinuxPodSandboxConfig:
     options = pb.NamespaceOption(**more)
     return pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(namespace_options=options))

@@ -163,7 +163,7 @@ def test_what_a_row_keeps_comes_back() -> None:
     )  # fmt: skip
     record = ImageRecord("sha256:1", "sha256:2", (), ImageConfig(diff_ids=("sha256:l",)), (), 0, 0)
     volume = mounts.ImageVolume("/i", "sha256:9", ("sha256:k",), "sub")
-    config = rows.config("pod", asked, record, mounts.Made((), (volume,)), User(1, 2, (2,)), "host", 15)
+    config = rows.config("pod", asked, record, mounts.Made((), (volume,)), User(1, 2, (2,)), "host", 15, "/l/0.log")
     row = rows.Container("c", "n", 0, "sha256:1", json.loads(json.dumps(config)), "pod")
     expected = asked._replace(mounts=(asked.mounts[0], asked.mounts[1]._replace(image="sha256:9")))
     assert rows.options(row) == expected

@@ -40,7 +40,7 @@ def test_what_is_asked_is_kept_as_it_is(good: PodOptions) -> None:
     ({"network": "container"}, "network"), ({"pid": "target"}, "pid"), ({"ipc": ""}, "ipc"),
     ({"hostname": "h" * 65}, "hostname"), ({"hostname": "a b"}, "hostname"), ({"hostname": "-a"}, "hostname"),
     ({"log_directory": "var/log"}, "log directory"), ({"log_directory": "/var/../etc"}, "log directory"),
-    ({"log_directory": "/a\0b"}, "log directory"),
+    ({"log_directory": "/a\0b"}, "log directory"), ({"cgroup_parent": "/a\0b"}, "cgroup parent"),
     ({"ports": (PortMapping(0, 80),)}, "port"), ({"ports": (PortMapping(80, 70000),)}, "port"),
     ({"ports": (PortMapping(80, 80, "icmp"),)}, "protocol"),
     ({"sysctls": {"kernel.panic": "1"}}, "change the host"), ({"sysctls": {"kernel.hostname": "x"}}, "change the host"),

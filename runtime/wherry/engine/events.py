@@ -29,8 +29,11 @@ def _path(house: House) -> str:
     return f"{house.place.state}/events.jsonl"
 
 
-def emit(house: House, kind: str, action: str, actor: str, attributes: Mapping[str, str]) -> None:
-    """Append one event. A single write of one line: readers never see half of it."""
+def emit(
+    house: House, kind: str, action: str, actor: str, attributes: Mapping[str, str], *, pod: str = ""
+) -> None:
+    """Append one event. A single write of one line: readers never see half of it. `pod`: whose container it is of,
+    beside the attributes, for among those are the labels of images."""
     now = time.time_ns()
     event = {
         "Type": kind,
@@ -40,6 +43,8 @@ def emit(house: House, kind: str, action: str, actor: str, attributes: Mapping[s
         "time": now // 1_000_000_000,
         "timeNano": now,
     }
+    if pod:
+        event["pod"] = pod
     if kind == "container":
         event |= {"status": action, "id": actor, "from": attributes.get("image", "")}
     try:
@@ -64,7 +69,8 @@ def container(house: House, row: Container, action: str, **attributes: str) -> N
     labels = row.config.get("labels", {})
     image = row.config.get("image_name", row.image)
     pod = {"pod": row.pod} if row.pod else {}
-    emit(house, "container", action, row.id, {**labels, "image": image, "name": row.name, **pod, **attributes})
+    told = {**labels, "image": image, "name": row.name, **pod, **attributes}
+    emit(house, "container", action, row.id, told, pod=row.pod)
 
 
 def _lines(path: str) -> Iterator[Json]:
@@ -146,11 +152,20 @@ def tail(house: House) -> Tail:
     return made
 
 
+def _is(path: str, known: os.stat_result) -> bool:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (found.st_ino, found.st_dev) == (known.st_ino, known.st_dev)
+
+
 class Tail:
     """Reads a growing file on, over its replacement too: the rest of the old one first."""
 
     def __init__(self, path: str) -> None:
         self._path, self._file, self._rest = path, -1, b""
+        self.missed = False  # the file was replaced twice since a look: its reader knows no more, and resets this
 
     def more(self) -> list[Json]:
         """What was added since; a look that finds nothing new is two system calls."""
@@ -179,6 +194,7 @@ class Tail:
             have = os.fstat(self._file)
             if (have.st_ino, have.st_dev) == (now.st_ino, now.st_dev):
                 return False
+            self.missed |= not _is(f"{self._path}.1", have)
         self.close()
         try:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "start"]
 
+_TOLD = 4096  # characters of a command in an event: there is room for few megabytes of them all
+
 
 def start(house: House, ref: str, options: ExecOptions) -> Stream:
     """The verb."""
@@ -31,7 +33,7 @@ def start(house: House, ref: str, options: ExecOptions) -> Stream:
         raise WherryError(Kind.INVALID, "exec needs a command", code=125)
     row = house.db.find(ref)
     session = _session(house, row, options)
-    command = " ".join(options.command)
+    command = " ".join(options.command)[:_TOLD]
     events.container(house, row, f"exec_create: {command}")
     events.container(house, row, f"exec_start: {command}")
 
@@ -69,7 +71,8 @@ def _session(house: House, row: Container, options: ExecOptions) -> Session:
     )  # fmt: skip
     kinds = tuple(ns["type"] for ns in config["linux"]["namespaces"])
     plan = planner.compile_exec(process, Target(kinds, config, row.id), house.facts, how)
-    return sessions.start(folder(house, row.id), plan, uid=_host_id(config, process["user"]["uid"]))
+    uid = _host_id(config, process["user"]["uid"])
+    return sessions.start(folder(house, row.id), plan, uid=uid, timeout=options.patience)
 
 
 def _host_id(config: Json, uid: int) -> int:

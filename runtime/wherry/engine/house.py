@@ -131,8 +131,8 @@ class House:
             self.__dict__.pop(part, None)
 
     @cached_property
-    def measured(self) -> dict[str, tuple[float, tuple[int, int]]]:
-        """When (time.monotonic) a writable layer was walked, and its bytes and inodes then (pods/usage.py)."""
+    def measured(self) -> dict[str, tuple[float, tuple[int, int] | None]]:
+        """Until when (time.monotonic) a walk of a writable layer counts; its bytes and inodes (pods/usage.py)."""
         return {}
 
     def leave_no_traces(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 
 from wherry.errors import Kind, WherryError
@@ -337,20 +338,24 @@ def tree_usage(path: str) -> tuple[int, int]:
         _walk(walker, count)
     finally:
         walker.close()
-    return count.bytes, len(count.seen)
+    return count.bytes, count.inodes
 
 
 class _Count:
-    """Blocks by inode: a hard link counts once."""
+    """Blocks and inodes: a hard link counts once. Only what has several names is remembered, for a container decides
+    how many files there are."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self.seen: set[int] = set()
+        self.bytes = self.inodes = 0
+        self._seen: set[int] = set()
 
     def add(self, status: os.stat_result) -> None:
-        if status.st_ino not in self.seen:
-            self.seen.add(status.st_ino)
-            self.bytes += status.st_blocks * 512
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if status.st_ino in self._seen:
+                return
+            self._seen.add(status.st_ino)
+        self.inodes += 1
+        self.bytes += status.st_blocks * 512
 
     def directory(self, fd: int) -> list[str]:
         """Count what is in a directory; the names of its directories."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ CODES: Mapping[Kind, grpc.StatusCode] = {
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 #: what of a request may be told in the log: never credentials, environments, commands
 _LOGGED = ("pod_sandbox_id", "container_id")
+_NUL = re.compile(r"embedded null|NUL byte")
 _SENTENCE_MAX = 2048  # characters: it travels in a header
 
 
@@ -61,6 +63,8 @@ def code_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
         code = _Code.RESOURCE_EXHAUSTED if error.errno in _FULL else _Code.INTERNAL
         about = f" ({error.filename})" if error.filename else ""
         return code, f"the kernel refused: {error.strerror or error}{about}"[:_SENTENCE_MAX]
+    if isinstance(error, ValueError) and _NUL.search(str(error)):  # what Python says where it reaches the kernel
+        return _Code.INVALID_ARGUMENT, "a text of the request has a NUL byte"
     return _Code.INTERNAL, f"a defect of wherryd: {type(error).__name__}: {error}"[:_SENTENCE_MAX]
 
 

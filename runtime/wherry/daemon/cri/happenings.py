@@ -42,8 +42,7 @@ _PATIENCE = 0.2  # seconds until an event that no call of ours made is seen
 def kind_of(event: Json) -> int | None:
     """What a kubelet calls it; None for what does not concern it."""
     found = _KINDS.get((event.get("Type", ""), event.get("Action", "")))
-    concerns = event.get("Type") == "pod" or "pod" in event.get("Actor", {}).get("Attributes", {})
-    return found if concerns else None
+    return found if event.get("Type") == "pod" or "pod" in event else None
 
 
 class Happenings:
@@ -78,7 +77,11 @@ class Happenings:
 
     async def _follow(self, tail: Tail) -> None:
         while True:
-            for event in tail.more():
+            events = tail.more()
+            if tail.missed:  # who listens must list
+                tail.missed = False
+                self._tell(None)
+            for event in events:
                 if (kind := kind_of(event)) is not None:
                     await self._tell_of(event, kind)
             self._catalog.poked.clear()
@@ -103,7 +106,7 @@ class Happenings:
         made = pb.ContainerEventResponse(
             container_id=actor["ID"], container_event_type=kind, created_at=event["timeNano"]  # type: ignore[arg-type]
         )
-        ref = actor["ID"] if event["Type"] == "pod" else actor["Attributes"]["pod"]
+        ref = actor["ID"] if event["Type"] == "pod" else event["pod"]
         await self._catalog.fresh()
         with suppress(WherryError):
             pod = self._catalog.pod(ref)

@@ -122,7 +122,7 @@ def message(record: ImageRecord) -> pb.Image:
     made = pb.Image(
         id=record.id, repo_tags=tags, repo_digests=digests, size=max(record.size, 1), spec=pb.ImageSpec(image=record.id)
     )
-    if user.isdecimal() and int(user) <= _ID_MAX:
+    if user.isascii() and user.isdecimal() and int(user) <= _ID_MAX:
         made.uid.value = int(user)
     elif user:
         made.username = user

@@ -136,13 +136,20 @@ def resources(asked: pb.LinuxContainerResources) -> Json:
         "cpus": asked.cpuset_cpus, "mems": asked.cpuset_mems,
     }  # fmt: skip
     memory = {"limit": asked.memory_limit_in_bytes, "swap": asked.memory_swap_limit_in_bytes}
-    pages = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in asked.hugepage_limits]
+    pages = [{"pageSize": _page_size(limit.page_size), "limit": limit.limit} for limit in asked.hugepage_limits]
     found = {
         "cpu": _set(cpu), "memory": _set(memory), "hugepageLimits": pages, "unified": dict(asked.unified),
     }  # fmt: skip
     if asked.cpu_shares < 0 or asked.cpu_period < 0:
         raise _bad("cpu_shares and cpu_period cannot be negative")
     return _set(found)
+
+
+def _page_size(text: str) -> str:
+    """It becomes part of a file's name."""
+    if not re.fullmatch(r"[0-9]{1,6}[KMG]?B", text):
+        raise _bad(f"{text[:40]!r} is no size of huge pages, such as 2MB")
+    return text
 
 
 def _set(values: Json) -> Json:

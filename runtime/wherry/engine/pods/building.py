@@ -21,6 +21,8 @@ from .values import Held, MemberOptions, PodOptions
 
 __all__ = ["create"]
 
+_NAME_MAX = 253  # as of a pod
+
 
 def create(house: House, pod: str, asked: MemberOptions) -> str:
     """The verb. The same container again is the same id."""
@@ -32,7 +34,7 @@ def create(house: House, pod: str, asked: MemberOptions) -> str:
     if known := house.db.named(name):
         return _same(house, known, owner.id)
     with held.using(house, owner.id) as ready:
-        _check(house, ready, asked)
+        _check(house, options, ready, asked)
         handler = handlers.path(house, options.handler)
         if handler and any(mount.image for mount in asked.mounts):
             message = f"handler {options.handler}: images as volumes are only mounted by wherry itself"
@@ -49,7 +51,12 @@ def _same(house: House, known: str, pod: str) -> str:
     raise WherryError(Kind.EXISTS, f"the container name is in use by {known[:12]}", hint="remove that container first")
 
 
-def _check(house: House, ready: Held, asked: MemberOptions) -> None:
+def _check(house: House, pod: PodOptions, ready: Held, asked: MemberOptions) -> None:
+    if not 0 < len(asked.name) <= _NAME_MAX or not asked.name.isprintable() or "/" in asked.name:
+        raise WherryError(Kind.INVALID, f"{asked.name[:80]!r} is no name of a container")
+    if asked.security.privileged and not pod.privileged:
+        message = "a privileged container needs a pod that was made as privileged"
+        raise WherryError(Kind.INVALID, message, hint="what admits pods looks at the pod")
     log = asked.log
     if log and (not log.startswith("/") or os.path.normpath(log) != log or not log.isprintable()):
         raise WherryError(Kind.INVALID, f"log path {log[:300]!r} is not a plain absolute path")

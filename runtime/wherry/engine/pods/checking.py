@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 
 from wherry.errors import Kind, WherryError
+from wherry.model import Json
 
 from .values import IdMap, PodOptions
 
-__all__ = ["check"]
+__all__ = ["check", "check_unified"]
 
 _CHOICES = {"network": ("pod", "host"), "pid": ("pod", "container", "host"), "ipc": ("pod", "host")}
 _PROTOCOLS = ("tcp", "udp", "sctp")
@@ -29,6 +30,10 @@ def check(options: PodOptions) -> None:
     if options.hostname and not re.fullmatch(_HOSTNAME, options.hostname):
         raise _bad(f"hostname {_shown(options.hostname)} is no host name of at most 64 letters, digits, - and .")
     _check_path("log directory", options.log_directory)
+    if not options.cgroup_parent.isprintable():
+        raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has characters that no path of a cgroup has")
+    check_unified(options.resources)
+    check_unified(options.overhead)
     _check_ports(options)
     _check_sysctls(options)
     if options.uids or options.gids:
@@ -78,6 +83,13 @@ def _check_sysctls(options: PodOptions) -> None:
             raise _bad(f"sysctl {_shown(key)} is not allowed in the host's {owner} namespace")
         if "\0" in value or "\n" in value or len(value) > 4096:
             raise _bad(f"sysctl {_shown(key)} has no value of one line")
+
+
+def check_unified(resources: Json) -> None:
+    """Files of controllers alone: what is the core's own (cgroup.kill, cgroup.procs) is no limit."""
+    for file in resources.get("unified") or {}:
+        if "/" in file or file.startswith(("cgroup.", ".")) or "." not in file:
+            raise WherryError(Kind.INVALID, f"unified: {_shown(file)} is no file of a controller")
 
 
 def _check_map(field: str, lines: Sequence[IdMap]) -> None:

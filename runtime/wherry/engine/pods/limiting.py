@@ -14,11 +14,10 @@ from wherry.engine import codec, events, limits, preparing
 from wherry.engine.house import House
 from wherry.engine.status import folder, look
 from wherry.engine.undo import container_lock
-from wherry.errors import Kind, WherryError
 from wherry.model import Json
 from wherry.oci import cgroup2
 
-from . import rows
+from . import checking, rows
 from .values import Held
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ def split(house: House, resources: Json) -> tuple[Writes, tuple[str, ...]]:
 
 def check(house: House, resources: Json) -> None:
     """Values that no cgroup takes are refused; what this host lacks only where the setting says so."""
-    for file in resources.get("unified") or {}:
-        if "/" in file or file.startswith(("cgroup.", ".")) or "." not in file:
-            raise WherryError(Kind.INVALID, f'unified: "{file[:80]}" is no file of a controller')
+    checking.check_unified(resources)
     _, lacking = split(house, resources)
     if lacking and house.settings.missing_controllers == "error":
         raise limits.missing("a limit", lacking[0], house.facts)

@@ -6,6 +6,7 @@ link is followed, neither when directories are made nor when a monitor opens the
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from wherry.errors import Kind, WherryError
@@ -45,10 +46,8 @@ def make_way(file: str) -> None:
 
 def _below(parent: int, name: str) -> int:
     """A handle in exchange for the parent's; the directory is made if it is missing."""
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o755, dir_fd=parent)
-    except FileExistsError:
-        pass
     found = os.open(name, _HANDLE, dir_fd=parent)
     os.close(parent)
     return found

@@ -117,7 +117,8 @@ def _join(it: _Making, paths: Mapping[str, str]) -> tuple[str, ...]:
     if "net" not in paths:
         return ()
     it.undo.add(network.leave, it.house, it.id)
-    ips = network.join(it.house, it.id, it.options, it.place.path)
+    below = it.place.path.removeprefix(it.house.facts.cgroup_mount.rstrip("/"))  # as CNI's conventions write it
+    ips = network.join(it.house, it.id, it.options, below)
     namespaces.set_sysctls(paths["net"], it.options)  # with the links there, as some speak of one
     return ips
 
@@ -286,6 +287,8 @@ def finish(house: House, pod: str) -> None:
 def update(house: House, pod: str, resources: Json, overhead: Json) -> None:
     """Change the limits; what is absent stays."""
     row = house.db.find_pod(pod)
+    checking.check_unified(resources)
+    checking.check_unified(overhead)
     with records.lock(house, row.id):
         found = house.db.pod(row.id)
         if found is None:
