@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
@@ -83,7 +84,16 @@ def _run(place: Place, known: config.Settings, env: MutableMapping[str, str], li
     os.makedirs(place.state, 0o711, exist_ok=True)
     with sockets.held(place.state):
         asyncio.run(_serve(place, known, given, Notifier(env), listen))
+    _leave()
     return 0
+
+
+def _leave() -> None:
+    """Go now, where threads still wait, for a grace period or a plugin: they may be killed at any time, and the
+    interpreter would wait for them."""
+    if any(not one.daemon for one in threading.enumerate() if one is not threading.current_thread()):
+        logging.shutdown()
+        os._exit(0)
 
 
 async def _serve(

@@ -15,9 +15,10 @@ __all__ = ["Work"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-#: look: answers from memory and small files. change: a pod or container is made, started, removed. wait: somebody's
+#: look: answers from memory and small files. change: a pod or container is made, started, removed. join: the same,
+#: with a plugin of CNI, which may hang. wait: somebody's
 #: grace period passes. fetch: images come. rest: what nobody waits for.
-_THREADS = {"look": 8, "change": 16, "wait": 256, "fetch": 6, "rest": 1}
+_THREADS = {"look": 8, "change": 16, "join": 32, "wait": 256, "fetch": 6, "rest": 1}
 
 
 class Work:
@@ -36,6 +37,10 @@ class Work:
     async def change(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Something that takes milliseconds, seconds at worst."""
         return await self._do("change", lambda: call(*args, **kwargs))
+
+    async def join(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Something that takes milliseconds, or a plugin's patience."""
+        return await self._do("join", lambda: call(*args, **kwargs))
 
     async def wait(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Something that mostly waits."""

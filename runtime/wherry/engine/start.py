@@ -171,6 +171,7 @@ def _launch(
         place.make()
         ready, net = _prepared(house, row, options, undo, held)
         undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
+        now = time.time()  # before it can end
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
         undo.add(_kill, house, row, launched)
         if ready.handler:
@@ -178,8 +179,8 @@ def _launch(
 
             launched, path = handlers.begun(house, row, launched)
             ready = ready._replace(how=ready.how._replace(cgroup=path))
-        _write_life(house, row, before, policy=policy)  # first: a run without state.json is found and ended
-        _write_state(house, row, place, ready, launched, net)
+        _write_life(house, row, before, now, policy=policy)  # first: a run without state.json is found and ended
+        _write_state(house, row, place, ready, launched, net, now)
         if stream is not None:
             stream.claim()
     events.container(house, row, "start")
@@ -252,10 +253,10 @@ def _write_state(  # noqa: PLR0917  # what is known at this moment
     ready: preparing.Ready,
     launched: Launched,
     facts: Mapping[str, Any],
+    now: float,
 ) -> None:
     from wherry.container.state import State
 
-    now = time.time()
     extra = {"net": facts, "user": ready.user_text}
     place.save(
         State(row.id, house.container_dir(row.id), ready.how.cgroup, launched.init, launched.monitor, row.created, now,
@@ -265,8 +266,8 @@ def _write_state(  # noqa: PLR0917  # what is known at this moment
         health.initial(place.file("health.json"), now)
 
 
-def _write_life(house: House, row: Container, before: records.Life, *, policy: bool) -> None:
+def _write_life(house: House, row: Container, before: records.Life, now: float, *, policy: bool) -> None:
     count = before.restarts + 1 if policy else 0
     pause = before.delay if policy else 0.0
-    life = records.Life(started=time.time(), finished=before.finished, restarts=count, delay=pause, settled=False)
+    life = records.Life(started=now, finished=before.finished, restarts=count, delay=pause, settled=False)
     records.store(house.container_dir(row.id), life)

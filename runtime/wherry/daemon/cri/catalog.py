@@ -65,7 +65,7 @@ class Catalog:
         self._stale: set[str] = set()
         self._known = False
         self._one = asyncio.Lock()
-        self._watched: dict[str, tuple[int, int]] = {}  # container -> pid, pidfd
+        self._watched: dict[str, tuple[int, int]] = {}  # container, or pod with a pause -> pid, pidfd
         self.poked = asyncio.Event()  # something may have happened: for who tells of it
 
     def start(self) -> None:
@@ -74,8 +74,8 @@ class Catalog:
 
     def stop(self) -> None:
         """Let go of all descriptors."""
-        for container in list(self._watched):
-            self._unwatch(container)
+        for ref in list(self._watched):
+            self._unwatch(ref)
 
     def touch(self, *ids: str) -> None:
         """These may have changed."""
@@ -115,35 +115,34 @@ class Catalog:
         self._pods.update({pod.id: Entry(pod, answers.pod) for pod in pods})
         self._members.update({member.id: Entry(member, answers.container) for member in members})
         self._known = True
-        self._watch(members)
+        self._watch(_processes(pods, members))
 
     # ---- ends of processes, which no event need tell ----
 
-    def _watch(self, members: Iterable[Member]) -> None:
-        for container in [ref for ref in self._watched if ref not in self._members]:
-            self._unwatch(container)
-        for member in members:
-            pid = member.pid if member.state == "running" else 0
-            if self._watched.get(member.id, (0, 0))[0] != pid:
-                self._unwatch(member.id)
+    def _watch(self, processes: Mapping[str, int]) -> None:
+        for ref in [ref for ref in self._watched if ref not in self._members and ref not in self._pods]:
+            self._unwatch(ref)
+        for ref, pid in processes.items():
+            if self._watched.get(ref, (0, 0))[0] != pid:
+                self._unwatch(ref)
                 if pid:
-                    self._begin(member.id, pid)
+                    self._begin(ref, pid)
 
-    def _begin(self, container: str, pid: int) -> None:
+    def _begin(self, ref: str, pid: int) -> None:
         try:
             fd = os.pidfd_open(pid)
         except OSError:  # it has ended meanwhile
-            self._stale.add(container)
+            self._stale.add(ref)
             return
-        self._watched[container] = pid, fd
-        asyncio.get_running_loop().add_reader(fd, self._ended, container)
+        self._watched[ref] = pid, fd
+        asyncio.get_running_loop().add_reader(fd, self._ended, ref)
 
-    def _ended(self, container: str) -> None:
-        self._unwatch(container)
-        self.touch(container)
+    def _ended(self, ref: str) -> None:
+        self._unwatch(ref)
+        self.touch(ref)
 
-    def _unwatch(self, container: str) -> None:
-        if (watched := self._watched.pop(container, None)) is not None:
+    def _unwatch(self, ref: str) -> None:
+        if (watched := self._watched.pop(ref, None)) is not None:
             asyncio.get_running_loop().remove_reader(watched[1])
             os.close(watched[1])
 
@@ -179,6 +178,12 @@ def _one(table: Mapping[str, Entry[_T]], ref: str, what: str) -> Entry[_T]:
     if found:
         raise WherryError(Kind.INVALID, f"{ref[:80]} is the beginning of several {what}s' ids")
     raise WherryError(Kind.NOT_FOUND, f"no such {what}: {ref[:80]}")
+
+
+def _processes(pods: Iterable[Pod], members: Iterable[Member]) -> dict[str, int]:
+    """Whose ends change what is told; 0: there is none."""
+    pauses = {pod.id: pod.held.pause.pid if pod.held and pod.held.pause else 0 for pod in pods}
+    return pauses | {member.id: member.pid if member.state == "running" else 0 for member in members}
 
 
 def _named(events: Iterable[Json], members: Mapping[str, Any]) -> Iterator[str]:

@@ -40,10 +40,8 @@ class Containers:
     async def StartContainer(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         """Start it."""
         ref = requests.identity(request.container_id, "container")
-        try:
-            await self._parts.change(("start", ref), lambda: self._started(ref))
-        finally:
-            self._catalog.touch(ref)
+        # among those that wait: in a pod with one pid namespace another container can hold the start up
+        await self._parts.waited(("start", ref), lambda: self._started(ref), ref)
         return pb.StartContainerResponse()
 
     def _started(self, ref: str) -> None:
@@ -56,15 +54,13 @@ class Containers:
         """Stop it within the grace period."""
         ref = requests.identity(request.container_id, "container")
         timeout = min(max(request.timeout, 0), _LONGEST)
-        await self._parts.waited(("stop", ref, timeout), lambda: self._engine.stop_member(ref, timeout))
-        self._catalog.touch(ref)
+        await self._parts.waited(("stop", ref, timeout), lambda: self._engine.stop_member(ref, timeout), ref)
         return pb.StopContainerResponse()
 
     async def RemoveContainer(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
         """Forget it."""
         ref = requests.identity(request.container_id, "container")
-        await self._parts.change(("remove", ref), lambda: self._engine.remove_member(ref))
-        self._catalog.touch(ref)
+        await self._parts.change(("remove", ref), lambda: self._engine.remove_member(ref), ref)
         return pb.RemoveContainerResponse()
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:

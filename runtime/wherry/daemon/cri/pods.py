@@ -28,26 +28,21 @@ class Pods:
         """Make a pod."""
         options = requests.pod_options(request)
         key = ("run", options.namespace, options.name, options.uid, options.attempt)
-        pod = await self._parts.change(key, lambda: self._engine.run_pod(options))
+        pod = await self._parts.joining(key, lambda: self._engine.run_pod(options))
         self._catalog.touch(pod)
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod)
 
     async def StopPodSandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         """Stop what runs in it, give back what it holds."""
         pod = requests.identity(request.pod_sandbox_id, "pod")
-        await self._parts.waited(("stop", pod), lambda: self._engine.stop_pod(pod))
-        await self._changed(pod)
+        await self._parts.waited(("stop", pod), lambda: self._engine.stop_pod(pod), pod)
         return pb.StopPodSandboxResponse()
 
     async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         """Forget it."""
         pod = requests.identity(request.pod_sandbox_id, "pod")
-        await self._parts.waited(("remove", pod), lambda: self._engine.remove_pod(pod))
-        await self._changed(pod)
+        await self._parts.waited(("remove", pod), lambda: self._engine.remove_pod(pod), pod)
         return pb.RemovePodSandboxResponse()
-
-    async def _changed(self, pod: str) -> None:
-        self._catalog.touch(pod, *(member.id for member in self._catalog.members_of(pod)))
 
     async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
         """One pod, with its containers."""
