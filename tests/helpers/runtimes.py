@@ -69,7 +69,7 @@ class Runtime:
         until(self._answers, 60, f"{self._words[0]} does not answer: {self.log}")
 
     def kill(self) -> None:
-        """SIGKILL to the program itself, whose parent is the nsenter that brought it in."""
+        """SIGKILL to the program itself."""
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
@@ -79,9 +79,11 @@ class Runtime:
 
     @property
     def pid(self) -> int:
-        """As it is seen from outside of the space."""
+        """As it is seen from outside of the space: its parent is the nsenter that brought it in."""
         assert self._process is not None
-        return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0])
+        own = self._process.pid
+        inner = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return int(inner[0]) if Path(f"/proc/{own}/comm").read_text() == "nsenter\n" else own
 
     def crictl(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         return run(*self.command(*words), **options)
