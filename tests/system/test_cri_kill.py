@@ -232,7 +232,10 @@ class Rest:
         return found
 
     def _now(self) -> list[str]:
-        found = audit.take(self._wherryd.mark).left_since(self._before)
+        try:
+            found = audit.take(self._wherryd.mark).left_since(self._before)
+        except FileNotFoundError as error:  # a sweep takes it away under our eyes
+            return [f"left, a moment ago: {error.filename}"]
         mine = f"left processes: {self._wherryd.pid} "
         others = [line for line in found if not line.startswith(mine) and not line.endswith(PAUSE)]
         return others + sorted(f"left file: {path}" for path in self._below() - self._files)
