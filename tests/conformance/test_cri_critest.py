@@ -40,7 +40,7 @@ def test_every_case_but_these_passes(tmp_path: Path, test_id: str, private_netwo
         skip = DIGEST if controllers() else f"{DIGEST}|{OOM}"
         report = critest(space, runtime.socket, tmp_path / "report", skip=skip)
         left = runtime.crictl("pods", "-q").stdout.split(), runtime.crictl("ps", "-aq").stdout.split()
-        runtime.clear()
+        runtime.end()
     check(report)
     assert left == ([], [])
 

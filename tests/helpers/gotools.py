@@ -33,6 +33,7 @@ __all__ = [
     "plain_busybox",
     "runtime_tools",
     "snapshot_schemas",
+    "stream_client",
     "tool",
 ]
 
@@ -74,6 +75,12 @@ def newest_sanity() -> Path:
 def snapshot_schemas() -> Path:
     """The directory with the CustomResourceDefinitions of volume snapshots; skips where they cannot be had."""
     return _or_skip(SNAPSHOTS, _snapshot_schemas)
+
+
+def stream_client() -> Path:
+    """client-go's exec, attach and port-forward as a program, of tests/gotools/streamclient; skips where it cannot be
+    built."""
+    return _or_skip("streamclient", _stream_client)
 
 
 def plain_busybox() -> Path:
@@ -132,6 +139,19 @@ def _snapshot_schemas() -> Path:
     return cache / "crd"
 
 
+def _stream_client() -> Path:
+    texts = {name: (_DECLARED / name).read_bytes() for name in ("go.mod", "go.sum", "streamclient/main.go")}
+    cache = _cache(f"streamclient@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
+    with _once(cache) as missing:
+        if missing:
+            (cache / "streamclient").mkdir(exist_ok=True)
+            for name, text in texts.items():
+                (cache / name).write_bytes(text)
+            words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
+            _go(cache, "build", *words, "./streamclient")
+    return cache / "bin" / "streamclient"
+
+
 def _plain_busybox() -> Path:
     cache = _cache("busybox")
     with _once(cache) as missing:
@@ -180,7 +200,7 @@ def _run(directory: Path, env: dict[str, str], *words: str) -> str:
 def main(asked: Sequence[str] = ()) -> None:
     """Build what is asked for, else all that does not take long, and name what cannot be built."""
     critest = functools.partial(_declared, CRITEST)
-    usual = (_declared, critest, _runtime_tools, _newest_sanity, _snapshot_schemas, _plain_busybox)
+    usual = (_declared, critest, _stream_client, _runtime_tools, _newest_sanity, _snapshot_schemas, _plain_busybox)
     for build in [functools.partial(_declared, of) for of in asked] or usual:
         try:
             build()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import struct
 import subprocess
@@ -81,6 +82,7 @@ class Space:
         assert self._outer.stdout is not None
         assert self._outer.stdout.readline() == b"ready\n"
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()
+        self._init = os.pidfd_open(int(children.split()[0]))
         self._enter = ("nsenter", "--target", children.split()[0], "--mount", "--pid", "--wdns=/")
         return self
 
@@ -88,6 +90,8 @@ class Space:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._outer.kill()  # --kill-child: the first process follows, and the kernel ends the others
+        assert select.select([self._init], [], [], 10)[0]
+        os.close(self._init)
         for process in (self._outer, *self.daemons):
             process.wait(10)
         assert self._outer.stdout is not None

@@ -5,13 +5,19 @@ Each is told by its socket, and can be killed and started again.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from audit import cgroup_mounts
 
 from . import criimages
 from .gotools import tool
@@ -50,8 +56,8 @@ config_path = "{hosts}"
 class Runtime:
     """A program with a CRI socket: `kill()` is the power cut of it alone, `start()` its return."""
 
-    def __init__(self, where: Space, place: Path, socket: Path, *words: object) -> None:
-        self.space, self.place, self.socket, self._words = where, place, socket, words
+    def __init__(self, where: Space, place: Path, socket: Path, *words: object, outside: Sequence[Path] = ()) -> None:
+        self.space, self.place, self.socket, self._words, self._outside = where, place, socket, words, outside
         self.log = place / "runtime.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +69,7 @@ class Runtime:
         until(self._answers, 60, f"{self._words[0]} does not answer: {self.log}")
 
     def kill(self) -> None:
-        """SIGKILL to the program itself, whose parent is the nsenter that brought it in."""
+        """SIGKILL to the program itself."""
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
@@ -73,9 +79,11 @@ class Runtime:
 
     @property
     def pid(self) -> int:
-        """As it is seen from outside of the space."""
+        """As it is seen from outside of the space: its parent is the nsenter that brought it in."""
         assert self._process is not None
-        return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0])
+        own = self._process.pid
+        inner = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return int(inner[0]) if Path(f"/proc/{own}/comm").read_text() == "nsenter\n" else own
 
     def crictl(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         return run(*self.command(*words), **options)
@@ -85,10 +93,14 @@ class Runtime:
         return [str(word) for word in (tool("crictl"), "--timeout=30s", f"--runtime-endpoint=unix://{self.socket}",
                                        f"--image-endpoint=unix://{self.socket}", *words)]  # fmt: skip
 
-    def clear(self) -> None:
-        """Every pod goes."""
+    def end(self) -> None:
+        """Every pod goes, then the program, told to, and what it had outside of `place`."""
         if pods := self.crictl("pods", "-q").stdout.split():
-            self.crictl("rmp", "-f", *pods)
+            self.crictl("rmp", "-f", *pods, timeout=120)
+        os.kill(self.pid, signal.SIGTERM)
+        self.wait()
+        for directory in self._outside:
+            until(functools.partial(_removed, directory), 10, f"{directory} stays")
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -109,8 +121,20 @@ def wherryd(where: Space, place: Path, registry: str, test_id: str, settings: st
     config, state = place / "wherry.toml", Path(f"/run/{test_id}-state")
     config.write_text(f'cgroup_parent = "/{test_id}"\ncni_conf = "{network(place / "net.d")}"\n{settings}')
     program = Path(sys.executable).with_name("wherryd")
+    outside = (state, *(Path(mount) / test_id for mount, _ in cgroup_mounts()))
     return Runtime(where, place, state / "cri.sock", program, "--root", place / f"{test_id}-root", "--state", state,
-                   "--config", config)  # fmt: skip
+                   "--config", config, outside=outside)  # fmt: skip
+
+
+def _removed(directory: Path) -> bool:
+    """Whether it is gone now: state is files, a cgroup is directories only."""
+    if not directory.is_relative_to("/sys/fs/cgroup"):
+        shutil.rmtree(directory)
+        return True
+    for inner, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(inner)
+    return not directory.exists()
 
 
 def containerd(where: Space, place: Path, program: str, registry: str) -> Runtime:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
-from helpers import streamclient
+from helpers import gotools
 from wherry.daemon.streaming.server import Streaming
 from wherry.engine.engine import Engine
 from wherry.engine.values import ExecOptions
@@ -45,7 +45,7 @@ class Server:
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         words = [f"-{letter}" for letter in flags]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [streamclient.program(), "exec", "-transport", transport, "-protocol", protocol, *words, *more, url]
+        command = [gotools.stream_client(), "exec", "-transport", transport, "-protocol", protocol, *words, *more, url]
         return subprocess.Popen(command, **(pipes | options))
 
     def run(self, url: str, data: bytes = b"", timeout: float = 20, **how: Any) -> tuple[int, bytes, bytes]:

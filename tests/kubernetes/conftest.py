@@ -34,7 +34,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Iterator
         made = runtimes.chosen(space, place / "runtime", registry, f"wtk{os.getpid()}{place.name[-1]}")
         made.start()
         yield made
-        made.clear()
+        made.end()
 
 
 @pytest.fixture

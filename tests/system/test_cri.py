@@ -387,6 +387,29 @@ def test_exec_sync_ends_what_is_late(kubelet: Kubelet) -> None:
     until(lambda: "12345" not in kubelet.output(container, "ps"), 10)
 
 
+def test_a_container_that_holds_up_what_begins_in_it_holds_up_nobody_else(kubelet: Kubelet) -> None:
+    """It may send signals to whatever is in there, also to what has not become the command yet."""
+    evil = "while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p != 1 ] && kill -STOP $p 2>/dev/null; done; done"
+    pod = kubelet.pod("p")
+    bad, good = kubelet.run(pod, "bad", "sh", "-c", evil), kubelet.run(pod, "good", "sleep", "1000")
+
+    def probe(_: int) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.exec(bad, "sleep", "100", timeout=4)
+        return caught.value.code()
+
+    with ThreadPoolExecutor(100) as pool:
+        probes = [pool.submit(probe, number) for number in range(100)]
+        time.sleep(1.5)
+        began = time.monotonic()
+        assert kubelet.output(good, "echo", "hi") == "hi\n"
+        assert kubelet.create(pod, "other", "true")
+        assert time.monotonic() - began < 3
+        assert {done.result() for done in probes} == {Code.DEADLINE_EXCEEDED}
+        assert time.monotonic() - began < 10
+    kubelet.stop(bad)
+
+
 def test_exec_sync_takes_16_mib_and_no_more(kubelet: Kubelet) -> None:
     _, container = sleeper(kubelet)
     done = kubelet.exec(container, "sh", "-c", "head -c 40000000 /dev/zero; head -c 20 /dev/zero >&2")
@@ -553,6 +576,9 @@ def test_a_second_one_is_refused_and_the_first_goes_on(own: Wherryd) -> None:
     _, said = second.communicate(timeout=20)
     assert second.returncode == 1
     assert b"another wherryd serves" in said
+    reset = own.wherry("system", "reset", "--force", check=False)
+    assert reset.returncode == 1
+    assert "wherryd serves" in reset.stderr
     own.runtime.Version(api.VersionRequest(), timeout=10)
 
 

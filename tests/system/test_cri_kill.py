@@ -262,6 +262,30 @@ def test_what_ends_without_wherryd_is_told_by_the_next(kubelet: Kubelet) -> None
     assert kubelet.status(stays).state == RUNNING
 
 
+def test_no_exit_is_told_before_its_code_is_known(kubelet: Kubelet) -> None:
+    """Whoever looks while a container starts and ends at once."""
+    pod, seen, over = kubelet.pod("quick"), [], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            for one in kubelet("ListContainers", filter=api.ContainerFilter(pod_sandbox_id=pod)).containers:
+                if one.state == EXITED:
+                    status = kubelet.status(one.id)
+                    seen.append((status.exit_code, status.reason, status.finished_at >= status.started_at > 0))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for number in range(25):
+            quick = kubelet.run(pod, f"c{number}", "sh", "-c", "exit 3")
+            until(lambda quick=quick: kubelet.status(quick).state == EXITED)  # type: ignore[misc]
+            assert kubelet.status(quick).exit_code == 3
+    finally:
+        over.set()
+        thread.join()
+    assert set(seen) == {(3, "Error", True)}
+
+
 def test_everything_is_as_it_was(kubelet: Kubelet) -> None:
     """Status of pods and containers, word for word, before a death and after it; labels, addresses, mounts and all."""
     pods = kubelet.several([f"s{number}" for number in range(4)], "sleep", "1000", network=True)

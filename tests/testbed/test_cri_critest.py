@@ -24,6 +24,6 @@ def test_what_needs_controllers_passes(tmp_path: Path, test_id: str, private_net
         runtime = runtimes.wherryd(space, place, registry.host, test_id)
         runtime.start()
         report = critest(space, runtime.socket, tmp_path / "report", focus=FOCUS)
-        runtime.clear()
+        runtime.end()
     assert not report.failed, "\n".join(report.failed)
     assert (report.ran, report.passed) == (CASES, CASES)

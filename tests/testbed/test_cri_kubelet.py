@@ -49,7 +49,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, private_network: object) -
         made = runtimes.wherryd(space, place / "runtime", registry.host, "wtnode")
         made.start()
         yield made
-        made.clear()
+        made.end()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from wherry.engine.pods import usage
 from wherry.image.snapshot import tree_usage
 
 
@@ -30,3 +35,23 @@ def test_many_files_are_counted_and_not_kept(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 256 << 10
+
+
+def test_a_long_walk_is_made_seldom_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, walks = [1000.0], []
+    monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    house: Any = SimpleNamespace(measured={})
+
+    def walk(cid: str) -> tuple[int, int]:
+        walks.append(cid)
+        assert usage._disk(house, cid) == (None if len(walks) == 1 else (1, 1))  # somebody asks meanwhile
+        clock[0] += 5
+        return len(walks), len(walks)
+
+    house.snapshots = SimpleNamespace(usage=walk)
+    assert usage._disk(house, "c") == (1, 1)
+    clock[0] += 99
+    assert usage._disk(house, "c") == (1, 1)
+    clock[0] += 2
+    assert usage._disk(house, "c") == (2, 2)
+    assert len(walks) == 2

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from wherry.daemon.streaming import remote, status
+from wherry.daemon.streaming.beginnings import Beginnings
 from wherry.daemon.streaming.inbox import Bound, Inbox
 from wherry.daemon.streaming.tickets import Tickets
 from wherry.errors import Kind, WherryError
@@ -153,3 +156,43 @@ def test_statuses_are_those_of_kubernetes() -> None:
     assert b"exit code" in status.told(status.exited(3), structured=False)
     assert status.told(status.SUCCESS, structured=False) == b""
     assert json.loads(status.told(status.failed("why"), structured=True))["code"] == 500
+
+
+class Begun:
+    """A process that began."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def kill(self) -> None:
+        self._told.append("killed")
+
+    def close(self) -> None:
+        self._told.append("closed")
+
+
+def test_few_begin_at_once_in_one_container() -> None:
+    async def work() -> None:
+        beginnings, go, told = Beginnings(each=2), threading.Event(), []
+
+        def stuck() -> Any:
+            go.wait(10)
+            return Begun(told)
+
+        tasks = [asyncio.create_task(beginnings.begin("bad", stuck, mortal=True)) for _ in range(100)]
+        await asyncio.sleep(0.05)
+        assert isinstance(await beginnings.begin("good", lambda: Begun(told), mortal=True), Begun)  # type: ignore
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        assert isinstance(await tasks[0], Begun)
+        assert all(isinstance(found, asyncio.CancelledError)
+                   for found in await asyncio.gather(*tasks[1:], return_exceptions=True))  # fmt: skip
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+        assert told == ["killed", "closed"]
+        assert not beginnings._turns
+        beginnings.close()
+
+    asyncio.run(work())

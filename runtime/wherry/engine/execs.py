@@ -71,7 +71,8 @@ def _session(house: House, row: Container, options: ExecOptions) -> Session:
     )  # fmt: skip
     kinds = tuple(ns["type"] for ns in config["linux"]["namespaces"])
     plan = planner.compile_exec(process, Target(kinds, config, row.id), house.facts, how)
-    return sessions.start(folder(house, row.id), plan, uid=_host_id(config, process["user"]["uid"]))
+    uid = _host_id(config, process["user"]["uid"])
+    return sessions.start(folder(house, row.id), plan, uid=uid, timeout=options.patience)
 
 
 def _host_id(config: Json, uid: int) -> int:

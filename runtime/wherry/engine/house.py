@@ -131,7 +131,7 @@ class House:
             self.__dict__.pop(part, None)
 
     @cached_property
-    def measured(self) -> dict[str, tuple[float, tuple[int, int]]]:
+    def measured(self) -> dict[str, tuple[float, tuple[int, int] | None]]:
         """Until when (time.monotonic) a walk of a writable layer counts; its bytes and inodes (pods/usage.py)."""
         return {}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
 from . import filters, images, networks, remove, warm
@@ -64,13 +66,14 @@ _OF_ROOT = ("cache", "cni-bin", "csi", "containers", "images", "ingest", "layers
             "mountpoints", "networks", "pods", "snapshots", "volumes", "wherry.db", "wherry.db-journal",
             "wherry.db-shm", "wherry.db-wal")  # fmt: skip
 _OF_STATE = ("build", "c", "cni", "csi", "csi-own.sock", "csi-own.sock.aside", "csi.lock", "csi.log",
-             "events.jsonl", "facts.json", "names", "netns", "peers.lock", "pods", "ports", "warm")
+             "events.jsonl", "facts.json", "names", "netns", "peers.lock", "pods", "ports", "warm", "wherryd.lock")
 
 
 def reset(house: House) -> Json:
     """Take this wherry back to its first day: nothing of it stays on the host but its settings."""
     if not os.path.isdir(house.place.root) and not os.path.isdir(house.place.state):
         return {}
+    _refuse_served(house)
     from . import gc
     from .pods import sandbox
 
@@ -96,6 +99,21 @@ def reset(house: House) -> Json:
     _drop_files(house.place.root, _OF_ROOT)
     _drop_files(house.place.state, _OF_STATE)
     return result
+
+
+def _refuse_served(house: House) -> None:
+    """A wherryd at work would go on with a database that nobody else sees (daemon/sockets.py holds the lock)."""
+    try:
+        fd = os.open(f"{house.place.state}/wherryd.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "stop it first (systemctl stop wherryd)"
+        raise WherryError(Kind.CONFLICT, f"wherryd serves {house.place.state}", hint=hint) from error
+    finally:
+        os.close(fd)
 
 
 def _drop_volumes(house: House) -> None:

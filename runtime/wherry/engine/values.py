@@ -17,6 +17,7 @@ class ExecOptions(NamedTuple):
     user: str = ""
     privileged: bool = False
     tied: bool = False  # the process is killed when whoever asked for it lets go of it, or dies
+    patience: float = 30.0  # seconds for it to become the command: another process in there can hold it up
 
 
 class LogLine(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wherry.engine.values import ExecOptions
@@ -14,6 +15,7 @@ from . import requests
 from .gate import Expired
 
 if TYPE_CHECKING:
+    from wherry.daemon.streaming.beginnings import Beginnings
     from wherry.daemon.streaming.frames import Frames
 
     from .parts import Parts
@@ -29,35 +31,52 @@ class Processes:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._engine, self._catalog = parts, parts.engine, parts.catalog
+        self._began: Beginnings | None = None
 
     async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
-        """Run a command to its end. `timeout` seconds (0: none) after its start it is killed: DEADLINE_EXCEEDED. So it
-        is when the caller goes away."""
+        """Run a command to its end. `timeout` seconds (0: none) after it was asked it is killed: DEADLINE_EXCEEDED. So
+        it is when the caller goes away."""
         ref, words = requests.identity(request.container_id, "container"), requests.command(request.cmd)
         if not 0 <= request.timeout <= _LONGEST:
             raise WherryError(Kind.INVALID, f"timeout is out of range: {request.timeout}")
-        frames = await self._begun(ref, words)
         try:
             async with asyncio.timeout(request.timeout or None):
-                return await _whole(frames)
+                frames = await self._begun(ref, words, request.timeout)
+                return await self._seen(frames)
         except TimeoutError as error:
-            await frames.kill()
             seconds = request.timeout
             raise Expired(f"the command did not end within {seconds} s, and was killed") from error
+        finally:
+            self._parts.catch_up()
+
+    @staticmethod
+    async def _seen(frames: Frames) -> pb.ExecSyncResponse:
+        """To its end; it is killed where nobody waits for that any more."""
+        try:
+            return await _whole(frames)
         except asyncio.CancelledError:
             await asyncio.shield(frames.kill())
             raise
         finally:
             frames.close()
-            self._parts.catch_up()
 
-    async def _begun(self, ref: str, words: tuple[str, ...]) -> Frames:
+    async def _begun(self, ref: str, words: tuple[str, ...], timeout: int) -> Frames:
         from wherry.daemon.streaming.frames import Frames
 
         await self._catalog.fresh()
         member = self._catalog.member(ref).value
-        running = await self._parts.work.change(self._engine.exec, member.id, ExecOptions(words, tied=True))
-        return Frames(running)
+        options = ExecOptions(words, tied=True)
+        if timeout:  # it is ours that passes first
+            options = options._replace(patience=min(timeout + 1.0, options.patience))
+        begin = partial(self._engine.exec, member.id, options)
+        return Frames(await self._beginnings().begin(member.id, begin, mortal=True))
+
+    def _beginnings(self) -> Beginnings:
+        from wherry.daemon.streaming.beginnings import Beginnings
+
+        if self._began is None:
+            self._began = Beginnings()
+        return self._began
 
     async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
         """Where a client may run a command over a connection."""

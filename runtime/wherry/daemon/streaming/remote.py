@@ -19,6 +19,7 @@ from wherry.errors import WherryError
 from wherry.model import ATTACH_STDERR, ATTACH_STDOUT, Json
 
 from . import status
+from .beginnings import Beginnings
 from .frames import CHUNK, Frames
 from .link import LINGER, Channel, Gone, Link, Wanted, while_there
 
@@ -32,17 +33,17 @@ _OUTPUTS = {ATTACH_STDOUT: "stdout", ATTACH_STDERR: "stderr"}
 class Task:
     """What was asked for: how it begins, and whether it ends with its client."""
 
-    def __init__(self, begin: Callable[[], Running], wanted: Wanted, *, mortal: bool) -> None:
+    def __init__(self, container: str, begin: Callable[[], Running], wanted: Wanted, *, mortal: bool) -> None:
         """`begin` may block. `mortal`: an exec, whose process is killed when the client goes, and whose code counts."""
-        self.begin, self.wanted, self.mortal = begin, wanted, mortal
+        self.container, self.begin, self.wanted, self.mortal = container, begin, wanted, mortal
 
 
-async def serve(link: Link, task: Task, pool: Executor) -> None:
-    """The whole conversation, to the end of the connection. `pool` does what blocks."""
+async def serve(link: Link, task: Task, beginnings: Beginnings, pool: Executor) -> None:
+    """The whole conversation, to the end of the connection. `pool` does what else blocks."""
     running = asyncio.create_task(link.run())
     try:
         channels = await while_there(running, partial(link.channels, task.wanted))
-        outcome = await _outcome(running, channels, task, pool)
+        outcome = await _outcome(running, channels, task, beginnings, pool)
         await while_there(running, partial(_goodbye, channels, status.told(outcome, structured=link.structured)))
         await asyncio.wait({running}, timeout=LINGER if link.lingers else 0)
     except Gone:
@@ -62,9 +63,12 @@ async def _goodbye(channels: Mapping[str, Channel], words: bytes) -> None:
         await channel.finish()
 
 
-async def _outcome(running: asyncio.Task[None], channels: Mapping[str, Channel], task: Task, pool: Executor) -> Json:
+async def _outcome(
+    running: asyncio.Task[None], channels: Mapping[str, Channel], task: Task, beginnings: Beginnings, pool: Executor
+) -> Json:
     try:
-        frames = Frames(await _begun(task, pool), pool)
+        begun = await beginnings.begin(task.container, task.begin, mortal=task.mortal)
+        frames = Frames(begun, pool)
     except WherryError as error:
         doing = "executing command in" if task.mortal else "attaching to"
         return status.failed(f"error {doing} container: {error.message}")
@@ -77,23 +81,6 @@ async def _outcome(running: asyncio.Task[None], channels: Mapping[str, Channel],
         return status.failed(error.message)
     finally:
         frames.close()
-
-
-async def _begun(task: Task, pool: Executor) -> Running:
-    """Begin; if we are stopped meanwhile, what has begun ends."""
-    beginning = asyncio.get_running_loop().run_in_executor(pool, task.begin)
-    try:
-        return await asyncio.shield(beginning)
-    except asyncio.CancelledError:
-        beginning.add_done_callback(partial(_abandon, mortal=task.mortal))
-        raise
-
-
-def _abandon(begun: asyncio.Future[Running], *, mortal: bool) -> None:
-    if not begun.cancelled() and begun.exception() is None:
-        if mortal:
-            begun.result().kill()
-        begun.result().close()
 
 
 async def _leave(frames: Frames, task: Task) -> None:

@@ -20,6 +20,7 @@ from wherry.engine.engine import Engine
 from wherry.engine.values import ExecOptions
 
 from . import portforward, remote
+from .beginnings import Beginnings
 from .link import Wanted
 from .pipe import TunnelPipe, taken_over
 from .portforward import Target
@@ -33,7 +34,7 @@ __all__ = ["Streaming"]
 
 _FIRST_REQUEST = 30.0  # seconds that a connection may take to ask for something
 _SILENT_MOST = 256  # connections that have asked for nothing yet; one more, and the oldest goes
-_STARTERS, _DIALERS = 16, 4  # threads: what begins and settles processes, what makes sockets in pods
+_SETTLERS, _DIALERS = 16, 4  # threads: what settles the end of processes, what makes sockets in pods
 
 
 class _Ticket(NamedTuple):
@@ -52,7 +53,8 @@ class Streaming:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._tickets: Tickets[_Ticket] = Tickets()
-        self._starting = ThreadPoolExecutor(_STARTERS, "streaming")
+        self._beginnings = Beginnings()
+        self._settling = ThreadPoolExecutor(_SETTLERS, "streaming")
         self._dialing = ThreadPoolExecutor(_DIALERS, "dialing")
         self._silent: dict[RequestHandler, asyncio.TimerHandle] = {}  # connections that have asked for nothing yet
         self._sessions: set[asyncio.Task[object]] = set()
@@ -85,7 +87,8 @@ class Streaming:
         await asyncio.gather(*self._sessions, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
-        self._starting.shutdown(wait=False)
+        self._beginnings.close()
+        self._settling.shutdown(wait=False)
         self._dialing.shutdown(wait=False)
 
     def _connection(self) -> RequestHandler:
@@ -116,12 +119,13 @@ class Streaming:
         """The URL where a client runs a command, once and within a minute."""
         wanted = Wanted(stdin, stdout, stderr and not tty, tty)
         options = options._replace(interactive=stdin, tty=tty, detach=False, tied=True)
-        return self._url("exec", Task(partial(self._engine.exec, container, options), wanted, mortal=True))
+        return self._url("exec", Task(container, partial(self._engine.exec, container, options), wanted, mortal=True))
 
     def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> str:
         """The URL where a client joins a container's streams."""
         wanted = Wanted(stdin, stdout, stderr and not tty, tty)
-        return self._url("attach", Task(partial(self._engine.attach, container, stdin=stdin), wanted, mortal=False))
+        begin = partial(self._engine.attach, container, stdin=stdin)
+        return self._url("attach", Task(container, begin, wanted, mortal=False))
 
     def _url(self, kind: str, task: Task) -> str:
         return f"{self.base}/{kind}/{self._tickets.give(_Ticket(kind, partial(self._remote, task)))}"
@@ -151,15 +155,16 @@ class Streaming:
         finally:
             if self._engine.behind:  # the end of a process leaves its connection to be closed
                 with contextlib.suppress(RuntimeError):  # we stop
-                    self._starting.submit(self._engine.catch_up)
+                    self._settling.submit(self._engine.catch_up)
 
     async def _remote(self, task: Task, request: web.Request) -> web.StreamResponse:
         if web_socket(request):
             socket = await negotiated(request, REMOTE.web_socket)
-            await remote.serve(WsLink(socket, request), task, self._starting)
+            await remote.serve(WsLink(socket, request), task, self._beginnings, self._settling)
             return socket
         answer, version = await spdy_answer(request, REMOTE.spdy)
-        await remote.serve(SpdyLink(taken_over(request), REMOTE.spdy[version]), task, self._starting)
+        link = SpdyLink(taken_over(request), REMOTE.spdy[version])
+        await remote.serve(link, task, self._beginnings, self._settling)
         return answer
 
     async def _forward(self, target: Target, ports: Sequence[int], request: web.Request) -> web.StreamResponse:

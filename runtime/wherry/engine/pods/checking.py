@@ -31,7 +31,7 @@ def check(options: PodOptions) -> None:
         raise _bad(f"hostname {_shown(options.hostname)} is no host name of at most 64 letters, digits, - and .")
     _check_path("log directory", options.log_directory)
     if not options.cgroup_parent.isprintable():
-        raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has control bytes")
+        raise _bad(f"cgroup parent {_shown(options.cgroup_parent)} has characters that no path of a cgroup has")
     check_unified(options.resources)
     check_unified(options.overhead)
     _check_ports(options)

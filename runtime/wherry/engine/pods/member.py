@@ -112,7 +112,13 @@ def _member(row: Container, seen: Seen) -> Member:
     )  # fmt: skip
     if seen.running and state is not None:
         return made._replace(started=state.started)
-    return made if seen.status == "created" else _ended(made, seen)
+    return made if seen.status == "created" or _starting(seen) else _ended(made, seen)
+
+
+def _starting(seen: Seen) -> bool:
+    """Between the two records of a start: its end is not known, for it may run. A start that was killed there is ended
+    by the next sweep, and told then."""
+    return seen.state is None and seen.unsettled and not seen.life.told
 
 
 def _ended(made: Member, seen: Seen) -> Member:
@@ -121,6 +127,7 @@ def _ended(made: Member, seen: Seen) -> Member:
     reason = "OOMKilled" if life.oom else "Completed" if life.code == 0 else "Error"
     if not life.started:
         reason = "StartError"
+    finished = max(life.finished, life.started)  # what ends at once may end before its start is written down
     return made._replace(
-        state="exited", started=life.started, finished=life.finished, code=life.code, reason=reason, message=life.error
+        state="exited", started=life.started, finished=finished, code=life.code, reason=reason, message=life.error
     )

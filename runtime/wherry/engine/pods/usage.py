@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from wherry.engine.house import House
+from wherry.errors import WherryError
 from wherry.model import Json
 
 from . import mounts, records
@@ -28,6 +29,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CLONE_NEWNET = 0x40000000
 _STALE = 10.0  # seconds for which a walk of a writable layer counts, at least
 _PATIENCE = 20  # times as long as it took
+_LONGEST = 600.0  # seconds that one walk may take before another begins
 _ROOM = 1 << 10  # bytes of one file, on an average: memory.stat has 2 KiB, the others tens
 #: file -> the controller that it needs
 _FILES = {
@@ -254,12 +256,14 @@ def _disk(house: House, cid: str) -> tuple[int, int] | None:
     """Bytes and inodes of what it wrote. A walk: remembered for a while, and the longer the longer it took, for a
     container decides how many files there are and must not keep us busy with them."""
     moment = time.monotonic()
-    until, known = house.measured.get(cid, (0.0, (0, 0)))
+    until, known = house.measured.get(cid, (0.0, None))
     if moment < until:
         return known
+    house.measured[cid] = moment + _LONGEST, known  # who asks meanwhile takes what was
     try:
         found = house.snapshots.usage(cid)
-    except OSError:  # on its way out
+    except (OSError, WherryError):  # on its way out
+        house.measured.pop(cid, None)
         return None
     end = time.monotonic()
     house.measured[cid] = end + max(_STALE, _PATIENCE * (end - moment)), found
