@@ -271,7 +271,7 @@ def _after(real: Callable[..., object]) -> Callable[..., object]:
 
 STAGES: list[tuple[object, str]] = [
     (members, "store"), (joining, "_write_files"), (joining, "refresh_peers"), (preparing, "_user"),
-    (preparing, "_write_config"), (preparing, "_make_way"), (launch, "stdio_pipes"), (launch, "listen"),
+    (preparing, "write_config"), (preparing, "make_way"), (launch, "stdio_pipes"), (launch, "listen"),
     (launch, "start"), (start, "_write_state"), (start, "_write_life"),
 ]  # fmt: skip
 
