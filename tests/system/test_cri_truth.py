@@ -71,7 +71,7 @@ def test_after_a_reboot_what_ran_has_not_completed(kubelet: Kubelet) -> None:
     ran, created, done = kubelet.run(pod, "ran", *SLEEPS), kubelet.create(pod, "created", *SLEEPS), kubelet.run(
         pod, "done", "sh", "-c", "exit 3"
     )
-    until(lambda: kubelet.status(done).state == api.CONTAINER_EXITED)
+    until(lambda: not (kubelet.wherryd.state / "c" / done).exists(), 15, "its end was not settled")
     before = kubelet.status(done)
     reboot(kubelet)
     assert kubelet.pods() == {pod: api.SANDBOX_NOTREADY}

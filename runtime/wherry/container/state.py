@@ -215,7 +215,7 @@ class ContainerDir:
     def settle(self, state: State | None = None) -> ExitStatus | None:
         """Give a container whose monitor was killed its end: kill what is left, record 137. Else what exit.json says.
 
-        None: it still runs, or nobody of ours knows its code (no monitor).
+        None: it still runs, or nobody of ours knows its code (no monitor). NOT_FOUND: settled by another meanwhile.
         """
         state = state or self.load()
         status = self.exit_status()
@@ -227,7 +227,10 @@ class ContainerDir:
         # once more: the monitor may have written it between our two looks
         status = self.exit_status() or ExitStatus(137, False, time.time(), _KILLED)
         if status.error == _KILLED:
-            self.write_exit(status)
+            try:
+                self.write_exit(status)
+            except FileNotFoundError:
+                raise self._unknown() from None
         return status
 
 

@@ -136,7 +136,10 @@ def settle_locked(house: House, row: Container, *, doomed: bool = False) -> Sett
 
 def _end_now(house: House, row: Container, before: Life) -> Life:
     status = _exit_status(house, row)
-    life = before._replace(finished=status.time or time.time(), code=status.code, oom=status.oom, error=status.error)
+    life = records.lost(before)
+    if status is not None:
+        when = status.time or time.time()
+        life = before._replace(finished=when, code=status.code, oom=status.oom, error=status.error)
     _tell(house, row, life)
     return life
 
@@ -178,14 +181,13 @@ def _clear(house: House, row: Container) -> None:
         teardown(house, row)
 
 
-def _exit_status(house: House, row: Container) -> ExitStatus:
+def _exit_status(house: House, row: Container) -> ExitStatus | None:
     place = folder(house, row.id)
     with contextlib.suppress(WherryError):
         status = place.settle()
         if status is not None:
             return status
-    status = place.exit_status()
-    return status or ExitStatus(137, False, time.time(), "the host went down, or its state was lost")
+    return place.exit_status()
 
 
 def _tell(house: House, row: Container, life: Life) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wherry.errors import WherryError
 from wherry.kernel import files
 
-__all__ = ["Life", "Restarting", "load", "store"]
+__all__ = ["Life", "Restarting", "load", "lost", "store"]
 
 _MAX = 1 << 20  # bytes
 
@@ -47,6 +47,11 @@ def load(directory: str) -> Life:
         return Life(**values, restarting=Restarting(**again) if again else None)
     except (FileNotFoundError, ValueError, TypeError, WherryError):
         return Life()
+
+
+def lost(life: Life) -> Life:
+    """A run of whose end nothing is left: the host went down, or STATE went. When, nobody knows: after its start."""
+    return life._replace(finished=life.started, code=137, oom=False, error="the host went down, or its state was lost")
 
 
 def _plain(life: Life) -> dict[str, object]:

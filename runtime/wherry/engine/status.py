@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Seen", "folder", "look", "look_many", "running"]
 
 _HEALTH_MAX = 1 << 20  # bytes
+_KILLED = 137
 
 
 class Seen:
@@ -78,13 +79,16 @@ def look(house: House, cid: str) -> Seen:
     """Look once."""
     place = folder(house, cid)
     try:
-        state = place.load()
-    except WherryError as error:
+        return _with_state(house, cid, place, place.load())
+    except WherryError as error:  # also what is given back while we look
         if error.kind is not Kind.NOT_FOUND:
             raise
-        life = records.load(house.container_dir(cid))
+    life = records.load(house.container_dir(cid))
+    if life.settled or life.told:
         return Seen(house, cid, _past(life), None, life, unsettled=not life.settled)
-    return _with_state(house, cid, place, state)
+    if place.exists():  # its start is being written down, unless that was killed
+        return Seen(house, cid, "created", None, life, unsettled=True)
+    return Seen(house, cid, "exited", None, records.lost(life), unsettled=True)
 
 
 def look_many(house: House, rows: Sequence[Container]) -> list[Seen]:
@@ -117,7 +121,7 @@ def _with_state(house: House, cid: str, place: ContainerDir, state: State) -> Se
         return Seen(house, cid, _past(life), state, life)
     if life.told:  # exit.json may have gone before the rest
         return Seen(house, cid, "exited", state, life, unsettled=True)
-    return Seen(house, cid, "exited", state, _ended(life, place, state), unsettled=True)
+    return Seen(house, cid, "exited", state, _ended(house, life, place, state), unsettled=True)
 
 
 def _ending(place: ContainerDir, state: State) -> bool:
@@ -127,9 +131,13 @@ def _ending(place: ContainerDir, state: State) -> bool:
     return state.monitor is not None and place.exit_status() is None and process.alive(state.monitor)
 
 
-def _ended(life: Life, place: ContainerDir, state: State) -> Life:
+def _ended(house: House, life: Life, place: ContainerDir, state: State) -> Life:
     """The end as the monitor wrote it, or as decision 2 has it for a killed monitor; nobody has settled it yet."""
     end = place.settle(state)
+    if end is not None and end.code == _KILLED:  # or exit.json has gone since we read of no end
+        now = records.load(house.container_dir(place.id))
+        if now.told or now.settled:
+            return now
     return life if end is None else life._replace(finished=end.time, code=end.code, oom=end.oom, error=end.error)
 
 
