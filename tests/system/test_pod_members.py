@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from helpers.wherry import Wherry, until
-from wherry.engine import devices
+from wherry.engine import devices, preparing, start
 from wherry.engine.engine import Engine
+from wherry.engine.pods import starting
 from wherry.engine.pods.values import IdMap, Member, MemberOptions, PodMount, PodOptions, PodSecurity
 from wherry.engine.values import ExecOptions
 from wherry.errors import Kind, WherryError
@@ -555,3 +556,28 @@ def test_a_device_by_cdi(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = node.says(pod, script, cdi=("vendor.com/gadget=one",))
     assert text.split() == ["1:5", "here", "/vendor/vendor.json"]
     refused(Kind.NOT_FOUND, "unresolvable CDI device", node.make, pod, "true", cdi=("vendor.com/gadget=two",))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "stage", [(starting, "_namespaces"), (starting, "_cgroup"), (preparing, "make_way"), (start, "_spawn"),
+              (start, "_write_life"), (start, "_write_state")], ids=lambda stage: stage[1],
+)  # fmt: skip
+def test_every_step_of_a_start_is_taken_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch, stage: tuple[Any, str], late: bool
+) -> None:
+    container = node.make(node.pod(), "sleep", "60")
+    real = getattr(*stage)
+
+    def broken(*args: Any, **named: Any) -> Any:
+        if late:
+            real(*args, **named)
+        raise WherryError(Kind.INTERNAL, "broken on purpose")
+
+    monkeypatch.setattr(*stage, broken)
+    with pytest.raises(WherryError, match="on purpose"):
+        node.engine.start(container)
+    monkeypatch.undo()
+    found = node.engine.member(container)
+    assert (found.state, found.code, found.reason) == ("exited", 128, "StartError")
+    assert not (node.wherry.state / "c" / container).exists()
