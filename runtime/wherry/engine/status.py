@@ -86,8 +86,6 @@ def look(house: House, cid: str) -> Seen:
     life = records.load(house.container_dir(cid))
     if life.settled or life.told:
         return Seen(house, cid, _past(life), None, life, unsettled=not life.settled)
-    if place.exists():  # its start is being written down, unless that was killed
-        return Seen(house, cid, "created", None, life, unsettled=True)
     return Seen(house, cid, "exited", None, records.lost(life), unsettled=True)
 
 
