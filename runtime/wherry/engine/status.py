@@ -86,7 +86,7 @@ def look(house: House, cid: str) -> Seen:
     life = records.load(house.container_dir(cid))
     if life.settled or life.told:
         return Seen(house, cid, _past(life), None, life, unsettled=not life.settled)
-    if place.exists():  # its start is being written down, unless that was killed
+    if place.exists():  # its start is being written down, unless that was killed: the next sweep ends it then
         return Seen(house, cid, "created", None, life, unsettled=True)
     return Seen(house, cid, "exited", None, records.lost(life), unsettled=True)
 

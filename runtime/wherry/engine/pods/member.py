@@ -112,13 +112,7 @@ def _member(row: Container, seen: Seen) -> Member:
     )  # fmt: skip
     if seen.running and state is not None:
         return made._replace(started=state.started)
-    return made if seen.status == "created" or _starting(seen) else _ended(made, seen)
-
-
-def _starting(seen: Seen) -> bool:
-    """Between the two records of a start: its end is not known, for it may run. A start that was killed there is ended
-    by the next sweep, and told then."""
-    return seen.state is None and seen.unsettled and not seen.life.told
+    return made if seen.status == "created" else _ended(made, seen)
 
 
 def _ended(made: Member, seen: Seen) -> Member:
