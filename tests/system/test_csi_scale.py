@@ -227,7 +227,7 @@ def write(client: Client, volume: str, chance: random.Random) -> None:
 @pytest.mark.parametrize("fs", ["xfs", "ext4", "btrfs"])
 def test_capacity_adds_up(tmp_path: Path, fs: str) -> None:
     """After a random history, what is said to be free can be had, to the last volume, and be written; no more can."""
-    with LoopFs(tmp_path, 1280, fs) as pool:
+    with LoopFs(tmp_path, 2048, fs) as pool:
         driver = Driver(tmp_path, {"pool": pool.path})
         chance, numbers = random.Random(SEED), iter(range(1 << 30))
         print(f"WHERRY_SEED={SEED}")
