@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from helpers.wherry import Wherry, until
-from wherry.container import launch
-from wherry.engine import joining, members, preparing, records, start
+from wherry.container import attach, launch
+from wherry.engine import joining, members, preparing, records, start, status
 from wherry.engine.engine import Engine
 from wherry.engine.house import House
 from wherry.engine.running import Running
 from wherry.engine.values import ExecOptions
 from wherry.errors import Kind, WherryError
+from wherry.kernel import process
 from wherry.kernel.process import Process
 from wherry.model import (
     ATTACH_EXIT,
@@ -392,3 +394,22 @@ def test_an_end_that_somebody_else_has_settled_is_no_error(wherry, busybox):
         assert settle(house, row) is None
     finally:
         house.close()
+
+
+def test_an_end_that_is_half_given_back_is_an_end(engine: Engine, image: str, wherry: Wherry) -> None:
+    """Who settled it was killed when exit.json had gone and the monitor still waited for his word that he is done."""
+    cid = engine.run(RunOptions(image, ("sleep", "1000"), detach=True, network=NONE, name=wherry.name())).id
+    house, directory = engine._house, engine._house.container_dir(cid)
+    place = status.folder(house, cid)
+    with contextlib.closing(attach.connect(place.attach_path)) as claimed:
+        claimed.claim()
+        state = place.load()
+        os.kill(status.look(house, cid).pid, signal.SIGKILL)
+        assert until(lambda: place.exit_status() is not None)
+        records.store(directory, records.load(directory)._replace(code=137, finished=time.time(), told=True))
+        os.unlink(place.file("exit.json"))
+        assert process.alive(state.monitor)
+        seen = status.look(house, cid)
+        assert (seen.status, seen.life.code, seen.unsettled) == ("exited", 137, True)
+        engine.remove(cid)
+    assert engine.containers(all=True) == []

@@ -114,13 +114,14 @@ def _with_state(house: House, cid: str, place: ContainerDir, state: State) -> Se
         return Seen(house, cid, now.value, state)
     if now in (Status.CREATING, Status.CREATED):
         return Seen(house, cid, "created", state)
-    if _ending(place, state):
-        return Seen(house, cid, "running", state)
+    ending = _ending(place, state)  # before the life is read: who settles an end tells it there, then takes exit.json
     life = records.load(house.container_dir(cid))
     if life.settled:
         return Seen(house, cid, _past(life), state, life)
     if life.told:  # exit.json may have gone before the rest
         return Seen(house, cid, "exited", state, life, unsettled=True)
+    if ending:
+        return Seen(house, cid, "running", state)
     return Seen(house, cid, "exited", state, _ended(house, life, place, state), unsettled=True)
 
 

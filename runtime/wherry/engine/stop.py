@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ended", "kill", "pause", "restart", "stop", "stop_row", "unpause", "wait"]
 
 _POLL = 0.02
-_TOLD = 5.0  # seconds that a monitor may need for it
 
 
 def stop(house: House, ref: str, timeout: int | None, signal: str) -> None:
@@ -58,15 +57,7 @@ def ended(house: House, row: Container, timeout: int | None, signal: str = "") -
         with contextlib.suppress(WherryError):
             events.container(house, row, "kill", signal=str(signal or row.config["stop_signal"]))
             lifecycle.stop(folder(house, row.id), signal or row.config["stop_signal"], grace)
-        _until_told(house, row)
         yield True
-
-
-def _until_told(house: House, row: Container) -> None:
-    """Until the monitor has written how it ended: for that moment it is told as running, and not to be settled."""
-    end = time.monotonic() + _TOLD
-    while look(house, row.id).running and time.monotonic() < end:
-        time.sleep(_POLL / 10)
 
 
 def _grace(house: House, options: RunOptions, timeout: int | None) -> float:
