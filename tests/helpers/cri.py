@@ -26,6 +26,7 @@ import grpc
 import audit
 from wherry.daemon.cri import api_pb2 as api
 from wherry.daemon.cri.services import Stub
+from wherry.engine import cni
 
 from .wherry import Wherry, until
 
@@ -44,7 +45,7 @@ class Wherryd:
         self.bridge = f"b{test_id}"[:15]
         self.cni = tmp_path / f"{test_id}-cni"
         self.cni.mkdir()
-        lines = f'cni_conf = "{self.cni}"\n{settings}'
+        lines = f'cni_conf = "{self.cni}"\n{self._plugins() if "cni_path" not in settings else ""}{settings}'
         self.wherry = Wherry(test_id, tmp_path, lines)
         self.root, self.state, self.mark = self.wherry.root, self.wherry.state, self.wherry.mark
         self.socket = self.state / "cri.sock"
@@ -55,6 +56,13 @@ class Wherryd:
         self._channel: grpc.Channel | None = None
         self.runtime: Any = None
         self.images: Any = None
+
+    def _plugins(self) -> str:
+        """wherry's, also where the host has others."""
+        place = self.cni / "bin"
+        place.mkdir()
+        cni.install(str(place))
+        return f'cni_path = "{place}"\n'
 
     def _write_network(self, subnets: tuple[str, ...]) -> None:
         data = {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in subnets],

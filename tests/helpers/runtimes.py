@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from audit import cgroup_mounts
+from wherry.engine import cni
 
 from . import criimages
 from .gotools import tool
@@ -119,7 +120,10 @@ def wherryd(where: Space, place: Path, registry: str, test_id: str, settings: st
     place.mkdir(parents=True, exist_ok=True)
     criimages.hosts(place / "hosts.d", registry)
     config, state = place / "wherry.toml", Path(f"/run/{test_id}-state")
-    config.write_text(f'cgroup_parent = "/{test_id}"\ncni_conf = "{network(place / "net.d")}"\n{settings}')
+    (place / "cni-bin").mkdir(exist_ok=True)
+    cni.install(str(place / "cni-bin"))  # else the host's own would be taken, where there are any
+    places = f'cni_conf = "{network(place / "net.d")}"\ncni_path = "{place / "cni-bin"}"\n'
+    config.write_text(f'cgroup_parent = "/{test_id}"\n{places}{settings}')
     program = Path(sys.executable).with_name("wherryd")
     outside = (state, *(Path(mount) / test_id for mount, _ in cgroup_mounts()))
     return Runtime(where, place, state / "cri.sock", program, "--root", place / f"{test_id}-root", "--state", state,

@@ -4,7 +4,10 @@ built (scripts/test-kubernetes builds it)."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +22,7 @@ from helpers.ociruntime import Space
 from helpers.registry import Registry
 from helpers.runtimes import Runtime
 from helpers.tools import run
+from helpers.wherry import until
 
 pytestmark = pytest.mark.seconds(300)
 DRIVER = "systemd" if Path("/run/systemd/system").exists() else "cgroupfs"
@@ -50,6 +54,17 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, private_network: object) -
         made.start()
         yield made
         made.end()
+    for top in CGROUPS.glob("kubepods*"):  # a kubelet leaves its trees, which other tests in this guest have, too
+        (top / "cgroup.kill").write_text("1")
+        until(functools.partial(emptied, top), 10, f"{top} stays")
+
+
+def emptied(top: Path) -> bool:
+    """Whether it is gone now, with all below."""
+    for directory, _, _ in os.walk(top, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+    return not top.exists()
 
 
 @pytest.fixture(scope="module")
