@@ -127,6 +127,24 @@ def test_a_cgroup_parent_that_is_none(driver: str, parent: str) -> None:
     assert error.value.kind is Kind.INVALID
 
 
+def test_the_way_to_a_parent_that_was_missing_goes_again_as_far_as_nobody_is_in_it(tmp_path: Path) -> None:
+    deep, beside = cgroups.Place(str(tmp_path / "a/b/c")), cgroups.Place(str(tmp_path / "a/x"))
+    assert (cgroups.absent(deep), cgroups.absent(cgroups.Place())) == (3, 0)
+    assert cgroups.absent(deep._replace(slice="s")) == 0
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    assert (cgroups.absent(deep), cgroups.absent(beside)) == (0, 1)
+    (tmp_path / "a/x").mkdir()
+    cgroups.remove(deep, made=0)
+    assert (tmp_path / "a/b/c").is_dir()
+    cgroups.remove(deep, made=3)
+    cgroups.remove(deep, made=3)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "x"], "who is beside keeps what is above both"
+    cgroups.remove(beside, made=1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"], "no more than was made"
+    cgroups.remove(deep, made=3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_network_sysctls_have_defaults_that_a_wish_overrides() -> None:
     assert namespaces._network_sysctls(GOOD) == {
         "net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}  # fmt: skip

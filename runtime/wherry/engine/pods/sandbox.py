@@ -211,7 +211,7 @@ def _stop(house: House, row: PodRow) -> None:
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-        partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
+        partial(cgroups.remove, place, made=int(row.config["cgroup_made"])),
     ])  # fmt: skip
     namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
     if ready:
@@ -264,7 +264,7 @@ def clear(house: House, pod: str, *, alone: bool) -> bool:
         _all_of([
             partial(pause.end, house, pod),
             partial(network.leave, house, pod),
-            partial(cgroups.remove, place, made=False),
+            partial(cgroups.remove, place, made=0),
         ])  # fmt: skip
         namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
