@@ -214,8 +214,7 @@ def _stop(house: House, row: PodRow) -> None:
         partial(cgroups.remove, place, made=int(row.config["cgroup_made"])),
     ])  # fmt: skip
     namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
-    if ready:
-        _tell(house, row, "stop")
+    _tell(house, row, "stop")  # by whoever comes to the end of it
 
 
 def _all_of(steps: Sequence[Callable[[], object]]) -> None:

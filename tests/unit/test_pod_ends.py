@@ -1,0 +1,87 @@
+"""Pods and their containers where a step fails or hangs: who is kept waiting, what is told, who finishes it. Without
+namespaces: what they hold is a CNI attachment, whose plugin does as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wherry.engine.db import PodRow
+from wherry.engine.engine import Engine
+from wherry.engine.pods import records
+from wherry.engine.pods.values import Held, PodOptions
+from wherry.errors import WherryError
+from wherry.model import Attachment, Place
+
+POD, CONTAINER = "a" * 64, "c" * 64
+PLUGIN = """#!/bin/sh
+# tells that it was called, and whether whoever makes something would wait for it
+echo $CNI_COMMAND >> {top}/calls
+flock --shared --nonblock {top}/root/making.lock true || echo $CNI_COMMAND >> {top}/waits
+[ -e {top}/fail ] && {{ echo '{{"cniVersion":"1.0.0","code":11,"msg":"told to fail"}}'; exit 1; }}
+[ $CNI_COMMAND = ADD ] && echo '{{"cniVersion":"1.0.0","ips":[{{"address":"192.0.2.7/24"}}]}}'
+exit 0
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A wherry with one CNI list, and one ready pod that owes a DEL."""
+    (tmp_path / "plugin").write_text(PLUGIN.format(top=tmp_path))
+    (tmp_path / "plugin").chmod(0o755)
+    conflist = {"cniVersion": "1.0.0", "name": "podnet", "plugins": [{"type": "plugin"}]}
+    (tmp_path / "10-podnet.conflist").write_text(json.dumps(conflist))
+    settings = f'cni_conf = "{tmp_path}"\ncni_path = "{tmp_path}"\npod_cgroup_driver = "cgroupfs"\n'
+    (tmp_path / "wherry.toml").write_text(f'cgroup_parent = "/none-{os.getpid()}"\n{settings}')
+    made = Engine(Place(str(tmp_path / "root"), str(tmp_path / "state"), str(tmp_path / "wherry.toml")))
+    made.prepare()
+    pod(made, POD)
+    yield made
+    made.close()
+
+
+def pod(engine: Engine, pid: str, *, row: bool = True) -> None:
+    house = engine._house
+    for top in (house.place.root, house.place.state):
+        os.makedirs(f"{top}/pods/{pid}")
+    Path(f"{house.place.root}/pods/{pid}/lock").touch()
+    Path(f"{house.place.root}/pods/{pid}/network").write_text('{"network": "podnet", "interface": "eth0"}')
+    house.networks.attach(pid, f"{house.place.state}/netns/{pid}", Attachment("podnet"))
+    if row:
+        kept = {"options": records.encode(PodOptions("web", "shop", pid)), "ips": [], "cgroup_made": 0}
+        house.db.add_pod(PodRow(pid, "shop", "web", pid, 0, 1.0, kept))
+        records.store(house, Held(pid, "", "", ""))
+
+
+def actions(engine: Engine) -> list[str]:
+    found = engine.events(since=1, until=time.time() + 1, filters={"type": ["pod"]}, follow=False)
+    return [event["Action"] for event in found]
+
+
+def said(tmp_path: Path, file: str) -> list[str]:
+    path = tmp_path / file
+    return path.read_text().split() if path.exists() else []
+
+
+def failed_stop(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    with pytest.raises(WherryError, match="told to fail"):
+        engine.stop_pod(POD)
+    (tmp_path / "fail").unlink()
+    assert not engine.pod(POD).ready
+
+
+# ---- stops
+
+
+def test_a_stop_is_told_when_it_is_done_and_once(engine: Engine, tmp_path: Path) -> None:
+    failed_stop(engine, tmp_path)
+    assert actions(engine) == []
+    for _ in range(2):
+        engine.stop_pod(POD)
+        assert actions(engine) == ["stop"]
