@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wherry.engine.db import PodRow
 from wherry.engine.engine import Engine
-from wherry.engine.pods import records
+from wherry.engine.pods import records, sandbox
 from wherry.engine.pods.values import Held, PodOptions
 from wherry.errors import WherryError
+from wherry.kernel import files
 from wherry.model import Attachment, Place
 
 POD, CONTAINER = "a" * 64, "c" * 64
@@ -85,3 +87,37 @@ def test_a_stop_is_told_when_it_is_done_and_once(engine: Engine, tmp_path: Path)
     for _ in range(2):
         engine.stop_pod(POD)
         assert actions(engine) == ["stop"]
+
+
+def test_a_stop_that_was_begun_is_finished_by_the_next_sweep(engine: Engine, tmp_path: Path) -> None:
+    assert engine.sweep()["pods"] == []
+    assert engine.pod(POD).ready
+    failed_stop(engine, tmp_path)
+    with held_by_another(engine):
+        assert engine.sweep()["pods"] == []
+    assert engine.sweep()["pods"] == [POD]
+    assert actions(engine) == ["stop"]
+    assert not os.path.exists(records.run_directory(engine._house, POD))
+    assert engine.sweep()["pods"] == []
+
+
+def held_by_another(engine: Engine) -> Any:
+    return files.flock(f"{engine.place.root}/pods/{POD}/lock", 0, shared=True)
+
+
+def test_no_sweep_stops_a_pod_that_is_made_at_that_moment(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = records.load(engine._house, POD)
+    assert ready is not None
+    records.forget(engine._house, POD)
+    lock = records.lock
+
+    def late(*words: Any, **options: Any) -> Any:
+        records.store(engine._house, ready)  # between the sweep's look and its lock
+        return lock(*words, **options)
+
+    monkeypatch.setattr(records, "lock", late)
+    assert not sandbox.finish(engine._house, POD)
+    assert engine.pod(POD).ready
+
+
+# ---- sweeps

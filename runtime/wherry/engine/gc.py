@@ -24,7 +24,7 @@ from .undo import container_lock, sweeping
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["sweep"]
+__all__ = ["half_stopped", "sweep"]
 
 
 def _names(path: str) -> list[str]:
@@ -80,7 +80,8 @@ def _everything(house: House, found: Json) -> None:
     rows = house.db.container_ids()
     _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)
-    _half_stopped(house)
+    found["pods"] = half_stopped(house)
+    _pods_without_row(house, found, alone=False)
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _served(house, found)
@@ -202,13 +203,17 @@ def _pods_without_row(house: House, found: Json, *, alone: bool) -> None:
                 found["orphans"].append(pod)
 
 
-def _half_stopped(house: House) -> None:
-    """Pods whose stop was killed. One that is not ready for another reason is for its owner to stop."""
-    for pod in sorted(set(_names(f"{house.place.state}/pods")) & house.db.pod_ids()):
+def half_stopped(house: House) -> list[str]:
+    """Finish the stops of pods that failed or were killed; returns those pods. One that is not ready for another reason
+    is for its owner to stop. Never fails, but a plugin of CNI may take its time."""
+    done: list[str] = []
+    for pod in _names(f"{house.place.state}/pods"):
         from .pods import sandbox
 
         with contextlib.suppress(WherryError, OSError):
-            sandbox.finish(house, pod)
+            if sandbox.finish(house, pod):
+                done.append(pod)
+    return done
 
 
 @contextlib.contextmanager

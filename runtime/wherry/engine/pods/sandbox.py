@@ -270,14 +270,18 @@ def clear(house: House, pod: str, *, alone: bool) -> bool:
     return True
 
 
-def finish(house: House, pod: str) -> None:
-    """The rest of a stop that was killed, unless somebody is at it. For a sweep."""
-    if os.path.exists(f"{records.run_directory(house, pod)}/pod.json"):
-        return
+def finish(house: House, pod: str) -> bool:
+    """The rest of a stop that failed or was killed; False if there is none. For a sweep: CONFLICT while somebody is at
+    the pod."""
+    note = f"{records.run_directory(house, pod)}/pod.json"
+    if os.path.exists(note):
+        return False
     with records.lock(house, pod, 0):
         row = house.db.pod(pod)
-        if row is not None:
-            _stop(house, row)
+        if row is None or os.path.exists(note):  # removed meanwhile; made meanwhile
+            return False
+        _stop(house, row)
+    return True
 
 
 # ---- changing ----
