@@ -121,3 +121,38 @@ def test_no_sweep_stops_a_pod_that_is_made_at_that_moment(engine: Engine, monkey
 
 
 # ---- sweeps
+
+
+def orphan(engine: Engine, cid: str) -> None:
+    """What a killed command left of a container, with an attachment."""
+    house = engine._house
+    netns = Path(f"{house.place.state}/netns/{cid}")
+    netns.parent.mkdir(exist_ok=True)
+    netns.touch()
+    house.networks.attach(cid, str(netns), Attachment("podnet"))
+    for path in (house.container_dir(cid), house.state_dir(cid)):
+        os.makedirs(path)
+
+
+def test_what_hangs_on_an_orphan_s_network_keeps_nobody_waiting(engine: Engine, tmp_path: Path) -> None:
+    pod(engine, "b" * 64, row=False)
+    orphan(engine, CONTAINER)
+    (tmp_path / "fail").touch()
+    engine.sweep()
+    assert said(tmp_path, "calls").count("DEL") >= 2
+    (tmp_path / "fail").unlink()
+    orphan(engine, "d" * 64)
+    engine.sweep()
+    assert said(tmp_path, "waits") == []
+    attached = {joined.container_id for joined in engine._house.networks.attached()}
+    assert attached == {POD, CONTAINER}, "the living keep what they have; what could not be given back, gc tries again"
+
+
+def test_an_orphan_that_somebody_removes_is_left_to_him(engine: Engine) -> None:
+    house = engine._house
+    os.makedirs(house.container_dir(CONTAINER))
+    with files.flock(f"{house.container_dir(CONTAINER)}/lock", 0):
+        engine.sweep()
+        assert os.path.isdir(house.container_dir(CONTAINER))
+    engine.sweep()
+    assert not os.path.exists(house.container_dir(CONTAINER))

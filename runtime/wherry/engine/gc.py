@@ -166,11 +166,23 @@ def _unmake(house: House, row: Container) -> None:
 
 
 def _orphans(house: House, found: Json, *, wait: bool) -> None:
+    """They are told while nothing is being made, and stay what they are. Taken they are afterwards, each with its own
+    lock held: a plugin may hang, and nobody who makes something else shall wait for that."""
     from . import remove
 
+    for cid in _rowless(house, found, wait=wait):
+        with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
+            cleanup.remove_cgroup(house, cid)
+            _release(house, cid)
+            cleanup.leave_volumes(house, cid)
+            remove.files_of(house, cid)
+            found["orphans"].append(cid)
+
+
+def _rowless(house: House, found: Json, *, wait: bool) -> list[str]:
     with sweeping(house, wait) as alone:
         if not alone:
-            return
+            return []
         _pods_without_row(house, found, alone=True)
         rows = house.db.container_ids() | house.db.pod_ids()
         everywhere = {
@@ -179,13 +191,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
             *house.snapshots.keys(),
             *_names(f"{house.place.state}/netns"),
         }
-        for cid in sorted(everywhere - rows):
-            with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
-                cleanup.remove_cgroup(house, cid)
-                _release(house, joining.netns_path(house, cid))
-                cleanup.leave_volumes(house, cid)
-                remove.files_of(house, cid)
-                found["orphans"].append(cid)
+        return sorted(everywhere - rows)
 
 
 def _pods(house: House) -> set[str]:
@@ -228,13 +234,13 @@ def _nobody_at(house: House, cid: str) -> Iterator[None]:
         yield
 
 
-def _release(house: House, path: str) -> None:
+def _release(house: House, cid: str) -> None:
+    path = joining.netns_path(house, cid)
     if os.path.lexists(path):
         from wherry.net import netns
 
-        cid = os.path.basename(path)
         with contextlib.suppress(WherryError):  # `wherry gc` tries again, and tells
-            house.networks.sweep(_living(house) - {cid})
+            house.networks.drop(cid)
         netns.remove(path)
 
 

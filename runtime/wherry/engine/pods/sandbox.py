@@ -247,16 +247,15 @@ def _forget(house: House, row: PodRow) -> None:
 
 def clear(house: House, pod: str, *, alone: bool) -> bool:
     """What a killed command left of a pod that has no row; False if it has one. For a sweep. CONFLICT while somebody
-    makes it, or is at the rest of a removal. NOT_FOUND where it is not old enough to have a lock, unless the sweep is
-    `alone`: then nothing is being made."""
+    makes it, or is at the rest of a removal; NOT_FOUND where it has no lock. A sweep that is `alone`, so that nothing
+    is being made, clears those without: they had no network yet, so that no plugin keeps others waiting."""
     from . import pause
 
     with contextlib.ExitStack() as held:
-        try:
+        if not alone:
             held.enter_context(records.lock(house, pod, 0))
-        except WherryError as error:
-            if error.kind is not Kind.NOT_FOUND or not alone:
-                raise
+        elif os.path.exists(f"{records.directory(house, pod)}/lock"):  # it has had its turn
+            return False
         if house.db.pod(pod) is not None:  # it was just made
             return False
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
