@@ -14,9 +14,9 @@ import pytest
 
 from wherry.engine.db import PodRow
 from wherry.engine.engine import Engine
-from wherry.engine.pods import records, sandbox
-from wherry.engine.pods.values import Held, PodOptions
-from wherry.errors import WherryError
+from wherry.engine.pods import building, records, sandbox
+from wherry.engine.pods.values import Held, MemberOptions, PodMount, PodOptions
+from wherry.errors import Kind, WherryError
 from wherry.kernel import files
 from wherry.model import Attachment, Place
 
@@ -156,3 +156,44 @@ def test_an_orphan_that_somebody_removes_is_left_to_him(engine: Engine) -> None:
         assert os.path.isdir(house.container_dir(CONTAINER))
     engine.sweep()
     assert not os.path.exists(house.container_dir(CONTAINER))
+
+
+# ---- containers
+
+
+class Images:
+    """Of the store: an image that takes its time to be unpacked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.unpacked: list[str] = []
+
+    def get(self, name: str) -> str:
+        return name
+
+    def ensure_unpacked(self, record: str) -> None:
+        with records.lock(self._engine._house, POD, 0):  # as a stop of the pod takes it
+            self.unpacked.append(record)
+
+
+def test_a_stop_does_not_wait_while_images_are_unpacked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = engine._house
+    images = Images(engine)
+    house.__dict__["images"] = images
+
+    def make(*_words: Any) -> str:
+        with pytest.raises(WherryError) as error, records.lock(house, POD, 0):
+            pass
+        assert error.value.kind is Kind.CONFLICT, "from here on it waits"
+        return CONTAINER
+
+    monkeypatch.setattr(building, "_make", make)
+    volume = PodMount("/data", "", readonly=True, image="sha256:2")
+    asked = MemberOptions("c", "sha256:1", mounts=(volume, PodMount("/tmp", "/tmp")))
+    assert building.create(house, POD, asked) == CONTAINER
+    assert images.unpacked == ["sha256:1", "sha256:2"]
+    engine.stop_pod(POD)
+    with pytest.raises(WherryError) as error:
+        building.create(house, POD, asked)
+    assert error.value.kind is Kind.CONFLICT
+    assert len(images.unpacked) == 2, "nothing is unpacked for a pod that is not ready"
