@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from wherry.engine.db import PodRow
+from wherry.engine import start
+from wherry.engine.db import Container, PodRow
 from wherry.engine.engine import Engine
 from wherry.engine.pods import building, records, sandbox
 from wherry.engine.pods.values import Held, MemberOptions, PodMount, PodOptions
@@ -197,3 +198,24 @@ def test_a_stop_does_not_wait_while_images_are_unpacked(engine: Engine, monkeypa
         building.create(house, POD, asked)
     assert error.value.kind is Kind.CONFLICT
     assert len(images.unpacked) == 2, "nothing is unpacked for a pod that is not ready"
+
+
+@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied", "/x"), KeyError("x")])
+def test_whatever_fails_a_start_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+    house = engine._house
+    asked = MemberOptions("c", "sha256:1")
+    kept = {"member": {"name": "c", "image": "sha256:1"}, "user": {"uid": 0, "gid": 0, "gids": []},
+            "options": {"image": "x"}}  # fmt: skip
+    house.db.add_container(Container(CONTAINER, "c", 1.0, "sha256:1", kept, POD))
+    os.makedirs(house.container_dir(CONTAINER))
+
+    def fail(*_words: Any, **_options: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr(start, "_launch", fail)
+    with pytest.raises(type(problem)):
+        engine.start(CONTAINER)
+    told = engine.member(CONTAINER)
+    assert (told.options, told.state, told.reason, told.code) == (asked, "exited", "StartError", 128)
+    assert type(problem).__name__ in told.message
+    assert told.finished > 0
