@@ -219,3 +219,12 @@ def test_whatever_fails_a_start_is_told(engine: Engine, monkeypatch: pytest.Monk
     assert (told.options, told.state, told.reason, told.code) == (asked, "exited", "StartError", 128)
     assert type(problem).__name__ in told.message
     assert told.finished > 0
+
+
+def test_nothing_is_remembered_of_what_is_removed(engine: Engine) -> None:
+    house = engine._house
+    house.db.add_container(Container(CONTAINER, "c", 1.0, "sha256:1", {"options": {"image": "x"}}, POD))
+    os.makedirs(house.container_dir(CONTAINER))
+    house.measured[CONTAINER] = time.monotonic() + 60, (1, 1)
+    engine.remove_member(CONTAINER)
+    assert house.measured == {}

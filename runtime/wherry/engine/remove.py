@@ -87,9 +87,11 @@ def _drop(house: House, orphans: Sequence[Volume]) -> None:
 
 
 def files_of(house: House, cid: str) -> None:
-    """Everything on disk of a container that has no row any more; all of it is tried."""
+    """Everything on disk of a container that has no row any more, and what is remembered of that; all of it is
+    tried."""
     from wherry.kernel import files
 
+    house.measured.pop(cid, None)
     steps: tuple[Callable[[], object], ...] = (
         lambda: cleanup.unmount_shm(house, cid),
         lambda: folder(house, cid).remove(),
