@@ -16,7 +16,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, joining, keeping, members, records, restart
+from . import cleanup, codec, fence, joining, keeping, members, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -113,7 +113,7 @@ def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool 
         if cid in cared_for:
             continue
         row = house.db.container(cid)
-        if row is not None:
+        if row is not None and fence.readable(house, row):
             with contextlib.suppress(WherryError):
                 _settle_one(house, row, found)
 

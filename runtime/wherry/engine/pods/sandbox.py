@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from wherry.engine import events, names
-from wherry.engine.db import PodRow
+from wherry.engine import events, fence, names
+from wherry.engine.db import PodRow, Unreadable
 from wherry.engine.house import House
 from wherry.engine.undo import Undo, making
 from wherry.errors import Kind, WherryError
@@ -144,18 +144,19 @@ def _tell(house: House, row: PodRow, action: str) -> None:
 def get(house: House, pod: str) -> Pod:
     """One by its id or an unambiguous prefix; NOT_FOUND."""
     row = house.db.find_pod(pod)
-    return _pod(row, records.load(house, row.id))
+    held = records.load(house, row.id)
+    return fence.one(house, row, lambda row: _pod(row, held))
 
 
 def every(house: House) -> list[Pod]:
     """All, newest first."""
     rows = house.db.pods()
     held = records.load_many(house, [row.id for row in rows])
-    return [_pod(row, held.get(row.id)) for row in rows]
+    return fence.each(house, rows, lambda row: _pod(row, held.get(row.id)))
 
 
 def _pod(row: PodRow, held: Held | None) -> Pod:
-    return Pod(row.id, records.decode(row.config["options"]), row.created, held, tuple(row.config["ips"]))
+    return Pod(row.id, fence.pod(row), row.created, held, tuple(row.config["ips"]))
 
 
 # ---- ending ----
@@ -206,12 +207,16 @@ def _stop(house: House, row: PodRow) -> None:
         return
     from . import member, pause
 
-    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
+    try:
+        options, made = fence.one(house, row, fence.pod), int(row.config["cgroup_made"])
+    except Unreadable:  # then only what is ours alone can be given back
+        options, made = PodOptions("", "", ""), 0
+    place = cgroups.locate(house, row.id, options)
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-        partial(cgroups.remove, place, made=int(row.config["cgroup_made"])),
+        partial(cgroups.remove, place, made=made),
     ])  # fmt: skip
     namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
     _tell(house, row, "stop")  # by whoever comes to the end of it
