@@ -43,12 +43,14 @@ def spaces(**more: Any) -> pb.LinuxPodSandboxConfig:
     return pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(namespace_options=options))
 
 
-def member(config: dict[str, Any] | None = None, sandbox: Any = None, **security: Any) -> MemberOptions:
+POD = PodOptions("web", "shop", "u-1", log_directory="/var/log/pods/x")
+
+
+def member(config: dict[str, Any] | None = None, of: PodOptions = POD, **security: Any) -> MemberOptions:
     linux = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(**security))
     name, image = pb.ContainerMetadata(name="c", attempt=1), pb.ImageSpec(image="sha256:1")
     made = pb.ContainerConfig(**{"metadata": name, "image": image, "linux": linux, **(config or {})})
-    request = pb.CreateContainerRequest(pod_sandbox_id="p", config=made, sandbox_config=sandbox)
-    return requests.member_options(request, "/var/log/pods/x")
+    return requests.member_options(pb.CreateContainerRequest(pod_sandbox_id="p", config=made), of)
 
 
 def refused(kind: Kind, call: Any, *words: str) -> None:
@@ -170,18 +172,28 @@ def test_a_container_that_asks_for_nothing() -> None:
 
 def test_no_masks_are_meant_only_in_a_user_namespace() -> None:
     maps = [pb.IDMapping(host_id=1 << 20, length=65536)]
-    apart = pb.PodSandboxConfig(linux=spaces(userns_options=pb.UserNamespace(uids=maps, gids=maps)))
-    assert member(sandbox=apart).security.masked_paths == ()
+    apart = spaces(userns_options=pb.UserNamespace(uids=maps, gids=maps))
+    assert member(of=pod(linux=apart)).security.masked_paths == ()
+    assert member().security.masked_paths is None
     assert member(masked_paths=["/proc/kcore"]).security.masked_paths == ("/proc/kcore",)
 
 
 def test_the_pid_namespace_is_the_pods_where_the_container_says_nothing() -> None:
-    shared = pb.PodSandboxConfig(linux=spaces(pid=pb.POD))
-    assert member(sandbox=shared).security.pid == "pod"
+    shared = pod(linux=spaces(pid=pb.POD))
+    assert member(of=shared).security.pid == "pod"
     alone = pb.NamespaceOption(pid=pb.CONTAINER)
-    assert member(sandbox=shared, namespace_options=alone).security.pid == "container"
+    assert member(of=shared, namespace_options=alone).security.pid == "container"
     other = pb.NamespaceOption(pid=pb.TARGET, target_id="abc")
     assert member(namespace_options=other).security.pid == "target:abc"
+
+
+def test_what_a_request_says_of_its_pod_is_not_read() -> None:
+    maps = [pb.IDMapping(host_id=1 << 20, length=65536)]
+    other = spaces(pid=pb.POD, userns_options=pb.UserNamespace(uids=maps, gids=maps))
+    config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name="c"), image=pb.ImageSpec(image="sha256:1"))
+    request = pb.CreateContainerRequest(config=config, sandbox_config=pb.PodSandboxConfig(linux=other))
+    made = requests.member_options(request, POD).security
+    assert (made.masked_paths, made.pid) == (None, "container"), "the default's masks, and no namespace of others"
 
 
 def test_a_log_lies_below_the_directory_of_its_pod() -> None:
@@ -262,7 +274,7 @@ def test_what_a_container_must_have() -> None:
         (pb.CreateContainerRequest(config=pb.ContainerConfig()), "metadata"),
         (pb.CreateContainerRequest(config=config), "names no image"),
     ):
-        refused(Kind.INVALID, lambda request=request: requests.member_options(request, ""), word)
+        refused(Kind.INVALID, lambda request=request: requests.member_options(request, POD), word)
 
 
 def test_every_stop_signal_there_and_back() -> None:
@@ -298,11 +310,11 @@ def test_any_bytes_are_a_value_or_refused(raw: bytes) -> None:
     """Neither another exception nor a path outside comes of what parses."""
     for kind, translate in (
         (pb.RunPodSandboxRequest, requests.pod_options),
-        (pb.CreateContainerRequest, lambda request: requests.member_options(request, "/logs")),
+        (pb.CreateContainerRequest, lambda request: requests.member_options(request, POD)),
     ):
         with refusal():
             made = translate(kind.FromString(raw))  # type: ignore[operator,attr-defined]
-            assert not isinstance(made, MemberOptions) or not made.log or made.log.startswith("/logs/")
+            assert not isinstance(made, MemberOptions) or not made.log or made.log.startswith("/var/log/pods/x/")
 
 
 TEXT = st.text(max_size=8)
@@ -323,7 +335,7 @@ NUMBER = st.integers(-(1 << 63), (1 << 63) - 1)
 def test_whatever_passes_is_in_range(config: pb.ContainerConfig) -> None:
     request = pb.CreateContainerRequest(config=config)
     with refusal():
-        made = requests.member_options(request, "/logs")
+        made = requests.member_options(request, POD)
         assert ".." not in made.log.split("/")
         assert 0 <= int(made.security.user) < (1 << 32) - 1
         assert all(mount.target.startswith("/") and mount.source.startswith("/") for mount in made.mounts)

@@ -11,11 +11,12 @@ from wherry.engine import codec
 from wherry.engine.config import Settings
 from wherry.engine.db import Container, Database, PodRow
 from wherry.engine.house import House
-from wherry.engine.pods import cgroups, checking, namespaces, network, records, sandbox
-from wherry.engine.pods.values import Held, IdMap, PodOptions
+from wherry.engine.pods import cgroups, checking, namespaces, network, records, sandbox, security
+from wherry.engine.pods.values import Held, IdMap, PodOptions, PodSecurity
 from wherry.errors import Kind, WherryError
 from wherry.kernel.process import Process
 from wherry.model import Json, PortMapping
+from wherry.oci.facts import HostFacts
 
 GOOD = PodOptions("web", "default", "uid-1")
 FULL = GOOD._replace(
@@ -127,12 +128,50 @@ def test_a_cgroup_parent_that_is_none(driver: str, parent: str) -> None:
     assert error.value.kind is Kind.INVALID
 
 
+def test_the_way_to_a_parent_that_was_missing_goes_again_as_far_as_nobody_is_in_it(tmp_path: Path) -> None:
+    deep, beside = cgroups.Place(str(tmp_path / "a/b/c")), cgroups.Place(str(tmp_path / "a/x"))
+    assert (cgroups.absent(deep), cgroups.absent(cgroups.Place())) == (3, 0)
+    assert cgroups.absent(deep._replace(slice="s")) == 0
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    assert (cgroups.absent(deep), cgroups.absent(beside)) == (0, 1)
+    (tmp_path / "a/x").mkdir()
+    cgroups.remove(deep, made=0)
+    assert (tmp_path / "a/b/c").is_dir()
+    cgroups.remove(deep, made=3)
+    cgroups.remove(deep, made=3)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "x"], "who is beside keeps what is above both"
+    cgroups.remove(beside, made=1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"], "no more than was made"
+    cgroups.remove(deep, made=3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_network_sysctls_have_defaults_that_a_wish_overrides() -> None:
     assert namespaces._network_sysctls(GOOD) == {
         "net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}  # fmt: skip
     asked = FULL._replace(sysctls={"net.ipv4.ip_unprivileged_port_start": "100", "kernel.sem": "1"})
     assert namespaces._network_sysctls(asked) == {
         "net.ipv4.ip_unprivileged_port_start": "100", "net.ipv4.ping_group_range": "0 999"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "label"), [
+    (("", "", "", ""), "system_u:object_r:container_file_t:s0:c170,c171"),
+    (("user_u", "r", "t_t", "s0:c1,c2"), "user_u:object_r:container_file_t:s0:c1,c2"),
+])  # fmt: skip
+def test_the_shared_memory_of_a_pod_has_the_pod_s_label(asked: tuple[str, str, str, str], label: str) -> None:
+    pod, options = "00aa00ab" + "0" * 56, GOOD._replace(selinux=asked, privileged=True)
+    without = namespaces.shm_mount(pod, options, HostFacts())
+    assert without.options == ("mode=1777", "size=67108864", "noexec")
+    labelled = namespaces.shm_mount(pod, options, HostFacts(selinux=True))
+    assert labelled.options == ("mode=1777", "size=67108864", f"context={label}", "noexec")
+    of_a_member = security.confinement(cast("House", Confined()), pod, PodSecurity(selinux=asked), ()).selinux[1]
+    assert of_a_member == label, "as what its containers write"
+
+
+class Confined:
+    """A host with SELinux and nothing else."""
+
+    facts = HostFacts(selinux=True)
 
 
 def test_what_is_held_is_read_as_it_was_written() -> None:

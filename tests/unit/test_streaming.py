@@ -8,15 +8,20 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.streamraw import answer
+from helpers.streamserver import serving
 from wherry.daemon.streaming import remote, status
 from wherry.daemon.streaming.beginnings import Beginnings
 from wherry.daemon.streaming.inbox import Bound, Inbox
 from wherry.daemon.streaming.tickets import Tickets
+from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
+from wherry.model import Place
 
 
 def test_a_ticket_is_good_once_and_for_a_while() -> None:
@@ -196,3 +201,24 @@ def test_few_begin_at_once_in_one_container() -> None:
         beginnings.close()
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(("protocol", "most"), [
+    ("v4.channel.k8s.io", 128), ("v4.base64.channel.k8s.io", 5), ("", 128), ("SPDY/3.1+portforward.k8s.io", 1000),
+])  # fmt: skip
+def test_more_ports_than_channels_can_be_numbered_are_refused_in_words(
+    tmp_path: Path, protocol: str, most: int
+) -> None:
+    engine = Engine(Place(str(tmp_path / "root"), str(tmp_path / "state"), str(tmp_path / "none.toml")))
+    wish = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13",
+            "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **({"Sec_WebSocket_Protocol": protocol} if protocol else {})}  # fmt: skip
+    with serving(engine) as server:
+        status, _, _ = answer(server.streaming.port_forward("pod", range(1, most + 1)), "GET", **wish)
+        assert status == 101
+        status, _, body = answer(server.streaming.port_forward("pod", range(1, most + 2)), "GET", **wish)
+    if most == 1000:
+        assert status == 101, "its streams are numbered otherwise"
+    else:
+        assert status == 400
+        assert f"not {2 * most + 2}: ask for fewer".encode() in body

@@ -7,11 +7,13 @@ Decides what of containers, pods and volumes is damage. Files without a row are 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from wherry.image.check import Finding
 from wherry.model import Json
 
+from . import fence
+from .db import Container, PodRow
 from .house import House
 from .undo import sweeping
 
@@ -71,7 +73,15 @@ def _rows(house: House) -> tuple[list[Finding], list[str]]:
     left += [f"{house.place.root}/pods/{name}" for name in homes - {pod.id for pod in pods}]
     left += [f"{house.place.root}/snapshots/{name}" for name in snapshots - ids]
     left += [f"{house.place.root}/volumes/{name}" for name in dirs - set(volumes) - set(copies)]
-    return found, left + _of_drivers(house)
+    return found + _unreadable(house, rows, pods), left + _of_drivers(house)
+
+
+def _unreadable(house: House, rows: Sequence[Container], pods: Sequence[PodRow]) -> list[Finding]:
+    good = {row.id for row in fence.each(house, rows, fence.container)}
+    good |= {ref for ref, _ in fence.each(house, pods, lambda pod: (pod.id, fence.pod(pod)))}
+    named = [("container", row.name, row.id, f"wherry rm -f {row.name}") for row in rows]
+    named += [("pod", f"{pod.namespace}/{pod.name}", pod.id, f"crictl rmp -f {pod.id[:12]}") for pod in pods]
+    return [Finding(kind, name, "its row cannot be read", cure) for kind, name, ref, cure in named if ref not in good]
 
 
 def _of_drivers(house: House) -> list[str]:

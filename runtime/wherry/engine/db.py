@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-__all__ = ["Container", "Database", "Leftover", "PodRow", "Volume", "VolumeSnapshot"]
+__all__ = ["Container", "Database", "Leftover", "PodRow", "Unreadable", "Volume", "VolumeSnapshot"]
 
 _LOG_PAGES = 256  # who opens the database while nobody else has it open reads the whole log
 _BUSY_SECONDS = 30
@@ -132,13 +132,43 @@ class Leftover(NamedTuple):
     handle: Mapping[str, Any]
 
 
+class Unreadable(WherryError):
+    """A row whose configuration is not what anybody wrote: a disk's damage, or a hand's."""
+
+    def __init__(self, what: str, ref: str, why: str) -> None:
+        message = f"the row of {what} {ref[:12]} in the database cannot be read: {why}"
+        super().__init__(Kind.INTERNAL, message, hint="wherry system check tells how it is taken away")
+
+
+class _Damaged(dict[str, Any]):
+    """A configuration that is no JSON. It tells whoever looks into it, for nobody shall take it for an empty one."""
+
+    def __init__(self, error: Unreadable) -> None:
+        super().__init__()
+        self._error = error
+
+    def __getitem__(self, _key: str) -> Any:
+        raise self._error
+
+    def get(self, _key: str, _default: Any = None) -> Any:
+        raise self._error
+
+
+def _config(what: str, ref: str, text: str) -> Json:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        return _Damaged(Unreadable(what, ref, str(error)))
+    return found if isinstance(found, dict) else _Damaged(Unreadable(what, ref, "it is no object"))
+
+
 def _container(row: Sequence[Any]) -> Container:
-    return Container(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5] or "")
+    return Container(row[0], row[1], row[2], row[3], _config("container", row[0], row[4]), row[5] or "")
 
 
 def _pod(row: Sequence[Any]) -> PodRow:
     pod, namespace, name, uid, attempt, created, config = row
-    return PodRow(pod, namespace, name, uid, attempt, created, json.loads(config))
+    return PodRow(pod, namespace, name, uid, attempt, created, _config("pod", pod, config))
 
 
 def _volume(row: Sequence[Any]) -> Volume:

@@ -16,7 +16,7 @@ from wherry.errors import Kind, WherryError
 from wherry.kernel import process
 from wherry.model import Json
 
-from . import cleanup, codec, joining, keeping, members, records, restart
+from . import cleanup, codec, fence, joining, keeping, members, records, restart
 from .house import House
 from .status import look
 from .undo import container_lock, sweeping
@@ -24,7 +24,7 @@ from .undo import container_lock, sweeping
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["sweep"]
+__all__ = ["half_stopped", "sweep"]
 
 
 def _names(path: str) -> list[str]:
@@ -80,7 +80,8 @@ def _everything(house: House, found: Json) -> None:
     rows = house.db.container_ids()
     _thaw(house, sorted(rows), found)
     _settle(house, sorted(rows), found, all_of_them=True)
-    _half_stopped(house)
+    found["pods"] = half_stopped(house)
+    _pods_without_row(house, found, alone=False)
     _orphans(house, found, wait=True)
     _volumes(house, found)
     _served(house, found)
@@ -112,7 +113,7 @@ def _settle(house: House, ids: Sequence[str], found: Json, *, all_of_them: bool 
         if cid in cared_for:
             continue
         row = house.db.container(cid)
-        if row is not None:
+        if row is not None and fence.readable(house, row):
             with contextlib.suppress(WherryError):
                 _settle_one(house, row, found)
 
@@ -165,11 +166,23 @@ def _unmake(house: House, row: Container) -> None:
 
 
 def _orphans(house: House, found: Json, *, wait: bool) -> None:
+    """They are told while nothing is being made, and stay what they are. Taken they are afterwards, each with its own
+    lock held: a plugin may hang, and nobody who makes something else shall wait for that."""
     from . import remove
 
+    for cid in _rowless(house, found, wait=wait):
+        with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
+            cleanup.remove_cgroup(house, cid)
+            _release(house, cid)
+            cleanup.leave_volumes(house, cid)
+            remove.files_of(house, cid)
+            found["orphans"].append(cid)
+
+
+def _rowless(house: House, found: Json, *, wait: bool) -> list[str]:
     with sweeping(house, wait) as alone:
         if not alone:
-            return
+            return []
         _pods_without_row(house, found, alone=True)
         rows = house.db.container_ids() | house.db.pod_ids()
         everywhere = {
@@ -178,13 +191,7 @@ def _orphans(house: House, found: Json, *, wait: bool) -> None:
             *house.snapshots.keys(),
             *_names(f"{house.place.state}/netns"),
         }
-        for cid in sorted(everywhere - rows):
-            with contextlib.suppress(WherryError, OSError), _nobody_at(house, cid):
-                cleanup.remove_cgroup(house, cid)
-                _release(house, joining.netns_path(house, cid))
-                cleanup.leave_volumes(house, cid)
-                remove.files_of(house, cid)
-                found["orphans"].append(cid)
+        return sorted(everywhere - rows)
 
 
 def _pods(house: House) -> set[str]:
@@ -202,13 +209,17 @@ def _pods_without_row(house: House, found: Json, *, alone: bool) -> None:
                 found["orphans"].append(pod)
 
 
-def _half_stopped(house: House) -> None:
-    """Pods whose stop was killed. One that is not ready for another reason is for its owner to stop."""
-    for pod in sorted(set(_names(f"{house.place.state}/pods")) & house.db.pod_ids()):
+def half_stopped(house: House) -> list[str]:
+    """Finish the stops of pods that failed or were killed; returns those pods. One that is not ready for another reason
+    is for its owner to stop. Never fails, but a plugin of CNI may take its time."""
+    done: list[str] = []
+    for pod in _names(f"{house.place.state}/pods"):
         from .pods import sandbox
 
         with contextlib.suppress(WherryError, OSError):
-            sandbox.finish(house, pod)
+            if sandbox.finish(house, pod):
+                done.append(pod)
+    return done
 
 
 @contextlib.contextmanager
@@ -223,13 +234,13 @@ def _nobody_at(house: House, cid: str) -> Iterator[None]:
         yield
 
 
-def _release(house: House, path: str) -> None:
+def _release(house: House, cid: str) -> None:
+    path = joining.netns_path(house, cid)
     if os.path.lexists(path):
         from wherry.net import netns
 
-        cid = os.path.basename(path)
         with contextlib.suppress(WherryError):  # `wherry gc` tries again, and tells
-            house.networks.sweep(_living(house) - {cid})
+            house.networks.drop(cid)
         netns.remove(path)
 
 

@@ -135,6 +135,11 @@ class House:
         """Until when (time.monotonic) a walk of a writable layer counts; its bytes and inodes (pods/usage.py)."""
         return {}
 
+    @cached_property
+    def unreadable(self) -> set[str]:
+        """Ids of rows that cannot be read, and were told (fence.py)."""
+        return set()
+
     def leave_no_traces(self) -> None:
         """Measure the facts without their cache, where it is not written yet: `explain` writes nothing."""
         from wherry.kernel import facts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
-from . import filters, inspection
+from . import fence, filters, inspection
 from .house import House
 from .status import Seen, look, look_many
 
@@ -104,7 +104,8 @@ def containers(house: House, *, all: bool, filters: Filters, size: bool, last: i
     _check(filters)
     every = all or bool(filters.get("status")) or bool(filters.get("exited")) or last > 0
     found = []
-    rows = [row for row in house.db.containers() if not row.config.get("build")]  # a step of a build is nobody's
+    every_row = fence.each(house, house.db.containers(), fence.container)
+    rows = [row for row in every_row if not row.config.get("build")]  # a step of a build is nobody's
     for row, seen in zip(rows, look_many(house, rows), strict=True):
         if (every or seen.running or seen.status == "restarting") and _fits(house, row, seen, filters):
             found.append(_row(house, row, seen, size))

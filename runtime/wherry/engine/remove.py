@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
 
-from . import cleanup, events
+from . import cleanup, events, fence
 from .house import House
 from .status import folder, look
 from .undo import container_lock
@@ -31,11 +31,25 @@ def remove(house: House, ref: str, *, force: bool, volumes: bool) -> None:
         message = f"cannot remove container {row.name} ({row.id[:12]}): container is {state}"
         raise WherryError(Kind.CONFLICT, message, hint=hint)
     try:
+        if not fence.readable(house, row):
+            _scrap(house, row)
+            return
         with _ended(house, row, force=seen.running):
             _remove(house, row, volumes=volumes or bool(row.config["options"].get("remove")))
     except WherryError as error:
         if error.kind is not Kind.NOT_FOUND:  # --rm, or another rm, was faster
             raise
+
+
+def _scrap(house: House, row: Container) -> None:
+    """One whose row cannot be read: as a sweep takes what has none."""
+    with container_lock(house, row.id):
+        cleanup.remove_cgroup(house, row.id)
+        house.db.remove_container(row.id)
+    events.emit(house, "container", "destroy", row.id, {"name": row.name}, pod=row.pod)
+    from . import gc
+
+    gc.sweep(house, thorough=False)
 
 
 def _ended(house: House, row: Container, *, force: bool) -> contextlib.AbstractContextManager[object]:
@@ -87,9 +101,11 @@ def _drop(house: House, orphans: Sequence[Volume]) -> None:
 
 
 def files_of(house: House, cid: str) -> None:
-    """Everything on disk of a container that has no row any more; all of it is tried."""
+    """Everything on disk of a container that has no row any more, and what is remembered of that; all of it is
+    tried."""
     from wherry.kernel import files
 
+    house.measured.pop(cid, None)
     steps: tuple[Callable[[], object], ...] = (
         lambda: cleanup.unmount_shm(house, cid),
         lambda: folder(house, cid).remove(),

@@ -129,7 +129,7 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
             return _detached(house, row)  # a stop came in between
         try:
             stream = _launch(house, row, options, before, attach=attach, policy=policy)
-        except WherryError as error:
+        except Exception as error:  # whatever it is: what failed to start says so, it does not look as if nobody tried
             _failed(house, row, before, error)
             raise
     return _attached(house, row, options, stream) if stream else _detached(house, row)
@@ -141,10 +141,11 @@ def _only_once(row: Container, before: records.Life) -> None:
         raise WherryError(Kind.CONFLICT, f"container {row.name} has ended", hint="make another one of the same pod")
 
 
-def _failed(house: House, row: Container, before: records.Life, error: WherryError) -> None:
-    code = error.code if error.code is not None and not row.pod else 128
+def _failed(house: House, row: Container, before: records.Life, error: Exception) -> None:
+    code = error.code if isinstance(error, WherryError) and error.code is not None and not row.pod else 128
+    why = error.message if isinstance(error, WherryError) else f"{type(error).__name__}: {error}"
     finished = time.time() if row.pod else before.finished  # whose only start that was
-    life = before._replace(error=error.message, code=code, finished=finished, restarting=None, settled=True)
+    life = before._replace(error=why, code=code, finished=finished, restarting=None, settled=True)
     with contextlib.suppress(OSError):
         records.store(house.container_dir(row.id), life)
 

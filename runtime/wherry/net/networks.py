@@ -12,7 +12,7 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -247,17 +247,24 @@ class Networks:
         """Detach what a crash left: every attachment and port of ids that are not `living`. Returns those ids. Each has
         its turn; the first failure (a plugin that is not installed any more, say) is raised at the end."""
         alive = set(living)
+        self.cni.tidy()
+        return self._detach_all(lambda one: one not in alive)
+
+    def drop(self, container_id: str) -> None:
+        """Detach all that a crash left of one."""
+        self._detach_all(lambda one: one == container_id)
+
+    def _detach_all(self, is_dead: Callable[[str], bool]) -> Names:
         dead = set()
         problem: WherryError | None = None
-        self.cni.tidy()
         for joined in self.cni.remembered():
-            if joined.container_id not in alive:
+            if is_dead(joined.container_id):
                 try:
                     self.detach(joined.container_id, joined.netns, joined.network, interface=joined.ifname)
                 except WherryError as refused:
                     problem = problem or refused
                 dead.add(joined.container_id)
-        for holder in self._ports.holders() - alive:
+        for holder in filter(is_dead, self._ports.holders()):
             self._ports.release(holder)
             dead.add(holder)
         if problem is not None:

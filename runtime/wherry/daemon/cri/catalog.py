@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from wherry.engine.db import Unreadable
 from wherry.engine.engine import Engine
 from wherry.engine.pods.values import Member, Pod
 from wherry.errors import Kind, WherryError
@@ -197,6 +198,8 @@ def _named(events: Iterable[Json], members: Mapping[str, Any]) -> Iterator[str]:
 def _got(get: Callable[[str], _T], ref: str) -> _T | None:
     try:
         return get(ref)
+    except Unreadable:  # left out, as a list leaves it out, which tells of it
+        return None
     except WherryError as error:
         if error.kind is not Kind.NOT_FOUND:
             raise

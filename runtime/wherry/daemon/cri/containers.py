@@ -27,11 +27,11 @@ class Containers:
         self._parts, self._engine, self._catalog = parts, parts.engine, parts.catalog
 
     async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
-        """Make a container in a pod. Where its log lies is decided by the pod as it was made, not by this request."""
+        """Make a container in a pod, which is as it was made, not as this request says."""
         ref = requests.identity(request.pod_sandbox_id, "pod")
         await self._catalog.fresh()
         pod = self._catalog.pod(ref)
-        options = requests.member_options(request, pod.options.log_directory)
+        options = requests.member_options(request, pod.options)
         key = ("create", pod.id, options.name, options.attempt)
         made = await self._parts.change(key, lambda: self._engine.create_member(pod.id, options))
         self._catalog.touch(made)

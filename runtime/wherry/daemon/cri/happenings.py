@@ -1,7 +1,7 @@
 """RuntimeService: events of containers, as they happen.
 
-Decides what of the engine's events a kubelet hears, and that a listener who does not keep up is let go: he comes again
-and lists.
+Decides what of the engine's events a kubelet hears, and that a listener who does not keep up, or who misses an event
+that could not be told, is let go: he comes again and lists.
 """
 
 from __future__ import annotations
@@ -77,23 +77,24 @@ class Happenings:
 
     async def _follow(self, tail: Tail) -> None:
         while True:
-            events = tail.more()
-            if tail.missed:  # who listens must list
-                tail.missed = False
+            try:
+                await self._tell_new(tail)
+            except Exception:  # whatever it is: nobody waits for us for ever, and the next who listens is served
+                _log.exception("events could not be told: who listens must list")
                 self._tell(None)
-            for event in events:
-                if (kind := kind_of(event)) is not None:
-                    await self._tell_of(event, kind)
             self._catalog.poked.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE):
                     await self._catalog.poked.wait()
 
-    async def _tell_of(self, event: Json, kind: int) -> None:
-        try:
-            self._tell(await self._made(event, kind))
-        except (WherryError, OSError):
-            _log.exception("an event of %s could not be told", event["Actor"]["ID"])
+    async def _tell_new(self, tail: Tail) -> None:
+        events = tail.more()
+        if tail.missed:  # who listens must list
+            tail.missed = False
+            self._tell(None)
+        for event in events:
+            if (kind := kind_of(event)) is not None:
+                self._tell(await self._made(event, kind))
 
     def _tell(self, message: bytes | None) -> None:
         for queue in self._listeners:

@@ -159,8 +159,8 @@ def _set(values: Json) -> Json:
 # ---- containers ----
 
 
-def member_options(request: pb.CreateContainerRequest, log_directory: str) -> MemberOptions:
-    """What CreateContainer asks. `log_directory`: of the pod, as it was when it was made."""
+def member_options(request: pb.CreateContainerRequest, pod: PodOptions) -> MemberOptions:
+    """What CreateContainer asks. `pod`: as it was made; what the request says of it is not read."""
     config = _container_config(request)
     linux = config.linux
     return MemberOptions(
@@ -172,10 +172,10 @@ def member_options(request: pb.CreateContainerRequest, log_directory: str) -> Me
         devices=tuple(_device(device) for device in config.devices),
         cdi=tuple(device.name for device in config.CDI_devices),
         labels=dict(config.labels), annotations=dict(config.annotations),
-        log=_log_path(log_directory, config.log_path),
+        log=_log_path(pod.log_directory, config.log_path),
         stdin=config.stdin, stdin_once=config.stdin_once, tty=config.tty,
         stop_signal=_signal(config.stop_signal),
-        security=_security(linux.security_context, request.sandbox_config),
+        security=_security(linux.security_context, pod),
         resources=resources(linux.resources),
         oom_score_adj=linux.resources.oom_score_adj if linux.HasField("resources") else None,
     )  # fmt: skip
@@ -255,10 +255,10 @@ def stop_signal(name: str) -> pb.Signal:
     return number
 
 
-def _security(asked: pb.LinuxContainerSecurityContext, pod: pb.PodSandboxConfig) -> PodSecurity:
+def _security(asked: pb.LinuxContainerSecurityContext, pod: PodOptions) -> PodSecurity:
     capabilities = asked.capabilities
     group = _group(asked)
-    apart = bool(pod.linux.security_context.namespace_options.userns_options.uids)
+    apart = bool(pod.uids)
     return PodSecurity(
         user=_user(asked), group=group, groups=tuple(_an_id(found, "group") for found in asked.supplemental_groups),
         groups_policy=_known(_POLICIES, asked.supplemental_groups_policy, "supplemental_groups_policy"),
@@ -341,9 +341,11 @@ def _profile_name(text: str) -> str:
     return name
 
 
-def _pid(asked: pb.LinuxContainerSecurityContext, pod: pb.PodSandboxConfig) -> str:
+def _pid(asked: pb.LinuxContainerSecurityContext, pod: PodOptions) -> str:
     """Whose pid namespace; who says nothing takes what the pod asked for."""
-    spaces = asked.namespace_options if asked.HasField("namespace_options") else _spaces(pod)
+    if not asked.HasField("namespace_options"):
+        return pod.pid
+    spaces = asked.namespace_options
     if spaces.pid == pb.TARGET:
         return f"target:{identity(spaces.target_id, 'container')}"
     return _known(_PID, spaces.pid, "the pid namespace of a container")

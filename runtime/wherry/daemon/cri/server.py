@@ -15,7 +15,6 @@ import grpc.aio
 from wherry.daemon import check, sockets
 from wherry.engine.config import Settings, settings
 from wherry.engine.engine import Engine
-from wherry.errors import WherryError
 from wherry.model import Place
 
 from . import gate, services
@@ -98,8 +97,8 @@ class Server:
     def _swept(self) -> None:
         try:
             found = {kind: names for kind, names in self._parts.engine.sweep().items() if names}
-        except (WherryError, OSError) as error:
-            _log.warning("what was left could not be swept: %s", error)
+        except Exception:  # the next one may go well
+            _log.exception("what was left could not be swept")
         else:
             if found:
                 _log.info("swept what was left: %s", found)

@@ -169,7 +169,7 @@ class Streaming:
 
     async def _forward(self, target: Target, ports: Sequence[int], request: web.Request) -> web.StreamResponse:
         if web_socket(request):
-            socket = await negotiated(request, FORWARD.web_socket)
+            socket = await negotiated(request, FORWARD.web_socket, 2 * len(ports))
             if socket.ws_protocol == TUNNEL:
                 await portforward.serve_streams(SpdyConnection(TunnelPipe(socket, request)), target)
             else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from .pipe import hold
-from .wslink import MESSAGE_MAX, PLAIN
+from .wslink import MESSAGE_MAX, PLAIN, channels_max
 
 __all__ = ["FORWARD", "REMOTE", "TUNNEL", "Protocols", "negotiated", "spdy_answer", "web_socket"]
 
@@ -49,14 +49,19 @@ def _listed(request: web.Request, header: str) -> list[str]:
     return [word.strip() for line in request.headers.getall(header, []) for word in line.split(",") if word.strip()]
 
 
-async def negotiated(request: web.Request, known: Sequence[str]) -> web.WebSocketResponse:
-    """The WebSocket, open, with the first of the client's protocols that we know; none for a client that names none."""
+async def negotiated(request: web.Request, known: Sequence[str], channels: int = 0) -> web.WebSocketResponse:
+    """The WebSocket, open, with the first of the client's protocols that we know; none for a client that names none.
+    400 where it cannot number that many `channels`."""
     wanted = _listed(request, hdrs.SEC_WEBSOCKET_PROTOCOL)
     if wanted and not set(wanted) & set(known):
         raise _no_common(wanted, known)
     if request.method != hdrs.METH_GET:
         raise web.HTTPBadRequest(text="a WebSocket begins with a GET request (RFC 6455, 4.1)\n")
     socket = web.WebSocketResponse(protocols=known, compress=False, max_msg_size=MESSAGE_MAX, timeout=5.0)
+    protocol = socket.can_prepare(request).protocol or PLAIN
+    if protocol != TUNNEL and channels > (most := channels_max(protocol)):
+        hint = f"ask for fewer, or come with {TUNNEL}"
+        raise web.HTTPBadRequest(text=f"{protocol} has {most} channels, not {channels}: {hint}\n")
     await socket.prepare(request)
     return socket
 

@@ -17,7 +17,7 @@ from .inbox import Inbox
 from .link import IDLE, Channel, Wanted
 from .pipe import hung_up
 
-__all__ = ["MESSAGE_MAX", "PLAIN", "WsChannel", "WsConnection", "WsLink"]
+__all__ = ["MESSAGE_MAX", "PLAIN", "WsChannel", "WsConnection", "WsLink", "channels_max"]
 
 MESSAGE_MAX = 1 << 20  # bytes of a client's message
 #: what the plain "" means: the binary protocol before v4
@@ -26,6 +26,11 @@ PLAIN = "channel.k8s.io"
 _NAMES = ("stdin", "stdout", "stderr", "error", "resize")
 _CLOSE = 255
 _LOOK = 5.0  # seconds between two looks at a client that is not read
+
+
+def channels_max(protocol: str) -> int:
+    """How many channels it can number: by one digit, or by one byte."""
+    return 10 if "base64" in protocol else 256
 
 
 class WsChannel:

@@ -33,14 +33,18 @@ def create(house: House, pod: str, asked: MemberOptions) -> str:
     name = rows.name(options, asked)
     if known := house.db.named(name):
         return _same(house, known, owner.id)
+    held.of(house, owner.id)
+    _check(house, options, owner.id, asked)
+    handler = handlers.path(house, options.handler)
+    if handler and any(mount.image for mount in asked.mounts):
+        message = f"handler {options.handler}: images as volumes are only mounted by wherry itself"
+        raise WherryError(Kind.UNSUPPORTED, message)
+    record = house.images.get(asked.image)
+    house.images.ensure_unpacked(record)  # may take long, and a stop of the pod shall not wait for it
+    for mount in asked.mounts:
+        if mount.image:
+            house.images.ensure_unpacked(house.images.get(mount.image))
     with held.using(house, owner.id) as ready:
-        _check(house, options, ready, asked)
-        handler = handlers.path(house, options.handler)
-        if handler and any(mount.image for mount in asked.mounts):
-            message = f"handler {options.handler}: images as volumes are only mounted by wherry itself"
-            raise WherryError(Kind.UNSUPPORTED, message)
-        record = house.images.get(asked.image)
-        house.images.ensure_unpacked(record)
         return _make(house, options, ready, name, record, asked, handler)
 
 
@@ -51,7 +55,7 @@ def _same(house: House, known: str, pod: str) -> str:
     raise WherryError(Kind.EXISTS, f"the container name is in use by {known[:12]}", hint="remove that container first")
 
 
-def _check(house: House, pod: PodOptions, ready: Held, asked: MemberOptions) -> None:
+def _check(house: House, pod: PodOptions, pod_id: str, asked: MemberOptions) -> None:
     if not 0 < len(asked.name) <= _NAME_MAX or not asked.name.isprintable() or "/" in asked.name:
         raise WherryError(Kind.INVALID, f"{asked.name[:80]!r} is no name of a container")
     if asked.security.privileged and not pod.privileged:
@@ -63,7 +67,7 @@ def _check(house: House, pod: PodOptions, ready: Held, asked: MemberOptions) -> 
     how, _, target = asked.security.pid.partition(":")
     if how not in ("container", "pod", "host", "target"):
         raise WherryError(Kind.INVALID, f'unknown pid namespace "{asked.security.pid[:80]}"')
-    if how == "target" and house.db.find(target).pod != ready.id:
+    if how == "target" and house.db.find(target).pod != pod_id:
         raise WherryError(Kind.INVALID, f"container {target[:80]} is of another pod", hint="target one of the same")
     limiting.check(house, asked.resources)
 

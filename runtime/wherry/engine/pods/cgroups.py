@@ -59,9 +59,13 @@ def _own_slice(house: House, pod: str) -> str:
     return f"{stem or 'wherry'}-pod{pod}.slice"
 
 
-def absent(place: Place) -> bool:
-    """Whether `make` would make it, and no unit of systemd that comes and goes by itself."""
-    return bool(place.path) and not place.slice and not os.path.isdir(place.path)
+def absent(place: Place) -> int:
+    """How many directories `make` would make for it, on the way and at its end. A unit of systemd comes and goes by
+    itself: none."""
+    path, count = place.path, 0
+    while path and not place.slice and not os.path.isdir(path):
+        path, count = os.path.dirname(path), count + 1
+    return count
 
 
 def make(house: House, place: Place, options: PodOptions) -> None:
@@ -90,9 +94,9 @@ def set_limits(house: House, place: Place, options: PodOptions) -> None:
         cgroup.update(place.path, limits)
 
 
-def remove(place: Place, *, made: bool) -> None:
-    """Our own goes with all that is in it; one that was `made` for a parent of the request's only if it is empty, for
-    other pods may be in it by now. Gone is success."""
+def remove(place: Place, *, made: int) -> None:
+    """Our own goes with all that is in it; the directories that were `made` for a parent of the request's (as `absent`
+    counts them) only as far as they are empty, for other pods may be in them by now. Gone is success."""
     if not place.path:
         return
     if place.own and place.slice:
@@ -103,11 +107,19 @@ def remove(place: Place, *, made: bool) -> None:
     elif place.own:
         cgroup.kill(place.path)
         cgroup.remove(place.path)
-    elif made:
+    else:
+        _remove_way(place.path, made)
+
+
+def _remove_way(path: str, made: int) -> None:
+    for _ in range(made):
         try:
-            os.rmdir(place.path)
-        except OSError:  # gone, or in use
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError:  # in use, and so is what is above
             return
+        path = os.path.dirname(path)
 
 
 def _sum(resources: Json, overhead: Json) -> Json:

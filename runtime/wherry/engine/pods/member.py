@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from wherry.engine import cleanup, fence
 from wherry.engine import stop as stopping
 from wherry.engine.house import House
 from wherry.engine.status import Seen, look, look_many
@@ -44,7 +45,11 @@ def _find(house: House, ref: str) -> Container:
 def stop(house: House, container: str, timeout: int) -> None:
     """The stop signal, `timeout` seconds, KILL; with 0 KILL at once. What is not there, or has ended, is success."""
     with _gone_is_fine():
-        stopping.stop_row(house, _find(house, container), max(0, timeout), "KILL" if timeout <= 0 else "")
+        row = _find(house, container)
+        if fence.readable(house, row):
+            stopping.stop_row(house, row, max(0, timeout), "KILL" if timeout <= 0 else "")
+        else:  # how it wants to be stopped is not known any more
+            cleanup.remove_cgroup(house, row.id)
 
 
 @contextlib.contextmanager
@@ -94,24 +99,21 @@ def reopen_log(house: House, container: str) -> None:
 def get(house: House, container: str) -> Member:
     """One; NOT_FOUND."""
     row = _find(house, container)
-    return _member(row, look(house, row.id))
+    return _now(fence.one(house, row, rows.told), look(house, row.id))
 
 
 def every(house: House) -> list[Member]:
     """All, newest first."""
-    found = house.db.members()
-    return [_member(row, seen) for row, seen in zip(found, look_many(house, found), strict=True)]
+    found = fence.each(house, house.db.members(), lambda row: (row, rows.told(row)))
+    looks = look_many(house, [row for row, _ in found])
+    return [_now(told, seen) for (_, told), seen in zip(found, looks, strict=True)]
 
 
-def _member(row: Container, seen: Seen) -> Member:
-    user, state = row.config["user"], seen.state
-    made = Member(
-        row.id, row.pod, rows.options(row), row.image, row.created, "running" if seen.running else "created",
-        pid=seen.pid, uid=user["uid"], gid=user["gid"], gids=tuple(user["gids"]),
-        tty=bool(row.config["options"].get("tty")), cgroup=state.cgroup if state is not None else "",
-    )  # fmt: skip
-    if seen.running and state is not None:
-        return made._replace(started=state.started)
+def _now(told: Member, seen: Seen) -> Member:
+    state = seen.state
+    made = told._replace(pid=seen.pid, cgroup=state.cgroup if state is not None else "")
+    if seen.running:
+        return made._replace(state="running", started=state.started if state is not None else 0.0)
     return made if seen.status == "created" else _ended(made, seen)
 
 

@@ -16,12 +16,13 @@ from wherry.engine.house import House
 from wherry.engine.joining import netns_path
 from wherry.kernel import files, mount
 from wherry.model import Mount
+from wherry.oci.facts import HostFacts
 from wherry.oci.plan import Op
 
 from . import records
 from .values import IdMap, PodOptions
 
-__all__ = ["make", "pin", "release", "set_sysctls", "shm"]
+__all__ = ["make", "pin", "release", "set_sysctls", "shm", "shm_mount"]
 
 _BITS: Final = {"user": 0x10000000, "ipc": 0x08000000, "uts": 0x04000000, "net": 0x40000000}  # linux/sched.h
 _PING = "net.ipv4.ping_group_range"
@@ -192,9 +193,18 @@ def shm(house: House, pod: str, options: PodOptions) -> str:
 
     path = f"{records.run_directory(house, pod)}/shm"
     os.mkdir(path, 0o700)
-    owner = [f"{name}={next(one.host for one in lines if one.inside == 0)}"
-             for name, lines in (("uid", options.uids), ("gid", options.gids)) if lines]  # fmt: skip
-    how = Mount("tmpfs", "shm", "/", ("mode=1777", f"size={_SHM_BYTES}", *owner, "noexec"))
-    with mount.opened([how]) as fd:
+    with mount.opened([shm_mount(pod, options, house.facts)]) as fd:
         shim.move_mount(fd, "", shim.AT_FDCWD, path, _EMPTY_PATH)
     return path
+
+
+def shm_mount(pod: str, options: PodOptions, facts: HostFacts) -> Mount:
+    """What is mounted for that; where there is SELinux, all in it has the label of the pod's files."""
+    owner = [f"{name}={next(one.host for one in lines if one.inside == 0)}"
+             for name, lines in (("uid", options.uids), ("gid", options.gids)) if lines]  # fmt: skip
+    label = []
+    if facts.selinux:
+        from . import security
+
+        label = [f"context={security.mount_label(pod, options.selinux, facts)}"]
+    return Mount("tmpfs", "shm", "/", ("mode=1777", f"size={_SHM_BYTES}", *owner, *label, "noexec"))

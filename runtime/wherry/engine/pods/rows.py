@@ -16,9 +16,9 @@ from wherry.engine.users import User
 from wherry.model import Attachment, ImageRecord, Json, RunOptions
 
 from . import mounts, spec
-from .values import IdMap, MemberOptions, PodMount, PodOptions, PodSecurity
+from .values import IdMap, Member, MemberOptions, PodMount, PodOptions, PodSecurity
 
-__all__ = ["config", "name", "options", "volumes"]
+__all__ = ["config", "name", "options", "told", "volumes"]
 
 _MAPS = {"uids": codec.many(IdMap), "gids": codec.many(IdMap)}
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -35,6 +35,15 @@ def name(pod: PodOptions, asked: MemberOptions) -> str:
 def options(row: Container) -> MemberOptions:
     """As it was asked."""
     return codec.plain(MemberOptions, row.config["member"], _OPTIONS)
+
+
+def told(row: Container) -> Member:
+    """What it tells of its container, whose state is not in it."""
+    user = row.config["user"]
+    return Member(
+        row.id, row.pod, options(row), row.image, row.created, "created", uid=user["uid"], gid=user["gid"],
+        gids=tuple(user["gids"]), tty=bool(row.config["options"].get("tty")),
+    )  # fmt: skip
 
 
 def volumes(row: Container) -> tuple[mounts.ImageVolume, ...]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from wherry.engine import events, names
-from wherry.engine.db import PodRow
+from wherry.engine import events, fence, names
+from wherry.engine.db import PodRow, Unreadable
 from wherry.engine.house import House
 from wherry.engine.undo import Undo, making
 from wherry.errors import Kind, WherryError
@@ -144,18 +144,19 @@ def _tell(house: House, row: PodRow, action: str) -> None:
 def get(house: House, pod: str) -> Pod:
     """One by its id or an unambiguous prefix; NOT_FOUND."""
     row = house.db.find_pod(pod)
-    return _pod(row, records.load(house, row.id))
+    held = records.load(house, row.id)
+    return fence.one(house, row, lambda row: _pod(row, held))
 
 
 def every(house: House) -> list[Pod]:
     """All, newest first."""
     rows = house.db.pods()
     held = records.load_many(house, [row.id for row in rows])
-    return [_pod(row, held.get(row.id)) for row in rows]
+    return fence.each(house, rows, lambda row: _pod(row, held.get(row.id)))
 
 
 def _pod(row: PodRow, held: Held | None) -> Pod:
-    return Pod(row.id, records.decode(row.config["options"]), row.created, held, tuple(row.config["ips"]))
+    return Pod(row.id, fence.pod(row), row.created, held, tuple(row.config["ips"]))
 
 
 # ---- ending ----
@@ -206,16 +207,19 @@ def _stop(house: House, row: PodRow) -> None:
         return
     from . import member, pause
 
-    place = cgroups.locate(house, row.id, records.decode(row.config["options"]))
+    try:
+        options, made = fence.one(house, row, fence.pod), int(row.config["cgroup_made"])
+    except Unreadable:  # then only what is ours alone can be given back
+        options, made = PodOptions("", "", ""), 0
+    place = cgroups.locate(house, row.id, options)
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
-        partial(cgroups.remove, place, made=bool(row.config["cgroup_made"])),
+        partial(cgroups.remove, place, made=made),
     ])  # fmt: skip
     namespaces.release(house, row.id)  # last: as long as its run directory is there, it is known that we were killed
-    if ready:
-        _tell(house, row, "stop")
+    _tell(house, row, "stop")  # by whoever comes to the end of it
 
 
 def _all_of(steps: Sequence[Callable[[], object]]) -> None:
@@ -248,37 +252,40 @@ def _forget(house: House, row: PodRow) -> None:
 
 def clear(house: House, pod: str, *, alone: bool) -> bool:
     """What a killed command left of a pod that has no row; False if it has one. For a sweep. CONFLICT while somebody
-    makes it, or is at the rest of a removal. NOT_FOUND where it is not old enough to have a lock, unless the sweep is
-    `alone`: then nothing is being made."""
+    makes it, or is at the rest of a removal; NOT_FOUND where it has no lock. A sweep that is `alone`, so that nothing
+    is being made, clears those without: they had no network yet, so that no plugin keeps others waiting."""
     from . import pause
 
     with contextlib.ExitStack() as held:
-        try:
+        if not alone:
             held.enter_context(records.lock(house, pod, 0))
-        except WherryError as error:
-            if error.kind is not Kind.NOT_FOUND or not alone:
-                raise
+        elif os.path.exists(f"{records.directory(house, pod)}/lock"):  # it has had its turn
+            return False
         if house.db.pod(pod) is not None:  # it was just made
             return False
         place = cgroups.locate(house, pod, PodOptions("", "", ""))
         _all_of([
             partial(pause.end, house, pod),
             partial(network.leave, house, pod),
-            partial(cgroups.remove, place, made=False),
+            partial(cgroups.remove, place, made=0),
         ])  # fmt: skip
         namespaces.release(house, pod)
         kernel.remove_tree(records.directory(house, pod))
     return True
 
 
-def finish(house: House, pod: str) -> None:
-    """The rest of a stop that was killed, unless somebody is at it. For a sweep."""
-    if os.path.exists(f"{records.run_directory(house, pod)}/pod.json"):
-        return
+def finish(house: House, pod: str) -> bool:
+    """The rest of a stop that failed or was killed; False if there is none. For a sweep: CONFLICT while somebody is at
+    the pod."""
+    note = f"{records.run_directory(house, pod)}/pod.json"
+    if os.path.exists(note):
+        return False
     with records.lock(house, pod, 0):
         row = house.db.pod(pod)
-        if row is not None:
-            _stop(house, row)
+        if row is None or os.path.exists(note):  # removed meanwhile; made meanwhile
+            return False
+        _stop(house, row)
+    return True
 
 
 # ---- changing ----

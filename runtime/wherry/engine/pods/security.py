@@ -20,7 +20,7 @@ from wherry.oci.facts import CAPABILITIES, HostFacts
 
 from .values import PodSecurity
 
-__all__ = ["Confinement", "capabilities", "confinement", "user"]
+__all__ = ["Confinement", "capabilities", "confinement", "mount_label", "user"]
 
 Lookup = Callable[[str], User]
 _SELINUX = ("user", "role", "type", "level")
@@ -95,13 +95,23 @@ def confinement(house: House, pod: str, asked: PodSecurity, caps: Iterable[str])
         privileged=asked.privileged,
         seccomp=_seccomp(asked),
         apparmor="unconfined" if asked.privileged and not asked.apparmor else asked.apparmor,
-        label=tuple(f"{key}:{value}" for key, value in zip(_SELINUX, asked.selinux, strict=True) if value),
+        label=_label(asked.selinux),
     )
     return Confinement(
         confine.seccomp(chosen, caps, house.facts),
         confine.apparmor(chosen, house),
         confine.selinux(chosen, pod, house.facts),
     )
+
+
+def mount_label(pod: str, asked: Iterable[str], facts: HostFacts) -> str:
+    """Of what the containers of a pod share, also where the pod is privileged: those that are not must reach it.
+    `asked`: user, role, type and level of the pod's process, "" what it has anyway. "" without SELinux."""
+    return confine.selinux(Security(label=_label(asked)), pod, facts)[1]
+
+
+def _label(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{key}:{value}" for key, value in zip(_SELINUX, parts, strict=True) if value)
 
 
 def _seccomp(asked: PodSecurity) -> str:
