@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
@@ -31,6 +31,9 @@ from .processes import Processes
 from .streams import Streams
 from .usage import Usage
 
+if TYPE_CHECKING:
+    from wherry.daemon.nri.engine import PluggedEngine
+
 __all__ = ["Server"]
 
 _log = logging.getLogger("wherryd")
@@ -45,6 +48,12 @@ _OPTIONS = [
 ]
 
 
+def _plugged(place: Place, known: Settings) -> PluggedEngine:
+    from wherry.daemon.nri.engine import PluggedEngine
+
+    return PluggedEngine(place, _log.warning, known.nri_socket, known.nri_timeout)
+
+
 class Server:
     """One CRI. `start` once, `stop` once."""
 
@@ -53,7 +62,8 @@ class Server:
     def __init__(self, place: Place, known: Settings) -> None:
         self.path = f"{place.state}/cri.sock"
         self._group = known.socket_group
-        engine = Engine(place, _log.warning, answer_first=True)
+        self._plugged: PluggedEngine | None = _plugged(place, known) if known.nri_socket else None
+        engine = self._plugged or Engine(place, _log.warning, answer_first=True)
         self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
         self._happenings = Happenings(self._parts)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
@@ -76,6 +86,8 @@ class Server:
     async def start(self, given: socket.socket | None) -> None:
         """Listen: on the socket that systemd gave, else on our own."""
         await self._parts.work.look(self._parts.engine.prepare)
+        if self._plugged is not None:
+            await self._plugged.serve()
         path = self.path if given is None else f"{os.path.dirname(self.path)}/cri-inner.sock"
         group = self._group if given is None else ""
         sockets.bound(path, lambda found: self._server.add_insecure_port(f"unix:{found}"), group)
@@ -117,6 +129,8 @@ class Server:
         self._happenings.stop()
         self._keeping.cancel()
         await self._server.stop(self.GRACE)
+        if self._plugged is not None:
+            await self._plugged.leave()
         for path in self._bound:
             with suppress(FileNotFoundError):
                 os.unlink(path)
