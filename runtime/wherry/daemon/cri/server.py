@@ -72,6 +72,7 @@ class Server:
             self._server.add_generic_rpc_handlers((services.handlers(name, wrap),))
         self._relay: sockets.Relay | None = None
         self._bound: list[str] = []
+        self._keeping: asyncio.Future[None] | None = None
 
     def _wrapped(self) -> Any:
         kinds = (About, Pods, Containers, Processes, Usage, Metrics, Images)
@@ -127,7 +128,8 @@ class Server:
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""
         self._happenings.stop()
-        self._keeping.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
         await self._server.stop(self.GRACE)
         if self._plugged is not None:
             await self._plugged.leave()

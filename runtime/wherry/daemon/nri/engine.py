@@ -54,16 +54,18 @@ class PluggedEngine(Engine):
         self._alive: set[str] = set()  # whose end is still to be told
         self._ending = threading.Lock()
         self._drafts: dict[str, tuple[pb.PodSandbox, Adjusting]] = {}
+        self._watching: asyncio.Task[None] | None = None
         self.hook(_Hooks(self))
 
     async def serve(self) -> None:
         """Let plugins come."""
         await self._plugins.start()
-        self._watching = asyncio.ensure_future(self._watch())
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def leave(self) -> None:
         """Let them go."""
-        self._watching.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._plugins.stop()
 
     # ---- telling ----
@@ -115,8 +117,9 @@ class PluggedEngine(Engine):
     def making_pod(self, pod: Pod) -> None:
         """For the hook."""
         self._gate.enter()
-        request = pb.RunPodSandboxRequest(pod=messages.pod(pod))
-        self.tell("RunPodSandbox", lambda: request)
+        if self._plugins.any:
+            request = pb.RunPodSandboxRequest(pod=messages.pod(pod))
+            self.tell("RunPodSandbox", lambda: request)
 
     def lost_pod(self, pod: Pod) -> None:
         """For the hook."""
@@ -162,11 +165,12 @@ class PluggedEngine(Engine):
         """As of an engine (its hook tells before)."""
         try:
             made = super().create_member(pod, options)
-            if self._drafts.pop(made, None) is not None:  # else it was there already
+            new = self._drafts.pop(made, None) is not None  # else it was there already, or there are no plugins
+            if new:
                 self._alive.add(made)
         finally:
             self._gate.leave()
-        if self._plugins.any and (member := self._member(made)):
+        if new and (member := self._member(made)):
             self.notice("PostCreateContainer", pb.PostCreateContainerRequest(**self._told(member)._asdict()))
         return made
 
@@ -278,6 +282,7 @@ class PluggedEngine(Engine):
             self._alive.discard(member.id)
             request = pb.StopContainerRequest(**self._told(member)._asdict())
             self.notice("StopContainer", request, lambda plugin, told: updates.take(plugin, told.update))
+            self._alive.discard(member.id)  # a plugin may have come while this waited for its turn
         try:
             self._apply(updates.others())
         except (WherryError, OSError) as error:

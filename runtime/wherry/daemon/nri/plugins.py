@@ -126,7 +126,7 @@ class Plugins:
     def __init__(self, path: str, timeout: float, node: Node) -> None:
         self._path, self._timeout, self._node = path, timeout, node
         self._plugins: list[_Plugin] = []  # by index, and by when they came
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Link] = {}
         self._turn, self._joining = asyncio.Lock(), asyncio.Lock()
         self._threads = ThreadPoolExecutor(8, "nri")
         self._server: asyncio.Server | None = None
@@ -149,9 +149,10 @@ class Plugins:
             with suppress(FileNotFoundError):
                 os.unlink(self._path)
         await asyncio.gather(*(self._goodbye(plugin) for plugin in self._plugins))
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for link in self._connections.values():
+            link.close("wherryd is ending")
+        if self._connections:
+            await asyncio.wait(list(self._connections), timeout=_GOODBYE)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _goodbye(self, plugin: _Plugin) -> None:
@@ -167,16 +168,15 @@ class Plugins:
             _log.warning("a plugin was sent away: %d are there", len(self._connections))
             writer.transport.abort()
             return
-        self._connections.add(task)
         plugin = _Plugin(self._asked)
-        plugin.link = Link(reader, writer, plugin.serve)
+        plugin.link = self._connections[task] = Link(reader, writer, plugin.serve)
         reading = asyncio.ensure_future(plugin.link.run())
         try:
             await self._welcome(plugin, reading)
             why = await reading
         finally:
             plugin.link.close("wherryd is ending")
-            self._connections.discard(task)
+            del self._connections[task]
             if plugin in self._plugins:
                 self._plugins.remove(plugin)
             reading.cancel()
