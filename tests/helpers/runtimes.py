@@ -119,7 +119,8 @@ def wherryd(where: Space, place: Path, registry: str, test_id: str, settings: st
     place.mkdir(parents=True, exist_ok=True)
     criimages.hosts(place / "hosts.d", registry)
     config, state = place / "wherry.toml", Path(f"/run/{test_id}-state")
-    config.write_text(f'cgroup_parent = "/{test_id}"\ncni_conf = "{network(place / "net.d")}"\n{settings}')
+    lines = f'cgroup_parent = "/{test_id}"\ncni_conf = "{network(place / "net.d")}"\nnri_socket = "{state}/nri.sock"\n'
+    config.write_text(lines + settings)
     program = Path(sys.executable).with_name("wherryd")
     outside = (state, *(Path(mount) / test_id for mount, _ in cgroup_mounts()))
     return Runtime(where, place, state / "cri.sock", program, "--root", place / f"{test_id}-root", "--state", state,
