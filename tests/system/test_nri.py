@@ -1,4 +1,4 @@
-"""Plugins of the Node Resource Interface and true containers: what they are told, what they change and cannot change."""
+"""Plugins of the Node Resource Interface and true containers: what they are told, and what they make of them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _run(house: House, options: PodOptions) -> str:
             undo.add(kernel.remove_tree, records.directory(house, pod))
             held, config = _hold(house, pod, options, undo)
             row = PodRow(pod, options.namespace, options.name, options.uid, options.attempt, time.time(), config)
-            told = _pod(row, held)
+            told = Pod(pod, options, row.created, held, held.ips)
             undo.add(house.hooks.lost_pod, told)
             house.hooks.run_pod(told)
             house.db.add_pod(row)
