@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from helpers import gotools
 from helpers.cri import Wherryd
 from helpers.kubelet import Kubelet, code_of
 from helpers.nriplugin import NriPlugin, Refusal
@@ -148,6 +150,35 @@ def test_what_a_plugin_makes_of_a_container_is_what_runs(kubelet: Kubelet, tmp_p
         assert info["runtimeSpec"]["annotations"]["by"] == "plugin"
         assert info["runtimeSpec"]["linux"]["resources"]["unified"] == {"pids.max": "99"}
         assert one.told("PostCreateContainer")[0].container.annotations["by"] == "plugin"
+
+
+def test_a_plugin_by_nris_own_library(kubelet: Kubelet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("by go\n")
+    words = [gotools.nri_plugin(), socket_of(kubelet), "go", "30", tmp_path]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        time.sleep(0.1)
+        pod = kubelet.pod("p")
+        dropped = [api.KeyValue(key="DROPPED", value=b"x")]
+        container = kubelet.run(pod, "c", "sleep", "1000", envs=dropped)
+        told = kubelet.output(
+            container, "sh", "-c",
+            "cat /plugin/file; echo $FROM,$DROPPED; cat /proc/1/oom_score_adj; grep 'open files' /proc/1/limits",
+        ).splitlines()  # fmt: skip
+        assert told[:3] == ["by go", "go,", "777"]
+        assert told[3].split()[3:5] == ["66", "77"]
+        assert kubelet.status(container).resources.linux.cpu_shares == 1234
+        kubelet("UpdateContainerResources", container_id=container, linux=api.LinuxContainerResources(cpu_shares=100))
+        assert kubelet.status(container).resources.linux.cpu_shares == 200
+        kubelet.remove_pod(pod)
+        process.terminate()
+        lines += process.stdout.readlines()
+    assert [line.split() for line in lines] == [
+        ["Synchronize", "0", "0"], ["RunPodSandbox", "p"], ["CreateContainer", "c"], ["PostCreateContainer", "c", "go"],
+        ["StartContainer", "c"], ["PostStartContainer", "c"], ["UpdateContainer", "c"], ["StopContainer", "c"],
+        ["StopPodSandbox", "p"], ["RemoveContainer", "c"], ["RemovePodSandbox", "p"],
+    ]  # fmt: skip
 
 
 def test_what_can_never_be_is_refused_and_leaves_nothing(kubelet: Kubelet) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from helpers import gotools
 from helpers.nriplugin import UNIMPLEMENTED, NriPlugin, Refusal
 from helpers.wherry import until
 from wherry.daemon.nri import api_pb2 as pb
@@ -112,6 +114,28 @@ def test_more_than_a_message_holds_comes_in_parts(tmp_path: Path) -> None:
         plugin.joined()
         assert [one.id for one in plugin.synchronized.containers] == [f"c{number}" for number in range(9000)]
         assert len(plugin.synchronized.pods) == 1
+
+
+@pytest.mark.parametrize("containers", [0, 3, 9000])
+def test_a_plugin_by_nris_own_library(tmp_path: Path, containers: int) -> None:
+    """Of one message in one piece, in two, and of several messages."""
+    program = gotools.nri_plugin()
+    with served(tmp_path, containers) as it:
+        words = [program, it.path, "go", "30", tmp_path]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"Synchronize 1 {containers}\n"
+            until(it.there, 5)
+            answers: list[Any] = []
+            it.tell("RunPodSandbox", RUN)
+            it.tell("CreateContainer", pb.CreateContainerRequest(pod=POD, container=CONTAINER),
+                    lambda _, told: answers.append(told))  # fmt: skip
+            assert [process.stdout.readline() for _ in range(2)] == ["RunPodSandbox web\n", "CreateContainer app\n"]
+            assert answers[0].adjust.annotations == {"by": "go"}
+            assert it.there() == ["30-go"]
+            process.terminate()
+            process.wait(10)
+            until(lambda: it.there() == [], 5)
 
 
 def test_they_are_told_by_their_index_and_only_what_they_asked_for(tmp_path: Path) -> None:
