@@ -290,14 +290,14 @@ class PluggedEngine(Engine):
 
     async def _watch(self) -> None:
         """Containers that end by themselves."""
-        tail = self.changes()
+        tail, dead = self.changes(), set[str]()
         while True:
             await asyncio.sleep(_PATIENCE)
-            dead = {event["Actor"]["ID"] for event in tail.more() if event.get("Action") == "die" and "pod" in event}
-            if tail.missed:
-                tail.missed, dead = False, set(self._alive)
-            for ref in dead & self._alive:
+            dead |= {event["Actor"]["ID"] for event in tail.more() if event.get("Action") == "die" and "pod" in event}
+            for ref in dead & self._alive if not tail.missed else set(self._alive):
                 await asyncio.to_thread(self._ended_alone, ref)
+            tail.missed = False
+            dead &= self._alive  # whose end is written down a moment after it is told, is looked at once more
 
     def _ended_alone(self, ref: str) -> None:
         try:
