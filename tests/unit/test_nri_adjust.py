@@ -13,7 +13,7 @@ from wherry.daemon.nri import messages
 from wherry.daemon.nri.adjust import Adjusting, Update, Updates, over
 from wherry.daemon.nri.owners import Owners
 from wherry.engine.devices import Devices
-from wherry.engine.pods.values import Held, Member, MemberOptions, Pod, PodOptions
+from wherry.engine.pods.values import Held, Member, MemberOptions, Pod, PodOptions, PodSecurity
 from wherry.errors import Kind, WherryError
 from wherry.oci import spec
 
@@ -305,6 +305,19 @@ def test_updates_of_several_plugins_are_one_for_each_container() -> None:
     assert caught.value.kind is Kind.CONFLICT
     updates.take("c", [update("x", cpus="3", lenient=True)])
     assert updates.others("own")[0].limits == {"cpu": {"cpus": "1", "mems": "0"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "ref"),
+    [
+        ("default", pb.SecurityProfile.RUNTIME_DEFAULT, ""), ("unconfined", pb.SecurityProfile.UNCONFINED, ""),
+        ("/etc/p.json", pb.SecurityProfile.LOCALHOST, "/etc/p.json"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_seccomp_profile(asked: str, kind: int, ref: str) -> None:
+    options = MEMBER.options._replace(security=PodSecurity(seccomp=asked))
+    told = messages.container(MEMBER._replace(options=options), CONFIG).linux.seccomp_profile
+    assert (told.profile_type, told.localhost_ref) == (kind, ref)
 
 
 def test_limits_over_limits() -> None:

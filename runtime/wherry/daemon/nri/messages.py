@@ -34,6 +34,7 @@ HOOKS = (
     ("prestart", "prestart"), ("create_runtime", "createRuntime"), ("create_container", "createContainer"),
     ("start_container", "startContainer"), ("poststart", "poststart"), ("poststop", "poststop"),
 )  # fmt: skip
+_PROFILES = {"default": pb.SecurityProfile.RUNTIME_DEFAULT, "unconfined": pb.SecurityProfile.UNCONFINED}
 _NODE = (("file_mode", "fileMode"), ("uid", "uid"), ("gid", "gid"))
 
 
@@ -133,7 +134,14 @@ def container(found: Member, config: Json) -> pb.Container:
     _process(made, process)
     _hooks(made.hooks, config.get("hooks") or {})
     _linux(made.linux, config.get("linux") or {}, process)
+    made.linux.seccomp_profile.CopyFrom(_profile(asked.security.seccomp))
     return made
+
+
+def _profile(asked: str) -> pb.SecurityProfile:
+    if asked in _PROFILES:
+        return pb.SecurityProfile(profile_type=_PROFILES[asked])
+    return pb.SecurityProfile(profile_type=pb.SecurityProfile.LOCALHOST, localhost_ref=asked)
 
 
 def _ns(seconds: float) -> int:
