@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 from wherry.daemon.nri import api_pb2 as pb
 from wherry.daemon.nri import messages
 from wherry.daemon.nri.adjust import Adjusting, Update, Updates, over
 from wherry.daemon.nri.owners import Owners
 from wherry.engine.devices import Devices
+from wherry.engine.pods import limiting
 from wherry.engine.pods.values import Held, Member, MemberOptions, Pod, PodOptions, PodSecurity
 from wherry.errors import Kind, WherryError
 from wherry.oci import spec
+from wherry.oci.facts import HostFacts
 
 CID = "c" * 64
+HOUSE: Any = SimpleNamespace(facts=HostFacts(kernel=(6, 18)))
 MEMBER = Member(
     CID, "p" * 64, MemberOptions("app", "img", annotations={"k8s": "yes"}, resources={"cpu": {"shares": 512}}),
     "sha256:1", 7.0, "creating",
@@ -318,6 +325,64 @@ def test_the_kind_of_a_seccomp_profile(asked: str, kind: int, ref: str) -> None:
     options = MEMBER.options._replace(security=PodSecurity(seccomp=asked))
     told = messages.container(MEMBER._replace(options=options), CONFIG).linux.seccomp_profile
     assert (told.profile_type, told.localhost_ref) == (kind, ref)
+
+
+WORDS = [
+    "", "a", "/a", "-a", "-/a", "=", "\0", "../x", "2MB", "0-1", "cgroup.kill", "memory.high", "RLIMIT_CPU", "mount",
+]  # fmt: skip
+SCALARS = {
+    FieldDescriptor.CPPTYPE_STRING: st.sampled_from(WORDS) | st.text(max_size=5),
+    FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+    FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: st.integers(0, 20),
+}
+
+
+def filled(draw: st.DrawFn, message: Any) -> Any:
+    """Some of its fields, of any values that the wire can carry."""
+    for field in message.DESCRIPTOR.fields:
+        if not draw(st.integers(0, 2)):
+            value = getattr(message, field.name)
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key = draw(SCALARS[FieldDescriptor.CPPTYPE_STRING])
+                kind = field.message_type.fields_by_name["value"]
+                if kind.message_type is not None:
+                    filled(draw, value[key])
+                else:
+                    value[key] = draw(SCALARS[kind.cpp_type])
+            elif field.is_repeated:
+                entry = filled(draw, value.add()) if field.message_type else value.append(draw(SCALARS[field.cpp_type]))
+                del entry
+            elif field.message_type is not None:
+                filled(draw, value).SetInParent()
+            else:
+                setattr(message, field.name, draw(SCALARS[field.cpp_type]))
+    return message
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Any:
+    return filled(draw, pb.CreateContainerResponse())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(answers(), min_size=1, max_size=2))
+def test_whatever_the_wire_can_carry_is_done_or_refused(asked: list[Any]) -> None:
+    """And what is done is a config.json, as far as its types go, that can be told again."""
+    it = Adjusting(MEMBER, CONFIG)
+    try:
+        for number, answer in enumerate(asked):
+            it.take(f"{number:02}-p", answer)
+        spec.validate(it.config)
+        limiting.split(HOUSE, it.member.options.resources)
+    except WherryError as error:
+        event(error.message[:30])
+        return
+    event("done")
+    it.told().SerializeToString()
 
 
 def test_limits_over_limits() -> None:

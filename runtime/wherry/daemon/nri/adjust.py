@@ -315,7 +315,7 @@ def _io_priority(turn: _Turn, asked: pb.ContainerAdjustment) -> None:
     kind = getattr(wished, "class")
     turn.it.process.pop("ioPriority", None)
     if kind != pb.IOPRIO_CLASS_NONE:
-        turn.it.process["ioPriority"] = {"class": pb.IOPrioClass.Name(kind), "priority": wished.priority}
+        turn.it.process["ioPriority"] = {"class": _word(pb.IOPrioClass, kind), "priority": wished.priority}
 
 
 def _scheduler(turn: _Turn, asked: pb.ContainerAdjustment) -> None:
@@ -327,8 +327,8 @@ def _scheduler(turn: _Turn, asked: pb.ContainerAdjustment) -> None:
     if wished.policy != pb.SCHED_NONE:
         numbers = {key: value for key in ("nice", "priority", "runtime", "deadline", "period")
                    if (value := getattr(wished, key))}  # fmt: skip
-        flags = {"flags": [pb.LinuxSchedulerFlag.Name(flag) for flag in wished.flags]} if wished.flags else {}
-        turn.it.process["scheduler"] = {"policy": pb.LinuxSchedulerPolicy.Name(wished.policy), **numbers, **flags}
+        flags = {"flags": [_word(pb.LinuxSchedulerFlag, flag) for flag in wished.flags]} if wished.flags else {}
+        turn.it.process["scheduler"] = {"policy": _word(pb.LinuxSchedulerPolicy, wished.policy), **numbers, **flags}
 
 
 def _seccomp(turn: _Turn, asked: pb.ContainerAdjustment) -> None:
@@ -400,9 +400,16 @@ def _memory_policy(turn: _Turn, asked: pb.ContainerAdjustment) -> None:
         return
     turn.claim(pb.MemoryPolicy)
     wished = asked.linux.memory_policy
-    flags = [pb.MpolFlag.Name(flag) for flag in wished.flags]
-    made = {"mode": pb.MpolMode.Name(wished.mode), "nodes": wished.nodes, "flags": flags}
+    flags = [_word(pb.MpolFlag, flag) for flag in wished.flags]
+    made = {"mode": _word(pb.MpolMode, wished.mode), "nodes": wished.nodes, "flags": flags}
     turn.it.linux["memoryPolicy"] = {key: value for key, value in made.items() if value}
+
+
+def _word(enum: Any, number: int) -> str:
+    try:
+        return str(enum.Name(number))
+    except ValueError as error:
+        raise WherryError(Kind.INVALID, f"{enum.DESCRIPTOR.name} has no value {number}") from error
 
 
 _PARTS = (
