@@ -258,7 +258,7 @@ def test_a_plugin_that_hangs_stops_nobody(kubelet: Kubelet) -> None:
         release.set()
         began = time.monotonic()
         kubelet.run(pod, "d", "sleep", "1000")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 1.9
 
 
 def test_limits_by_plugins(kubelet: Kubelet) -> None:
