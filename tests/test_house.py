@@ -232,18 +232,19 @@ def test_the_csi_descriptor_is_the_protos(tmp_path: Path) -> None:
     assert not [name for name in names if name not in types]
 
 
-def test_the_cri_descriptor_is_the_protos(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("room", "name"), [("cri", "api"), ("nri", "api"), ("nri", "ttrpc")])
+def test_the_daemons_descriptors_are_the_protos(tmp_path: Path, room: str, name: str) -> None:
     pytest.importorskip("grpc_tools")
     from google.protobuf import descriptor_pb2
 
-    place, out = RUNTIME / "wherry" / "daemon" / "cri", tmp_path / "api.binpb"
-    tool("grpc_tools.protoc", f"-I{place}", f"--descriptor_set_out={out}", f"--pyi_out={tmp_path}", "api.proto")
+    place, out = RUNTIME / "wherry" / "daemon" / room, tmp_path / f"{name}.binpb"
+    tool("grpc_tools.protoc", f"-I{place}", f"--descriptor_set_out={out}", f"--pyi_out={tmp_path}", f"{name}.proto")
     made, kept = (
-        descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()) for path in (out, place / "api.binpb")
+        descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()) for path in (out, place / f"{name}.binpb")
     )
-    assert made == kept, "wherry/daemon/cri/__init__.py says how to write it"
-    names = re.findall(r"^class \w+\(", (tmp_path / "api_pb2.pyi").read_text(), re.M)
-    types = (place / "api_pb2.pyi").read_text()
+    assert made == kept, f"wherry/daemon/{room}/__init__.py says how to write it"
+    names = re.findall(r"^class \w+\(", (tmp_path / f"{name}_pb2.pyi").read_text(), re.M)
+    types = (place / f"{name}_pb2.pyi").read_text()
     assert not [name for name in names if name not in types]
 
 

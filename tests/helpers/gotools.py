@@ -30,6 +30,7 @@ __all__ = [
     "PROVISIONER",
     "module_directory",
     "newest_sanity",
+    "nri_plugin",
     "plain_busybox",
     "runtime_tools",
     "snapshot_schemas",
@@ -80,7 +81,12 @@ def snapshot_schemas() -> Path:
 def stream_client() -> Path:
     """client-go's exec, attach and port-forward as a program, of tests/gotools/streamclient; skips where it cannot be
     built."""
-    return _or_skip("streamclient", _stream_client)
+    return _or_skip("streamclient", functools.partial(_own, "streamclient"))
+
+
+def nri_plugin() -> Path:
+    """A plugin by NRI's own library, of tests/gotools/nriplugin; skips where it cannot be built."""
+    return _or_skip("nriplugin", functools.partial(_own, "nriplugin", CRITEST))
 
 
 def plain_busybox() -> Path:
@@ -139,17 +145,19 @@ def _snapshot_schemas() -> Path:
     return cache / "crd"
 
 
-def _stream_client() -> Path:
-    texts = {name: (_DECLARED / name).read_bytes() for name in ("go.mod", "go.sum", "streamclient/main.go")}
-    cache = _cache(f"streamclient@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
+def _own(program: str, of: str = "") -> Path:
+    """A program of ours, with the modules that one of these files names."""
+    texts = {name: (_DECLARED / of / name).read_bytes() for name in ("go.mod", "go.sum")}
+    texts[f"{program}/main.go"] = (_DECLARED / program / "main.go").read_bytes()
+    cache = _cache(f"{program}@{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}")
     with _once(cache) as missing:
         if missing:
-            (cache / "streamclient").mkdir(exist_ok=True)
+            (cache / program).mkdir(exist_ok=True)
             for name, text in texts.items():
                 (cache / name).write_bytes(text)
             words = ("-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{cache}/bin/")
-            _go(cache, "build", *words, "./streamclient")
-    return cache / "bin" / "streamclient"
+            _go(cache, "build", *words, f"./{program}")
+    return cache / "bin" / program
 
 
 def _plain_busybox() -> Path:
@@ -200,7 +208,8 @@ def _run(directory: Path, env: dict[str, str], *words: str) -> str:
 def main(asked: Sequence[str] = ()) -> None:
     """Build what is asked for, else all that does not take long, and name what cannot be built."""
     critest = functools.partial(_declared, CRITEST)
-    usual = (_declared, critest, _stream_client, _runtime_tools, _newest_sanity, _snapshot_schemas, _plain_busybox)
+    own = (functools.partial(_own, "streamclient"), functools.partial(_own, "nriplugin", CRITEST))
+    usual = (_declared, critest, *own, _runtime_tools, _newest_sanity, _snapshot_schemas, _plain_busybox)
     for build in [functools.partial(_declared, of) for of in asked] or usual:
         try:
             build()

@@ -122,8 +122,8 @@ def wherryd(where: Space, place: Path, registry: str, test_id: str, settings: st
     config, state = place / "wherry.toml", Path(f"/run/{test_id}-state")
     (place / "cni-bin").mkdir(exist_ok=True)
     cni.install(str(place / "cni-bin"))  # else the host's own would be taken, where there are any
-    places = f'cni_conf = "{network(place / "net.d")}"\ncni_path = "{place / "cni-bin"}"\n'
-    config.write_text(f'cgroup_parent = "/{test_id}"\n{places}{settings}')
+    lines = f'cgroup_parent = "/{test_id}"\ncni_conf = "{network(place / "net.d")}"\nnri_socket = "{state}/nri.sock"\n'
+    config.write_text(f'{lines}cni_path = "{place / "cni-bin"}"\n{settings}')
     program = Path(sys.executable).with_name("wherryd")
     outside = (state, *(Path(mount) / test_id for mount, _ in cgroup_mounts()))
     return Runtime(where, place, state / "cri.sock", program, "--root", place / f"{test_id}-root", "--state", state,

@@ -12,6 +12,7 @@ from .log import FORMATS, LEVELS
 
 __all__ = ["address", "settings"]
 
+_PLUGIN_SECONDS = 60  # the kubelet's own patience is two minutes
 _DRIVERS = ("auto", "cgroupfs", "systemd")
 
 
@@ -20,6 +21,11 @@ def settings(path: str, known: Settings) -> None:
     _one_of(path, "pod_cgroup_driver", known.pod_cgroup_driver, _DRIVERS)
     _one_of(path, "log_level", known.log_level, tuple(LEVELS))
     _one_of(path, "log_format", known.log_format, FORMATS)
+    if known.nri_socket and not known.nri_socket.startswith("/"):
+        message = f"{path}: nri_socket must be an absolute path, not {known.nri_socket[:80]!r}"
+        raise WherryError(Kind.INVALID, message, hint="plugins look at /var/run/nri/nri.sock")
+    if not 0 < known.nri_timeout <= _PLUGIN_SECONDS:
+        raise WherryError(Kind.INVALID, f"{path}: nri_timeout must be 1 to {_PLUGIN_SECONDS} seconds")
     for name, program in known.handlers.items():
         _handler(path, name, program)
     try:

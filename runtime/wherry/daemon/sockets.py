@@ -17,7 +17,7 @@ from typing import Any
 
 from wherry.errors import Kind, WherryError
 
-__all__ = ["Relay", "activated", "bound", "held"]
+__all__ = ["Relay", "activated", "bound", "held", "private"]
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 _CHUNK = 1 << 16
@@ -57,7 +57,19 @@ def held(state: str) -> Iterator[None]:
         os.close(fd)
 
 
-def bound(path: str, bind: Callable[[str], object], group: str) -> None:
+def private(path: str) -> socket.socket:
+    """A bound unix socket that is root's alone, in a directory that is made where there is none."""
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        bound(path, made.bind, "", 0o600)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def bound(path: str, bind: Callable[[str], object], group: str, mode: int = 0o660) -> None:
     """Bind a unix socket, for root and `group` alone; what a dead server left is replaced, anything else is not."""
     _clear(path)
     old = os.umask(0o177)
@@ -69,7 +81,7 @@ def bound(path: str, bind: Callable[[str], object], group: str) -> None:
         os.umask(old)
     with suppress(KeyError):  # without the group it is root's
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
-    os.chmod(path, 0o660)
+    os.chmod(path, mode)
 
 
 def _clear(path: str) -> None:

@@ -40,6 +40,8 @@ class Settings(NamedTuple):
     log_level: str = "info"  # of wherryd: debug (each call), info, warning, error
     log_format: str = "auto"  # of wherryd: text, json; auto: text, with the journal's priorities where it reads
     socket_group: str = "wherry"  # who beside root may talk to wherryd, where such a group exists
+    nri_socket: str = ""  # where wherryd serves plugins of the Node Resource Interface; "": it does not
+    nri_timeout: int = 2  # seconds that one of them has for an answer
     handlers: Mapping[str, str] = {}  # RuntimeClass handlers beside "wherry": a name and an OCI runtime's path
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 

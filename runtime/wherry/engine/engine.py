@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .events import Tail
     from .pods.features import Features
+    from .pods.hooks import Hooks
     from .pods.values import Member, MemberOptions, Pod, PodOptions, Usage
     from .running import Running
     from .values import Check, ExecOptions, LogLine, RegistryLogin, Section
@@ -294,6 +295,10 @@ class Engine:
         return explain.run(self._house, options)
 
     # ---- pods ----
+
+    def hook(self, hooks: Hooks) -> None:
+        """From now on these have a say in the life of pods."""
+        self._house.hooks = hooks
 
     def pod_features(self) -> Features:
         """What pods can be on this host, as it is set."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wherry.volume.volumes import Volumes
 
     from .db import Database
+    from .pods.hooks import Hooks
 
 __all__ = ["House"]
 
@@ -38,6 +39,7 @@ class House:
         self.place = where or place()
         self.warn: Callable[[str], None] = warn or (lambda _text: None)
         self._answer_first = answer_first
+        self._hooks: Hooks | None = None
         self._put_off: deque[Callable[[], object]] = deque()
 
     def later(self, step: Callable[[], object]) -> None:
@@ -64,6 +66,22 @@ class House:
     def behind(self) -> bool:
         """Whether something was put off."""
         return bool(self._put_off)
+
+    @property
+    def hooks(self) -> Hooks:
+        """Who has a say in the life of pods."""
+        from .pods.hooks import NOBODY
+
+        return self._hooks or NOBODY
+
+    @hooks.setter
+    def hooks(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody has."""
+        return self._hooks is not None
 
     @cached_property
     def settings(self) -> Settings:

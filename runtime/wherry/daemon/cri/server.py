@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
@@ -30,6 +30,9 @@ from .processes import Processes
 from .streams import Streams
 from .usage import Usage
 
+if TYPE_CHECKING:
+    from wherry.daemon.nri.engine import PluggedEngine
+
 __all__ = ["Server"]
 
 _log = logging.getLogger("wherryd")
@@ -44,6 +47,12 @@ _OPTIONS = [
 ]
 
 
+def _plugged(place: Place, known: Settings) -> PluggedEngine:
+    from wherry.daemon.nri.engine import PluggedEngine
+
+    return PluggedEngine(place, _log.warning, known.nri_socket, known.nri_timeout)
+
+
 class Server:
     """One CRI. `start` once, `stop` once."""
 
@@ -52,7 +61,8 @@ class Server:
     def __init__(self, place: Place, known: Settings) -> None:
         self.path = f"{place.state}/cri.sock"
         self._group = known.socket_group
-        engine = Engine(place, _log.warning, answer_first=True)
+        self._plugged: PluggedEngine | None = _plugged(place, known) if known.nri_socket else None
+        engine = self._plugged or Engine(place, _log.warning, answer_first=True)
         self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
         self._happenings = Happenings(self._parts)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
@@ -61,6 +71,7 @@ class Server:
             self._server.add_generic_rpc_handlers((services.handlers(name, wrap),))
         self._relay: sockets.Relay | None = None
         self._bound: list[str] = []
+        self._keeping: asyncio.Future[None] | None = None
 
     def _wrapped(self) -> Any:
         kinds = (About, Pods, Containers, Processes, Usage, Metrics, Images)
@@ -75,6 +86,8 @@ class Server:
     async def start(self, given: socket.socket | None) -> None:
         """Listen: on the socket that systemd gave, else on our own."""
         await self._parts.work.look(self._parts.engine.prepare)
+        if self._plugged is not None:
+            await self._plugged.serve()
         path = self.path if given is None else f"{os.path.dirname(self.path)}/cri-inner.sock"
         group = self._group if given is None else ""
         sockets.bound(path, lambda found: self._server.add_insecure_port(f"unix:{found}"), group)
@@ -114,8 +127,11 @@ class Server:
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""
         self._happenings.stop()
-        self._keeping.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
         await self._server.stop(self.GRACE)
+        if self._plugged is not None:
+            await self._plugged.leave()
         for path in self._bound:
             with suppress(FileNotFoundError):
                 os.unlink(path)

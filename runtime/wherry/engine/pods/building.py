@@ -17,7 +17,7 @@ from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json
 
 from . import handlers, limiting, logs, mounts, records, rows, security, spec, starting
-from .values import Held, MemberOptions, PodOptions
+from .values import Held, Member, MemberOptions, Pod, PodOptions
 
 __all__ = ["create"]
 
@@ -87,6 +87,8 @@ def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
         starting.rehearse(house, made.images)
         user = security.user(asked.security, record.config.user, lambda text: imageusers.lookup(house, cid, text, ()))
         config = spec.generate(_inputs(house, cid, pod, ready, record, asked, made, user))
+        undo.add(house.hooks.lost_member, cid)
+        asked, config = _hooked(house, Pod(ready.id, pod, 0, ready, ready.ips), cid, record, asked, config)
         preparing.write_config(house.container_dir(cid), config)
         if config["linux"].get("uidMappings"):
             _own_upper(house, cid, config["linux"])
@@ -98,6 +100,20 @@ def _make(  # noqa: PLR0917  # the stages of a create hand over to each other
         house.db.add_container(row)
     events.container(house, row, "create")
     return cid
+
+
+def _hooked(  # noqa: PLR0917  # all that there is of it
+    house: House, pod: Pod, cid: str, record: ImageRecord, asked: MemberOptions, config: Json
+) -> tuple[MemberOptions, Json]:
+    """What becomes of it by who has a say in it; judged as what was asked in the first place."""
+    before = Member(cid, pod.id, asked, record.id, time.time(), "creating")
+    after, changed = house.hooks.create_member(pod, before, config)
+    if changed is not config:
+        from wherry.oci import spec as oci
+
+        oci.validate(changed)
+        limiting.check(house, after.options.resources)
+    return after.options, changed
 
 
 def _remove_folder(house: House, cid: str) -> None:

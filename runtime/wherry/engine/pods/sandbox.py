@@ -69,6 +69,9 @@ def _run(house: House, options: PodOptions) -> str:
             undo.add(kernel.remove_tree, records.directory(house, pod))
             held, config = _hold(house, pod, options, undo)
             row = PodRow(pod, options.namespace, options.name, options.uid, options.attempt, time.time(), config)
+            told = Pod(pod, options, row.created, held, held.ips)
+            undo.add(house.hooks.lost_pod, told)
+            house.hooks.run_pod(told)
             house.db.add_pod(row)
             undo.add(house.db.remove_pod, pod)
             records.store(house, held)
@@ -202,6 +205,7 @@ def _own(house: House, pod: str, held: contextlib.ExitStack) -> PodRow | None:
 
 def _stop(house: House, row: PodRow) -> None:
     """From "not ready any more" to nothing held. What was begun before shows by what is still there."""
+    held = records.load(house, row.id) if house.hooked else None
     ready = records.forget(house, row.id)
     if not (ready or os.path.isdir(records.run_directory(house, row.id)) or network.owed(house, row.id)):
         return
@@ -214,6 +218,7 @@ def _stop(house: House, row: PodRow) -> None:
     place = cgroups.locate(house, row.id, options)
     _all_of([
         *(partial(member.stop, house, one.id, 0) for one in house.db.members(row.id)),
+        *[partial(house.hooks.stop_pod, _pod(row, held))] * ready,
         partial(pause.end, house, row.id),
         partial(network.leave, house, row.id),
         partial(cgroups.remove, place, made=made),
