@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .tools import run
+from .wherry import until
 
 __all__ = ["NetHost"]
 
@@ -38,6 +39,7 @@ class NetHost:
         run("ip", "-n", f"{name}h", "route", "add", "default", "via", OUTSIDE)
         run("ip", "-n", f"{name}h", "route", "add", "default", "via", OUTSIDE6)
         self._enter(f"/run/netns/{name}h")
+        until(lambda: "linkdown" not in run("ip", "route").stdout, 5, "up0 has no carrier")
 
     def space(self, suffix: str) -> str:
         """A new namespace with loopback up; its path."""

@@ -29,10 +29,11 @@ from .wherry import until
 __all__ = ["Runtime", "chosen", "containerd", "network", "wherryd"]
 
 PODS = "10.88.0.0/16"
+_BRIDGE = "crit0"
 _NETWORK = {
     "cniVersion": "1.0.0", "name": "pods",
     "plugins": [
-        {"type": "bridge", "bridge": "crit0", "isGateway": True, "ipMasq": True, "hairpinMode": True,
+        {"type": "bridge", "bridge": _BRIDGE, "isGateway": True, "ipMasq": True, "hairpinMode": True,
          "ipam": {"type": "host-local", "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}]}},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ],
@@ -100,6 +101,8 @@ class Runtime:
             self.crictl("rmp", "-f", *pods, timeout=120)
         os.kill(self.pid, signal.SIGTERM)
         self.wait()
+        for words in (("ip", "link", "del", _BRIDGE), ("nft", "delete", "table", "inet", "wherry")):
+            run(*words, check=False)  # a network stays when its last pod goes; what comes after may flush all rules
         for directory in self._outside:
             until(functools.partial(_removed, directory), 10, f"{directory} stays")
 

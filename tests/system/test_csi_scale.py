@@ -251,7 +251,8 @@ def test_capacity_adds_up(tmp_path: Path, fs: str) -> None:
                 client.delete(volume)
             probe(client, pool)
             client.sweep()
-            eventually(lambda: abs(room(client) - empty) <= 8 * MIB, 20, f"{room(client)} of {empty} are free again")
+            slack = 64 * MIB if fs == "btrfs" else 8 * MIB  # chunks of metadata that it keeps
+            eventually(lambda: abs(room(client) - empty) <= slack, 20, f"{room(client)} of {empty} are free again")
             assert not loops(pool.path)
         finally:
             driver.kill()

@@ -54,6 +54,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, private_network: object) -
         made.start()
         yield made
         made.end()
+    if DRIVER == "systemd":
+        run("systemctl", "stop", "kubepods.slice", check=False)  # else it would make the tree again
     for top in CGROUPS.glob("kubepods*"):  # a kubelet leaves its trees, which other tests in this guest have, too
         (top / "cgroup.kill").write_text("1")
         until(functools.partial(emptied, top), 10, f"{top} stays")

@@ -50,14 +50,17 @@ class Pod:
     """A pod's cgroup with one container in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._made = path, [CGROUPS]
+        self.path = path
+        self._made: list[Path] = []  # what others have made, systemd perhaps, stays theirs
         if "io" not in (CGROUPS / "cgroup.controllers").read_text().split():
             pytest.skip("cgroup v2 has no io here")
+        parent = CGROUPS
         for part in (path / "container").relative_to(CGROUPS).parts:
-            parent = self._made[-1]
             (parent / "cgroup.subtree_control").write_text("+io")
-            self._made.append(parent / part)
-            self._made[-1].mkdir(exist_ok=True)
+            parent /= part
+            if not parent.is_dir():
+                parent.mkdir()
+                self._made.append(parent)
 
     @property
     def limits(self) -> dict[str, str]:
@@ -74,7 +77,7 @@ class Pod:
         return time.monotonic() - start
 
     def remove(self) -> None:
-        for path in reversed(self._made[1:]):
+        for path in reversed(self._made):
             path.rmdir()
 
 
