@@ -28,6 +28,7 @@ from .notify import Notifier
 
 if TYPE_CHECKING:
     from .cri.server import Server
+    from .docker.server import Server as Docker
 
 __all__ = ["main", "parser"]
 
@@ -38,7 +39,9 @@ _log = logging.getLogger("wherryd")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
-        prog="wherryd", description="Serves the Kubernetes Container Runtime Interface on STATE/cri.sock."
+        prog="wherryd",
+        description="Serves the Kubernetes Container Runtime Interface on STATE/cri.sock and the Docker Engine API on "
+        "STATE/docker.sock.",
     )
     top.add_argument("--root", metavar="DIR", default="", help="where images and containers are kept")
     top.add_argument("--state", metavar="DIR", default="", help="where run state and sockets are")
@@ -100,30 +103,36 @@ async def _serve(
     place: Place, known: config.Settings, given: Mapping[str, socket.socket], notifier: Notifier, listen: Listen
 ) -> None:
     from .cri.server import Server
+    from .docker.server import Server as Docker
 
     stop = asyncio.Event()
     server = Server(place, known)
+    docker = Docker(server.engine, known)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, notifier, listen))
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, docker, notifier, listen))
     try:
         await server.start(given.get("cri"))
+        await docker.start(given.get("docker"))
         watch = loop.create_task(notifier.watch())
-        notifier.tell("READY=1", f"STATUS=serving {server.path}")
-        _log.info("serving %s", server.path)
+        notifier.tell("READY=1", f"STATUS=serving {server.path} and {docker.path}")
+        _log.info("serving %s and %s", server.path, docker.path)
         await stop.wait()
         notifier.tell("STOPPING=1")
         _log.info("stopping: calls that run have %d seconds", server.GRACE)
         watch.cancel()
     finally:
+        await docker.stop()
         await server.stop()
 
 
-def _reload(server: Server, notifier: Notifier, listen: Listen) -> None:
+def _reload(server: Server, docker: Docker, notifier: Notifier, listen: Listen) -> None:
     notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        listen(server.reload())
+        known = server.reload()
+        listen(known)
+        docker.reload(known)
         _log.info("settings are read again")
     except WherryError as error:
         _log.error("settings stay as they were: %s", error)

@@ -83,6 +83,11 @@ class Server:
 
         return wrap
 
+    @property
+    def engine(self) -> Engine:
+        """What serves; other faces may serve by it too."""
+        return self._parts.engine
+
     async def start(self, given: socket.socket | None) -> None:
         """Listen: on the socket that systemd gave, else on our own."""
         await self._parts.work.look(self._parts.engine.prepare)

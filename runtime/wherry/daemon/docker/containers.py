@@ -1,0 +1,9 @@
+"""Containers: their making, their life, and looking at them."""
+
+from __future__ import annotations
+
+from .call import Route
+
+__all__ = ["ROUTES"]
+
+ROUTES: tuple[Route, ...] = ()

@@ -1,0 +1,100 @@
+"""The gate of every call: which version is spoken, what a failure is in HTTP, a line in the log.
+
+Decides the status of each kind of failure, in docker's form ({"message": ...}). Knows no route by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+import wherry
+from wherry.errors import Kind, WherryError
+
+from .call import Call, Route, Version
+from .parts import Parts
+
+__all__ = ["HEADERS", "NEWEST", "OLDEST", "answer", "failed", "wrap"]
+
+_log = logging.getLogger("wherryd.docker")
+OLDEST, NEWEST = Version(1, 24), Version(1, 51)
+HEADERS: Mapping[str, str] = {
+    "Api-Version": str(NEWEST), "Docker-Experimental": "false", "Ostype": "linux",
+    "Server": f"wherry/{wherry.__version__} (linux)",
+}  # fmt: skip
+#: Kind -> HTTP status, as docker's errdefs are mapped (moby api/server/httpstatus)
+STATUS: Mapping[Kind, int] = {
+    Kind.INVALID: 400, Kind.NOT_FOUND: 404, Kind.EXISTS: 409, Kind.CONFLICT: 409, Kind.PRECONDITION: 409,
+    Kind.DENIED: 403, Kind.UNAVAILABLE: 503, Kind.EXHAUSTED: 507, Kind.UNSUPPORTED: 501, Kind.INTERNAL: 500,
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_NUL = re.compile(r"embedded null|NUL byte|surrogates not allowed")
+_SENTENCE_MAX = 4096
+
+
+def answer(value: object, status: int = 200) -> web.Response:
+    """A JSON answer."""
+    return web.json_response(value, status=status)
+
+
+def failed(error: BaseException) -> web.Response:
+    """What a client is told of whatever a call ended with."""
+    status, sentence = _told(error)
+    return web.json_response({"message": sentence[:_SENTENCE_MAX]}, status=status)
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, web.HTTPException):
+        return error.status, error.text if error.status == 413 and error.text else (error.reason or "").lower()
+    if isinstance(error, WherryError):
+        words = f"{error.message}; {error.hint}" if error.hint else error.message
+        # clients look for "No such image" and its kind (docker-py's errors.py)
+        return STATUS[error.kind], re.sub(r"^no such", "No such", words)
+    if isinstance(error, OSError):
+        return 507 if error.errno in _FULL else 500, f"the kernel refused: {error.strerror or error}"
+    if isinstance(error, ValueError) and _NUL.search(str(error)):
+        return 400, "a text of the request has a NUL byte, or is no Unicode"
+    return 500, f"a defect of wherryd: {type(error).__name__}: {error}"
+
+
+def _version(request: web.Request) -> Version:
+    text = request.match_info.get("version")
+    if text is None:
+        return NEWEST
+    major, _, minor = text.partition(".")
+    found = Version(int(major), int(minor))
+    if found < OLDEST:
+        raise WherryError(Kind.INVALID, f"client version {found} is too old. Minimum supported API version is "
+                          f"{OLDEST}, please upgrade your client to a newer version")  # fmt: skip
+    if found > NEWEST:
+        message = f"client version {found} is too new. Maximum supported API version is {NEWEST}"
+        raise WherryError(Kind.INVALID, message)
+    return found
+
+
+def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The handler of a route."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        began = time.monotonic()
+        try:
+            version = _version(request)
+            if version < route.since:
+                raise WherryError(Kind.NOT_FOUND, f"page not found: {route.path} came with {route.since}")
+            given = await route.serve(Call(parts, request, version))
+        except ConnectionError:  # the client has left
+            raise
+        except Exception as error:
+            given = failed(error)
+            if given.status == 500:
+                _log.error("%s %s", route.method, route.path, exc_info=error)
+        took = round((time.monotonic() - began) * 1000, 1)
+        _log.debug("%s %s", route.method, route.path, extra={"fields": {"status": given.status, "ms": took}})
+        return given
+
+    return serve

@@ -1,0 +1,9 @@
+"""Waiting for the end of a container."""
+
+from __future__ import annotations
+
+from .call import Route
+
+__all__ = ["ROUTES"]
+
+ROUTES: tuple[Route, ...] = ()
