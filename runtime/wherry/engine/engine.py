@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wherry.image.inflate import Readable
 
     from .events import Tail
+    from .logs import Follower
     from .pods.features import Features
     from .pods.hooks import Hooks
     from .pods.values import Member, MemberOptions, Pod, PodOptions, Usage
@@ -205,6 +206,16 @@ class Engine:
 
         return listing.containers(self._house, all=all, filters=filters or {}, size=size, last=last)
 
+    def container_id(self, ref: str) -> str:
+        """The id of a container by its name, id, or an unambiguous prefix; NOT_FOUND."""
+        return self._house.db.find(ref).id
+
+    def runs(self, ref: str) -> bool:
+        """Whether a container runs now, paused perhaps; NOT_FOUND."""
+        from . import status
+
+        return status.look(self._house, self._house.db.find(ref).id).running
+
     def inspect(self, ref: str, type: str = "", *, size: bool = False) -> Json:
         """Return docker's inspect object of a container, image, volume or network; `type` "": the first that is."""
         from . import inspection
@@ -234,6 +245,15 @@ class Engine:
         return logs.read(
             self._house, ref, stdout=stdout, stderr=stderr, since=since, until=until, tail=tail, follow=follow
         )
+
+    def follow_logs(
+        self, ref: str, *, stdout: bool = True, stderr: bool = True, since: float = 0, until: float = 0,
+        tail: int | None = None,
+    ) -> Follower:  # fmt: skip
+        """The same for who cannot wait: `more()` gives the lines since the last time, None after the end."""
+        from . import logs
+
+        return logs.follow(self._house, ref, stdout=stdout, stderr=stderr, since=since, until=until, tail=tail)
 
     def top(self, ref: str, ps_args: Sequence[str] = ()) -> Json:
         """Return {"Titles": [...], "Processes": [[...], ...]} as `ps` shows the container's processes."""
@@ -287,6 +307,12 @@ class Engine:
         from . import events
 
         return events.read(self._house, since=since, until=until, filters=filters or {}, follow=follow)
+
+    def event_test(self, filters: Filters) -> Callable[[Json], bool]:
+        """What of `changes` these filters let through; INVALID for one that is not known."""
+        from . import events
+
+        return events.test(filters)
 
     def explain(self, options: RunOptions) -> list[Section]:
         """Tell what `run` would do, section by section, without any effect on the host."""

@@ -18,7 +18,7 @@ from .house import House
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["Tail", "container", "emit", "read", "tail"]
+__all__ = ["Tail", "container", "emit", "read", "tail", "test"]
 
 _MAX_BYTES = 4 << 20
 _POLL_SECONDS = 0.1
@@ -117,6 +117,14 @@ def _label(attributes: Json, text: str) -> bool:
 
 def _matches(event: Json, filters: Filters) -> bool:
     return all(any(_FILTERS[name](event, value) for value in values) for name, values in filters.items())
+
+
+def test(filters: Filters) -> Callable[[Json], bool]:
+    """What lets an event through; INVALID for a filter that is not known."""
+    from .filters import check
+
+    check(filters, _FILTERS)
+    return lambda event: _matches(event, filters)
 
 
 def read(house: House, *, since: float, until: float, filters: Filters, follow: bool) -> Iterator[Json]:

@@ -48,7 +48,8 @@ def start(house: House, ref: str, options: ExecOptions) -> Stream:
 
         process.kill_group(session.launched.init)
 
-    return Stream(house, row.id, session.stream, tty=options.tty, lost=lost, ended=ended, kill=kill)
+    pid = session.launched.init.pid if session.launched.init else 0
+    return Stream(house, row.id, session.stream, tty=options.tty, lost=lost, ended=ended, kill=kill, pid=pid)
 
 
 def _session(house: House, row: Container, options: ExecOptions) -> Session:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.errors import Kind, WherryError
 
@@ -19,7 +19,10 @@ from .house import House
 from .status import look
 from .values import LogLine
 
-__all__ = ["read"]
+if TYPE_CHECKING:
+    from .db import Container
+
+__all__ = ["Follower", "follow", "read"]
 
 _LINE_MAX = 1 << 20
 _POLL = 0.05
@@ -71,17 +74,22 @@ def read(
 ) -> Iterator[LogLine]:
     """The verb. Checks at once, yields later."""
     row = house.db.find(ref)
-    log = row.config["log"]
-    wanted = {name for name, on in (("stdout", stdout), ("stderr", stderr)) if on}
-    bounds = _bound(since), _bound(until)
-    if log["driver"] == "journald":
-        return _journal(row.id, wanted, bounds, tail, follow)
-    if log["driver"] not in _PARSERS:
-        hint = "the container was made with --log-driver none"
-        raise WherryError(Kind.UNSUPPORTED, "configured logging driver does not support reading", hint=hint)
-    path = os.path.join(house.container_dir(row.id), log["file"])  # that of a pod's container lies elsewhere
-    reader = _Reader(path, log["files"], _PARSERS[log["driver"]])
-    return _lines(house, row.id, reader, wanted, bounds, tail, follow)
+    wanted = _wanted(stdout, stderr)
+    if row.config["log"]["driver"] == "journald":
+        return _journal(row.id, wanted, (_bound(since), _bound(until)), tail, follow)
+    return _lines(Follower(house, row, wanted, (_bound(since), _bound(until)), tail), follow)
+
+
+def follow(
+    house: House, ref: str, *, stdout: bool, stderr: bool, since: float, until: float, tail: int | None
+) -> Follower:
+    """The same for who looks again and again. UNSUPPORTED for a log of the journal's, which only its own program
+    reads."""
+    return Follower(house, house.db.find(ref), _wanted(stdout, stderr), (_bound(since), _bound(until)), tail)
+
+
+def _wanted(stdout: bool, stderr: bool) -> set[str]:
+    return {name for name, on in (("stdout", stdout), ("stderr", stderr)) if on}
 
 
 def _bound(moment: float) -> str:
@@ -89,26 +97,46 @@ def _bound(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") if moment else ""
 
 
-def _lines(  # noqa: PLR0917  # one call
-    house: House,
-    cid: str,
-    reader: _Reader,
-    wanted: set[str],
-    bounds: tuple[str, str],
-    tail: int | None,
-    follow: bool,
-) -> Iterator[LogLine]:
-    def fits(line: LogLine) -> bool:
-        return line.stream in wanted and line.time >= bounds[0] and not (bounds[1] and line.time > bounds[1])
+class Follower:
+    """A log, looked at again and again. `more` does not wait."""
 
-    past = (line for line in reader.more() if fits(line))
-    yield from past if tail is None else _last(past, tail)
-    while follow:
-        alive = look(house, cid).status in ("running", "paused", "restarting")
-        fresh = list(reader.more())
-        yield from (line for line in fresh if fits(line))
-        if not fresh and (not alive or (bounds[1] and _bound(time.time()) > bounds[1])):
-            return
+    def __init__(
+        self, house: House, row: Container, wanted: set[str], bounds: tuple[str, str], tail: int | None
+    ) -> None:
+        log = row.config["log"]
+        if log["driver"] not in _PARSERS:
+            hint = "the container was made with another --log-driver"
+            raise WherryError(Kind.UNSUPPORTED, "configured logging driver does not support reading", hint=hint)
+        path = os.path.join(house.container_dir(row.id), log["file"])  # that of a pod's container lies elsewhere
+        self._reader = _Reader(path, log["files"], _PARSERS[log["driver"]])
+        self._house, self._id, self._wanted, self._bounds, self._tail = house, row.id, wanted, bounds, tail
+        self._began = False
+
+    def past(self) -> Iterator[LogLine]:
+        """What is there at the first look."""
+        self._began = True
+        lines = (line for line in self._reader.more() if self._fits(line))
+        return lines if self._tail is None else _last(lines, self._tail)
+
+    def more(self) -> list[LogLine] | None:
+        """The lines since the last look. None: there are no more, and no more will come."""
+        if not self._began:
+            return list(self.past())
+        alive = look(self._house, self._id).status in ("running", "paused", "restarting")
+        fresh = list(self._reader.more())
+        if not fresh and (not alive or (self._bounds[1] and _bound(time.time()) > self._bounds[1])):
+            return None
+        return [line for line in fresh if self._fits(line)]
+
+    def _fits(self, line: LogLine) -> bool:
+        late = self._bounds[1] and line.time > self._bounds[1]
+        return line.stream in self._wanted and line.time >= self._bounds[0] and not late
+
+
+def _lines(log: Follower, follow: bool) -> Iterator[LogLine]:
+    yield from log.past()
+    while follow and (fresh := log.more()) is not None:
+        yield from fresh
         if not fresh:
             time.sleep(_POLL)
 

@@ -20,6 +20,7 @@ class Running(Protocol):
 
     id: str  # the container's, also for an exec session
     tty: bool
+    pid: int  # of an exec session's process; 0 where that is not known
 
     def fileno(self) -> int:
         """Return the descriptor to poll for frames, -1 if there is no stream."""
@@ -50,6 +51,9 @@ class Running(Protocol):
 
     def no_waiting(self) -> None:
         """For an event loop: from now on `write`, `eof` and `resize` queue what does not go at once."""
+
+    def quiet(self) -> None:
+        """Ask for nothing but the end from now on: output that nobody reads does not hold the process back."""
 
     def flush(self) -> bool:
         """Send what is queued, as much as goes without waiting; whether all of it is gone."""

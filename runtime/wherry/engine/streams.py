@@ -33,10 +33,11 @@ class Stream:
         lost: Callable[[], ExitStatus] | None = None,
         ended: Callable[[int], None] | None = None,
         kill: Callable[[], None] | None = None,
+        pid: int = 0,
     ) -> None:
         self._house, self._stream, self._settle, self._lost = house, stream, settle, lost
         self._told, self._kill = ended, kill
-        self.id, self.tty = cid, tty
+        self.id, self.tty, self.pid = cid, tty, pid
         self._status: ExitStatus | None = None
 
     def fileno(self) -> int:
@@ -93,6 +94,11 @@ class Stream:
         """See `Running`."""
         if self._stream:
             self._stream.waits = False
+
+    def quiet(self) -> None:
+        """See `Running`."""
+        if self._stream:
+            self._stream.quiet()
 
     def flush(self) -> bool:
         """See `Running`."""

@@ -1,9 +1,197 @@
-"""Attaching to a container: the connection taken over (docker's raw stream), or a WebSocket."""
+"""Attaching to a container: the connection taken over (docker's raw stream), or a WebSocket.
+
+Decides what a client hears (from now on, what the log has before that, or from the first byte of a start that is still
+to come), and that a container goes on when its client goes.
+"""
 
 from __future__ import annotations
 
-from .call import Route
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
-__all__ = ["ROUTES"]
+from aiohttp import web
 
-ROUTES: tuple[Route, ...] = ()
+from wherry.daemon.streaming.frames import CHUNK, Frames
+from wherry.errors import WherryError
+from wherry.model import ATTACH_STDERR, ATTACH_STDOUT, Json
+
+from . import hijack
+from .call import Call, Route, Version
+from .hijack import Client, Keys
+
+__all__ = ["ROUTES", "Wanted", "conversed", "feed"]
+
+_KINDS = {"stdout": ATTACH_STDOUT, "stderr": ATTACH_STDERR}
+
+
+class Wanted(NamedTuple):
+    """Which streams, and the keys that let go."""
+
+    stdin: bool
+    outputs: frozenset[int]
+    keys: bytes
+
+
+class _Tap:
+    """Waits in `lives` for a start, and takes what comes then."""
+
+    def __init__(self, client: Client, wanted: Wanted) -> None:
+        self._client, self._wanted = client, wanted
+        loop = asyncio.get_running_loop()
+        self.frames: asyncio.Future[Frames] = loop.create_future()
+        self.ended: asyncio.Future[WherryError | None] = loop.create_future()
+        self.left = False
+
+    def begun(self, frames: Frames) -> None:
+        """See `Tap`."""
+        if not self.frames.done():
+            self.frames.set_result(frames)
+
+    async def take(self, kind: int, payload: bytes) -> None:
+        """See `Tap`."""
+        if self.left:
+            raise ConnectionResetError("the client has let go")
+        if kind in self._wanted.outputs:
+            await self._client.take(kind, payload)
+
+    def over(self, error: WherryError | None) -> None:
+        """See `Tap`."""
+        self.frames.cancel()
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+
+async def feed(client: Client, frames: Frames, keys: bytes) -> bool:
+    """A client's input, up to its end (False) or the detach keys (True), which only a terminal's has."""
+    watch = Keys(keys) if frames.tty else None
+    while data := await client.read():
+        typed, let_go = watch.typed(data) if watch else (data, False)
+        for start in range(0, len(typed), CHUNK):
+            await frames.send(typed[start : start + CHUNK])
+        if let_go:
+            return True
+    if not frames.tty:
+        await frames.eof()
+    return False
+
+
+async def conversed(client: Client, output: Awaitable[object], typing: Callable[[], Awaitable[bool]]) -> None:
+    """Until the output ends, the detach keys were typed, or the client is gone; whatever still runs is cancelled."""
+    ends = asyncio.ensure_future(output), asyncio.ensure_future(client.vanished())
+    typed = asyncio.ensure_future(typing())
+    try:
+        waited = {*ends, typed}
+        while True:
+            done, waited = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if any(end in done for end in ends) or (typed in done and (typed.exception() or typed.result())):
+                return
+    finally:
+        for task in (*ends, typed):
+            task.cancel()
+        await asyncio.gather(*ends, typed, return_exceptions=True)
+
+
+async def _facts(call: Call) -> tuple[str, Json]:
+    found = await call.parts.look(call.engine.inspect, call.ref(), "container")
+    return str(found["Id"]), found
+
+
+def _wanted(call: Call) -> Wanted:
+    outputs = frozenset(kind for name, kind in _KINDS.items() if call.flag(name))
+    return Wanted(call.flag("stdin"), outputs, hijack.detach_keys(call.text("detachKeys")))
+
+
+async def attach(call: Call) -> web.StreamResponse:
+    """`POST /containers/{id}/attach`."""
+    wanted = _wanted(call)
+    cid, facts = await _facts(call)
+    client, answer = await hijack.opened(call, tty=facts["Config"]["Tty"])
+    await _session(call, cid, facts, client, wanted)
+    return answer
+
+
+async def attach_socket(call: Call) -> web.StreamResponse:
+    """`GET /containers/{id}/attach/ws`."""
+    wanted = _wanted(call)
+    if not (wanted.stdin or wanted.outputs):  # as the older dockers have it: all of them
+        wanted = Wanted(True, frozenset(_KINDS.values()), wanted.keys)
+    cid, facts = await _facts(call)
+    socket = web.WebSocketResponse(compress=False, max_msg_size=1 << 20)
+    await socket.prepare(call.request)
+    await _session(call, cid, facts, hijack.Socket(socket, call.request), wanted)
+    return socket
+
+
+async def _session(call: Call, cid: str, facts: Json, client: Client, wanted: Wanted) -> None:
+    try:
+        if call.flag("logs"):
+            await _past(call, cid, client, wanted)
+        if call.flag("stream") or "stream" not in call.request.query:
+            if facts["State"]["Running"]:
+                await _join(call, cid, client, wanted)
+            else:
+                await _attend(call, cid, client, wanted)
+    except ConnectionError:
+        pass
+    finally:
+        await client.close()
+
+
+async def _past(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
+    names = {name: kind in wanted.outputs for name, kind in _KINDS.items()}
+    log = await call.parts.look(lambda: call.engine.follow_logs(cid, **names))
+    for line in await call.parts.look(log.more) or ():
+        await client.take(_KINDS[line.stream], line.data)
+
+
+async def _join(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
+    """One that runs: by a connection of our own to its monitor."""
+    frames = Frames(await call.parts.change(call.engine.attach, cid, stdin=wanted.stdin))
+
+    async def output() -> None:
+        async for kind, payload in frames:
+            if kind in wanted.outputs:
+                await client.take(kind, payload)
+
+    async def typing() -> bool:
+        return await feed(client, frames, wanted.keys) if wanted.stdin else await _ignored(client)
+
+    try:
+        if not wanted.outputs:
+            await frames.quiet()
+        await conversed(client, output(), typing)
+    finally:
+        frames.close()
+
+
+async def _attend(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
+    """One that is still to be started."""
+    tap, lives = _Tap(client, wanted), call.parts.lives
+
+    async def typing() -> bool:
+        if not wanted.stdin:
+            return await _ignored(client)
+        return await feed(client, await asyncio.shield(tap.frames), wanted.keys)
+
+    lives.attend(cid, tap)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await conversed(client, asyncio.shield(tap.ended), typing)
+    finally:
+        tap.left = True
+        lives.leave(cid, tap)
+
+
+async def _ignored(client: Client) -> bool:
+    """What a client says that gives no input."""
+    while await client.read():
+        pass
+    return False
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/containers/{id}/attach", attach),
+    Route("GET", "/containers/{id}/attach/ws", attach_socket, Version(1, 24)),
+)

@@ -9,6 +9,10 @@ from wherry.daemon.work import Work
 from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
 
+from .execlist import Execs
+from .happenings import Happenings
+from .lives import Lives
+
 __all__ = ["Parts"]
 
 _P = ParamSpec("_P")
@@ -21,6 +25,16 @@ class Parts:
     def __init__(self, engine: Engine, known: Settings) -> None:
         self.engine, self.known = engine, known
         self.work = Work()
+        self.happenings = Happenings(engine)
+        self.lives = Lives(engine, self.happenings)
+        self.execs = Execs(engine)
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        self.happenings.stop()
+        await self.lives.stop()
+        await self.execs.stop()
+        self.work.close()
 
     async def look(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Something quick that changes nothing."""

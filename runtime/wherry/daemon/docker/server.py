@@ -89,7 +89,7 @@ class Server:
                 os.unlink(path)
         if self._runner is not None:
             await self._runner.cleanup()
-        self._parts.work.close()
+        await self._parts.stop()
 
 
 async def _signed(_request: web.Request, response: web.StreamResponse) -> None:

@@ -72,6 +72,10 @@ class Frames(AsyncIterator[tuple[int, bytes]]):
         """No more standard input."""
         await self._sent(self._running.eof)
 
+    async def quiet(self) -> None:
+        """Nobody reads any more: only the end is told."""
+        await self._sent(self._running.quiet)
+
     async def resize(self, rows: int, cols: int) -> None:
         """Set the terminal's size."""
         await self._sent(lambda: self._running.resize(rows, cols))
