@@ -83,7 +83,7 @@ class DockerD(Wherryd):
     # ---- the docker CLI
 
     def docker(
-        self, *words: object, cli: str = "", check: bool = True, stdin: str | None = None, timeout: float = 60,
+        self, *words: object, cli: str = "", check: bool = True, stdin: str | None = None, timeout: float = 30,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run the docker CLI (`cli`: which) on this socket; output is text."""

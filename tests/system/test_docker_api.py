@@ -36,3 +36,54 @@ def test_a_life_by_the_cli(docker: DockerD, cli: str) -> None:
     assert "Error response from daemon: container other is not running" in again.stderr
     docker.docker("rm", "-f", "other", cli=cli)
     assert docker.out("ps", "-aq", cli=cli) == ""
+
+
+def test_run_and_the_ends_of_it(docker: DockerD) -> None:
+    docker_run = ("run", "--rm", "--network", "none", "busybox")
+    done = docker.docker(*docker_run, "sh", "-c", "echo out; echo err >&2; exit 3", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    missing = docker.docker(*docker_run, "/no/such/thing", check=False)
+    assert missing.returncode == 127, missing.stderr
+    forbidden = docker.docker(*docker_run, "/etc", check=False)
+    assert forbidden.returncode == 126, forbidden.stderr
+    assert docker.out("ps", "-aq") == ""
+
+
+def test_bodies_and_names_that_are_wrong(docker: DockerD) -> None:
+    assert docker.post("/containers/create", b"{").status == 400
+    assert docker.post("/containers/create", {"Image": "none/such"}).status == 404
+    assert docker.post("/containers/create", {"Image": "none/such"}).message.startswith("No such image: none/such")
+    assert docker.post("/containers/create", {"Image": "busybox", "Cmd": 1}).status == 400
+    assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"Links": ["a:b"]}}).status == 501
+    assert docker.post("/containers/create?name=a", {"Image": "busybox"}).status == 400
+    assert docker.post("/containers/create?name=one", {"Image": "busybox", "Unknown": 1}).status == 201
+    again = docker.post("/containers/create?name=one", {"Image": "busybox"})
+    assert again.status == 409
+    assert 'The container name "/one" is already in use by container' in again.message
+    for method, path in (("GET", "json"), ("POST", "start"), ("POST", "stop"), ("POST", "kill"), ("GET", "top")):
+        answer = docker.ask(method, f"/containers/none/{path}")
+        assert (answer.status, answer.message) == (404, "No such container: none"), path
+    assert docker.post("/containers/one/stop").status == 304
+    assert docker.post("/containers/one/kill").status == 409
+    assert docker.post("/containers/create", b" " * (5 << 20)).status == 413
+    assert docker.get("/v1.23/containers/json").status == 400
+    assert docker.get("/v1.99/containers/json").status == 400
+    assert docker.get('/containers/json?filters={"status":["no"]}').status == 400
+    assert docker.get('/containers/json?filters=["a"]').status == 400
+
+
+def test_stats_top_update_info(docker: DockerD) -> None:
+    docker.docker("run", "-d", "--name", "one", "--network", "none", "busybox", "sleep", "600")
+    found = docker.get("/containers/one/stats?stream=0").json()
+    assert found["cpu_stats"]["system_cpu_usage"] > found["precpu_stats"]["system_cpu_usage"] > 0
+    assert "one" in docker.out("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}}")
+    assert "sleep 600" in docker.out("top", "one")
+    docker.docker("update", "--restart", "always", "one")
+    assert docker.out("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", "one") == "always"
+    assert docker.out("info", "-f", "{{.ContainersRunning}} {{.DefaultRuntime}}") == "1 wherry"
+    assert docker.out("version", "-f", "{{.Server.APIVersion}}") == "1.51"
+    assert docker.docker("system", "df").stdout.startswith("TYPE")
+    assert docker.post("/containers/one/start").status == 304
+    assert docker.post("/containers/one/resize?h=10&w=x").status == 400
+    docker.docker("rm", "-f", "one")
+    docker.docker("container", "prune", "-f")

@@ -118,6 +118,12 @@ class Engine:
 
         stop.restart(self._house, ref, timeout, signal)
 
+    def tell_restarted(self, ref: str) -> None:
+        """The event of a restart, for a face that has stopped it and started it by itself."""
+        from . import stop
+
+        stop.tell_restarted(self._house, ref)
+
     def kill(self, ref: str, signal: str = "KILL") -> None:
         """Send a signal ("TERM", "SIGTERM", "15"). Conflict if it is not running."""
         from . import stop
@@ -509,6 +515,12 @@ class Engine:
         from . import registries
 
         return registries.login(self._house, server, user, secret)
+
+    def login_try(self, server: str, user: str, secret: str) -> None:
+        """Try credentials of a registry, and keep nothing. DENIED if they are not good."""
+        from . import registries
+
+        registries.login_try(self._house, server, user, secret)
 
     def login_again(self, server: str) -> bool | None:
         """Whether the credentials that are kept are still good; None where there are none."""

@@ -14,7 +14,9 @@ from wherry.model import ImageRecord, Json, ProgressEvent
 from . import events
 from .house import House
 
-__all__ = ["login", "login_again", "logins", "logout", "pull_all", "pull_tags", "push", "referrers", "repository"]
+__all__ = [
+    "login", "login_again", "login_try", "logins", "logout", "pull_all", "pull_tags", "push", "referrers", "repository",
+]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -71,6 +73,14 @@ def login(house: House, server: str, user: str, secret: str) -> str:
     registry = logins.registry_of(server)
     given = Credentials(user, secret)
     return logins.store(registry, logins.verify(registry, given, house.images.reach), os.environ)
+
+
+def login_try(house: House, server: str, user: str, secret: str) -> None:
+    """Try credentials only."""
+    from wherry.image import logins
+    from wherry.image.auth import Credentials
+
+    logins.verify(logins.registry_of(server), Credentials(user, secret), house.images.reach)
 
 
 def login_again(house: House, server: str) -> bool | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .db import Container
 
-__all__ = ["ended", "kill", "pause", "restart", "stop", "stop_row", "unpause", "wait"]
+__all__ = ["ended", "kill", "pause", "restart", "stop", "stop_row", "tell_restarted", "unpause", "wait"]
 
 _POLL = 0.02
 
@@ -102,6 +102,11 @@ def restart(house: House, ref: str, timeout: int | None, signal: str) -> None:
     stop_row(house, row, timeout, signal)
     start.start(house, row.id, attach=False, interactive=False)
     events.container(house, row, "restart")
+
+
+def tell_restarted(house: House, ref: str) -> None:
+    """Its event alone."""
+    events.container(house, house.db.find(ref), "restart")
 
 
 def kill(house: House, ref: str, signal: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from wherry.daemon import check, sockets
+from wherry.daemon.warn import warn
 from wherry.engine.config import Settings, settings
 from wherry.engine.engine import Engine
 from wherry.model import Place
@@ -50,7 +51,7 @@ _OPTIONS = [
 def _plugged(place: Place, known: Settings) -> PluggedEngine:
     from wherry.daemon.nri.engine import PluggedEngine
 
-    return PluggedEngine(place, _log.warning, known.nri_socket, known.nri_timeout)
+    return PluggedEngine(place, warn, known.nri_socket, known.nri_timeout)
 
 
 class Server:
@@ -62,7 +63,7 @@ class Server:
         self.path = f"{place.state}/cri.sock"
         self._group = known.socket_group
         self._plugged: PluggedEngine | None = _plugged(place, known) if known.nri_socket else None
-        engine = self._plugged or Engine(place, _log.warning, answer_first=True)
+        engine = self._plugged or Engine(place, warn, answer_first=True)
         self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
         self._happenings = Happenings(self._parts)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from aiohttp import web
 
+from wherry.daemon.streaming.frames import Frames
+from wherry.daemon.warn import hearing
+from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
-from wherry.model import Json
+from wherry.model import Json, RunOptions
 
 from . import requests
 from .call import Call, Route
@@ -32,7 +37,8 @@ async def listed(call: Call) -> web.StreamResponse:
 
 async def inspected(call: Call) -> web.StreamResponse:
     """docker's object of one."""
-    return answer(await call.parts.look(call.engine.inspect, call.ref(), "container", size=call.flag("size")))
+    found: Json = await call.parts.look(call.engine.inspect, call.ref(), "container", size=call.flag("size"))
+    return answer({**found, "ExecIDs": call.parts.execs.of(found["Id"]) or None})
 
 
 async def _state(call: Call) -> Json:
@@ -48,16 +54,30 @@ async def created(call: Call) -> web.StreamResponse:
     """Make one; its image must be there."""
     body = await call.json()
     options = requests.create(body, call.text("name"), call.text("platform"))
-    cid = await call.parts.change(call.engine.create, options)
-    return answer({"Id": cid, "Warnings": []}, 201)
+    cid, warnings = await call.parts.change(_create, call.engine, options)
+    return answer({"Id": cid, "Warnings": warnings}, 201)
+
+
+def _create(engine: Engine, options: RunOptions) -> tuple[str, list[str]]:
+    with hearing() as warnings:
+        return engine.create(options), warnings
 
 
 async def started(call: Call) -> web.StreamResponse:
     """Start; 304 for one that runs."""
-    if (await _state(call))["Running"]:
-        return _done(304)
-    await call.parts.change(call.engine.start, call.ref())
-    return _done()
+    cid = await call.parts.look(call.engine.container_id, call.ref())
+    try:
+        return _done(204 if await call.parts.lives.start(cid) else 304)
+    except WherryError:
+        await call.parts.change(_unstarted, call.engine, cid)
+        raise
+
+
+def _unstarted(engine: Engine, cid: str) -> None:
+    """What could not be started goes if it was to go at its end: a client waits for that."""
+    with contextlib.suppress(WherryError):
+        if engine.inspect(cid, "container")["HostConfig"]["AutoRemove"]:
+            engine.remove(cid, volumes=True)
 
 
 def _grace(call: Call) -> int | None:
@@ -75,7 +95,10 @@ async def stopped(call: Call) -> web.StreamResponse:
 
 async def restarted(call: Call) -> web.StreamResponse:
     """Stop if it runs, and start."""
-    await call.parts.wait(call.engine.restart, call.ref(), _grace(call), call.text("signal"))
+    grace, signal = _grace(call), call.text("signal")
+    cid = await call.parts.look(call.engine.container_id, call.ref())
+    await call.parts.lives.start(cid, lambda: call.parts.wait(call.engine.stop, cid, grace, signal))
+    await call.parts.change(call.engine.tell_restarted, cid)
     return _done()
 
 
@@ -120,7 +143,20 @@ async def removed(call: Call) -> web.StreamResponse:
     return _done()
 
 
-_ONE = r"/containers/{id:[^/]+}"
+async def resized(call: Call) -> web.StreamResponse:
+    """The size of its terminal."""
+    rows, cols = call.number("h") or 0, call.number("w") or 0
+    if not (0 <= rows <= 0xFFFF and 0 <= cols <= 0xFFFF):
+        raise WherryError(Kind.INVALID, "h and w must be numbers of rows and columns, up to 65535")
+    frames = Frames(await call.parts.change(call.engine.attach, call.ref(), stdin=False))
+    try:
+        await frames.resize(rows, cols)
+    finally:
+        frames.close()
+    return _done(200)
+
+
+_ONE = "/containers/{id}"
 ROUTES = (
     Route("GET", "/containers/json", listed),
     Route("POST", "/containers/create", created),
@@ -133,5 +169,6 @@ ROUTES = (
     Route("POST", f"{_ONE}/unpause", unpaused),
     Route("POST", f"{_ONE}/rename", renamed),
     Route("POST", f"{_ONE}/update", updated),
+    Route("POST", f"{_ONE}/resize", resized),
     Route("DELETE", _ONE, removed),
 )

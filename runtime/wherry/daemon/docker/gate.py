@@ -36,6 +36,9 @@ STATUS: Mapping[Kind, int] = {
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _NUL = re.compile(r"embedded null|NUL byte|surrogates not allowed")
 _SENTENCE_MAX = 4096
+#: beginnings that clients look for, as docker-py's errors.py does for the first
+_DOCKERS = {"no such": "No such", "the container name": "Conflict. The container name"}
+_BEGINNING = re.compile(f"^({'|'.join(_DOCKERS)})")
 
 
 def answer(value: object, status: int = 200) -> web.Response:
@@ -55,8 +58,7 @@ def _told(error: BaseException) -> tuple[int, str]:
         return error.status, error.text if error.status == 413 and error.text else (error.reason or "").lower()
     if isinstance(error, WherryError):
         words = f"{error.message}; {error.hint}" if error.hint else error.message
-        # clients look for "No such image" and its kind (docker-py's errors.py)
-        return STATUS[error.kind], re.sub(r"^no such", "No such", words)
+        return STATUS[error.kind], _BEGINNING.sub(lambda found: _DOCKERS[found[0]], words)
     if isinstance(error, OSError):
         return 507 if error.errno in _FULL else 500, f"the kernel refused: {error.strerror or error}"
     if isinstance(error, ValueError) and _NUL.search(str(error)):
