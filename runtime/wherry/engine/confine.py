@@ -37,14 +37,21 @@ def seccomp(chosen: Security, caps: Iterable[str], facts: HostFacts) -> Json | N
 
 
 def _file(path: str) -> Json:
+    """A profile's file, or its text: clients of the API read files on their own side."""
+    if path.startswith("{"):
+        return _profile("given", path.encode())
     try:
         with open(path, "rb") as file:
             text = file.read(_MAX_PROFILE + 1)
     except OSError as error:
         raise WherryError(Kind.INVALID, f"opening seccomp profile ({path}) failed: {error.strerror}") from error
+    return _profile(path, text)
+
+
+def _profile(path: str, text: bytes) -> Json:
     try:
         profile = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WherryError(Kind.INVALID, f"decoding seccomp profile {path} failed: {error}") from error
     if not isinstance(profile, dict):
         raise WherryError(Kind.INVALID, f"decoding seccomp profile {path} failed: it is no object")

@@ -20,7 +20,7 @@ _TRUE = {"", "true", "1"}
 
 
 class Security(NamedTuple):
-    """The options' meaning. `seccomp`: "" the profile's own, "unconfined", or a file's path."""
+    """The options' meaning. `seccomp`: "" the profile's own, "unconfined", a file's path, or a profile's JSON."""
 
     profile: str = "default"
     privileged: bool = False
@@ -64,7 +64,7 @@ def _unmask(now: Security, text: str) -> Security:
 def _seccomp(now: Security, text: str) -> Security:
     if text in ("unconfined", "builtin", ""):
         return now._replace(seccomp="" if text == "builtin" else text)
-    return now._replace(seccomp=os.path.abspath(text))
+    return now._replace(seccomp=text if text.startswith("{") else os.path.abspath(text))
 
 
 _OPTIONS: dict[str, Callable[[Security, str], Security]] = {

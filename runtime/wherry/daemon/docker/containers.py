@@ -2,8 +2,136 @@
 
 from __future__ import annotations
 
-from .call import Route
+from aiohttp import web
+
+from wherry.errors import Kind, WherryError
+from wherry.model import Json
+
+from . import requests
+from .call import Call, Route
+from .gate import answer
 
 __all__ = ["ROUTES"]
 
-ROUTES: tuple[Route, ...] = ()
+
+def _done(status: int = 204) -> web.Response:
+    return web.Response(status=status)
+
+
+# ---- looking ----
+
+
+async def listed(call: Call) -> web.StreamResponse:
+    """All that run, or `all`; `limit`: the newest, in any state."""
+    last = max(call.number("limit") or 0, 0)
+    found = await call.parts.look(
+        call.engine.containers, all=call.flag("all"), filters=call.filters(), size=call.flag("size"), last=last
+    )
+    return answer(found)
+
+
+async def inspected(call: Call) -> web.StreamResponse:
+    """docker's object of one."""
+    return answer(await call.parts.look(call.engine.inspect, call.ref(), "container", size=call.flag("size")))
+
+
+async def _state(call: Call) -> Json:
+    found: Json = await call.parts.look(call.engine.inspect, call.ref(), "container")
+    state: Json = found["State"]
+    return state
+
+
+# ---- life ----
+
+
+async def created(call: Call) -> web.StreamResponse:
+    """Make one; its image must be there."""
+    body = await call.json()
+    options = requests.create(body, call.text("name"), call.text("platform"))
+    cid = await call.parts.change(call.engine.create, options)
+    return answer({"Id": cid, "Warnings": []}, 201)
+
+
+async def started(call: Call) -> web.StreamResponse:
+    """Start; 304 for one that runs."""
+    if (await _state(call))["Running"]:
+        return _done(304)
+    await call.parts.change(call.engine.start, call.ref())
+    return _done()
+
+
+def _grace(call: Call) -> int | None:
+    return call.number("t")
+
+
+async def stopped(call: Call) -> web.StreamResponse:
+    """Stop; 304 for one that does not run."""
+    state = await _state(call)
+    if not state["Running"] and not state["Restarting"]:
+        return _done(304)
+    await call.parts.wait(call.engine.stop, call.ref(), _grace(call), call.text("signal"))
+    return _done()
+
+
+async def restarted(call: Call) -> web.StreamResponse:
+    """Stop if it runs, and start."""
+    await call.parts.wait(call.engine.restart, call.ref(), _grace(call), call.text("signal"))
+    return _done()
+
+
+async def killed(call: Call) -> web.StreamResponse:
+    """Send a signal."""
+    await call.parts.change(call.engine.kill, call.ref(), call.text("signal") or "KILL")
+    return _done()
+
+
+async def paused(call: Call) -> web.StreamResponse:
+    """Freeze."""
+    await call.parts.change(call.engine.pause, call.ref())
+    return _done()
+
+
+async def unpaused(call: Call) -> web.StreamResponse:
+    """Thaw."""
+    await call.parts.change(call.engine.unpause, call.ref())
+    return _done()
+
+
+async def renamed(call: Call) -> web.StreamResponse:
+    """Another name."""
+    if not call.text("name"):
+        raise WherryError(Kind.INVALID, "Neither old nor new names may be empty")
+    await call.parts.change(call.engine.rename, call.ref(), call.text("name").removeprefix("/"))
+    return _done()
+
+
+async def updated(call: Call) -> web.StreamResponse:
+    """Other limits, another restart policy."""
+    wanted = requests.update(await call.json())
+    warnings = await call.parts.change(call.engine.update, call.ref(), wanted.limits, wanted.restart)
+    return answer({"Warnings": warnings})
+
+
+async def removed(call: Call) -> web.StreamResponse:
+    """Remove; `force` kills it before, `v` takes its anonymous volumes along."""
+    if call.flag("link"):
+        raise WherryError(Kind.UNSUPPORTED, "links are not supported by wherry", hint="leave link out")
+    await call.parts.wait(call.engine.remove, call.ref(), force=call.flag("force"), volumes=call.flag("v"))
+    return _done()
+
+
+_ONE = r"/containers/{id:[^/]+}"
+ROUTES = (
+    Route("GET", "/containers/json", listed),
+    Route("POST", "/containers/create", created),
+    Route("GET", f"{_ONE}/json", inspected),
+    Route("POST", f"{_ONE}/start", started),
+    Route("POST", f"{_ONE}/stop", stopped),
+    Route("POST", f"{_ONE}/restart", restarted),
+    Route("POST", f"{_ONE}/kill", killed),
+    Route("POST", f"{_ONE}/pause", paused),
+    Route("POST", f"{_ONE}/unpause", unpaused),
+    Route("POST", f"{_ONE}/rename", renamed),
+    Route("POST", f"{_ONE}/update", updated),
+    Route("DELETE", _ONE, removed),
+)
