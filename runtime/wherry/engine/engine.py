@@ -465,11 +465,22 @@ class Engine:
             return registries.pull_all(self._house, reference, progress)
         return images.pull(self._house, reference, platform, progress)
 
-    def pull_as(self, reference: str, login: RegistryLogin | None) -> ImageRecord:
+    def pull_as(
+        self, reference: str, login: RegistryLogin | None, platform: str = "", progress: Progress | None = None
+    ) -> ImageRecord:
         """Fetch and unpack an image of a registry with these credentials, or with none; none are looked up."""
         from . import images
 
-        return images.pull_as(self._house, reference, login)
+        return images.pull_as(self._house, reference, login, platform, progress)
+
+    def push_as(
+        self, name: str, login: RegistryLogin | None, progress: Progress | None = None, *, all_tags: bool = False
+    ) -> Iterator[Json]:
+        """`push` with these credentials, or with none; none are looked up."""
+        from . import images, registries
+
+        known = images.credentials_of(name, login)
+        return registries.push(self._house, name, progress, all_tags=all_tags, credentials=known)
 
     def image_records(self) -> list[ImageRecord]:
         """All images, each once."""

@@ -17,14 +17,15 @@ from . import cleanup, events, filters
 from .house import House
 
 if TYPE_CHECKING:
+    from wherry.image.auth import Credentials
     from wherry.image.inflate import Readable
 
     from .db import Container
     from .values import RegistryLogin
 
 __all__ = [
-    "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "pull_as", "remove", "save", "sweep",
-    "tag", "tags", "untag",
+    "credentials_of", "find", "has_name", "inspect", "listing", "load", "platform", "prune", "pull", "pull_as",
+    "remove", "save", "sweep", "tag", "tags", "untag",
 ]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
@@ -86,14 +87,12 @@ def pull(house: House, name: str, wanted: str, progress: Progress | None) -> Ima
     return record
 
 
-def pull_as(house: House, name: str, login: RegistryLogin | None) -> ImageRecord:
-    """Fetch from the registry with these credentials, or with none: those that this user has stored are not a pod's."""
+def credentials_of(name: str, login: RegistryLogin | None) -> Callable[[str], Credentials | None]:
+    """What the registry of a name may be told: this login where it is meant for it, else nothing. Those that this user
+    has stored are not a client's."""
     from wherry.image import auth
-    from wherry.image.reference import Reference, is_source
+    from wherry.image.reference import Reference
 
-    if is_source(name):
-        raise WherryError(Kind.INVALID, f"{name[:200]} is not in a registry", hint="wherry load, or wherry pull")
-    house.prepare()
     registry = Reference.parse(name).registry
     meant = login is not None and (not login.server or auth.is_of(login.server, auth.keys_of(registry)))
     known = None
@@ -101,7 +100,21 @@ def pull_as(house: House, name: str, login: RegistryLogin | None) -> ImageRecord
         known = auth.Credentials(
             login.user, login.secret, identity=login.kind == "identity", bearer=login.kind == "bearer"
         )
-    record = house.images.pull(name, credentials=lambda asked: known if asked == registry else None)
+    return lambda asked: known if asked == registry else None
+
+
+def pull_as(
+    house: House, name: str, login: RegistryLogin | None, wanted: str = "", progress: Progress | None = None
+) -> ImageRecord:
+    """Fetch from the registry with these credentials, or with none."""
+    from wherry.image.reference import is_source
+
+    if is_source(name):
+        raise WherryError(Kind.INVALID, f"{name[:200]} is not in a registry", hint="wherry load, or wherry pull")
+    house.prepare()
+    record = house.images.pull(
+        name, platform(wanted), progress or _silent, credentials=credentials_of(name, login)
+    )
     events.emit(house, "image", "pull", name, {"name": name})
     return record
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from wherry.errors import Kind, WherryError
 from wherry.model import ImageRecord, Json, ProgressEvent
@@ -14,11 +15,15 @@ from wherry.model import ImageRecord, Json, ProgressEvent
 from . import events
 from .house import House
 
+if TYPE_CHECKING:
+    from wherry.image.auth import Credentials
+
 __all__ = [
     "login", "login_again", "login_try", "logins", "logout", "pull_all", "pull_tags", "push", "referrers", "repository",
 ]  # fmt: skip
 
 Progress = Callable[[ProgressEvent], None]
+Asked = Callable[[str], "Credentials | None"]
 
 
 def _silent(_event: ProgressEvent) -> None:
@@ -56,10 +61,12 @@ def pull_tags(house: House, name: str, platform: str, progress: Progress | None)
         yield images.pull(house, f"{found}:{tag}", platform, progress)
 
 
-def push(house: House, name: str, progress: Progress | None, *, all_tags: bool) -> Iterator[Json]:
-    """Send images; each is told once it is there."""
+def push(
+    house: House, name: str, progress: Progress | None, *, all_tags: bool, credentials: Asked | None = None
+) -> Iterator[Json]:
+    """Send images; each is told once it is there. `credentials`: None is what this user has stored."""
     house.prepare()
-    for pushed in house.images.push(name, progress or _silent, all_tags=all_tags):
+    for pushed in house.images.push(name, progress or _silent, all_tags=all_tags, credentials=credentials):
         events.emit(house, "image", "push", pushed.name, {"name": pushed.name})
         top = pushed.descriptor
         yield {"Name": pushed.name, "Tag": pushed.tag, "Digest": top.digest, "Size": top.size}

@@ -124,11 +124,16 @@ class ImageStore:
                 return self._take_all(source, [reference.stored()], progress)
             return self._take(source, [reference.stored()], platform, progress)
 
-    def push(self, name: str, progress: Progress = _silent, *, all_tags: bool = False) -> Iterator[Pushed]:
-        """Send an image, or all tags of a repository, to the registry of its name; what came there, one by one."""
+    def push(
+        self, name: str, progress: Progress = _silent, *, all_tags: bool = False,
+        credentials: Callable[[str], Credentials | None] | None = None,
+    ) -> Iterator[Pushed]:  # fmt: skip
+        """Send an image, or all tags of a repository, to the registry of its name; what came there, one by one.
+        `credentials`: as `pull` has them."""
         from wherry.image.push import push
 
-        return push(self.blobs, self.reach, name, progress, all_tags=all_tags)
+        reach = self.reach if credentials is None else self.reach._replace(credentials=credentials)
+        return push(self.blobs, reach, name, progress, all_tags=all_tags)
 
     def tags(self, name: str) -> Lines:
         """The tags that the repository of a name has in its registry."""
