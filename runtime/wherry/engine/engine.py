@@ -10,7 +10,7 @@ Results have the shapes of Docker's Engine API (v1.43) wherever it has one; fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.model import Attachment, ImageRecord, Json, Limits, Place, ProgressEvent, RestartPolicy, RunOptions
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wherry.image.inflate import Readable
 
     from .events import Tail
+    from .listing import Listed
     from .logs import Follower
     from .pods.features import Features
     from .pods.hooks import Hooks
@@ -211,6 +212,12 @@ class Engine:
         from . import listing
 
         return listing.containers(self._house, all=all, filters=filters or {}, size=size, last=last)
+
+    def listed(self, ids: Collection[str] | None = None) -> tuple[list[Listed], set[str]]:
+        """For who keeps a list and follows `changes`: these (None: all) as they are now, and the ids of all."""
+        from . import listing
+
+        return listing.listed(self._house, ids)
 
     def container_id(self, ref: str) -> str:
         """The id of a container by its name, id, or an unambiguous prefix; NOT_FOUND."""

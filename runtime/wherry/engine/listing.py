@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -17,7 +18,7 @@ from .status import Seen, look, look_many
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["complete", "containers", "duration"]
+__all__ = ["Listed", "complete", "containers", "duration", "listed"]
 
 Filters = Mapping[str, Sequence[str]]
 _FILTERS = ("ancestor", "before", "exited", "expose", "health", "id", "label", "name", "network", "publish", "since",
@@ -77,8 +78,17 @@ def _ports(seen: Seen, row: Container) -> list[Json]:
 
 
 def _row(house: House, row: Container, seen: Seen, size: bool) -> Json:
+    made = {**_facts(row, seen), "Status": _status(seen, row)}
+    if size:
+        upper, lower = inspection.sizes(house, row)
+        made |= {"SizeRw": upper, "SizeRootFs": upper + lower}
+    return made
+
+
+def _facts(row: Container, seen: Seen) -> Json:
+    """All but the words that change with the time."""
     mode = inspection.network_mode(row)
-    made: Json = {
+    return {
         "Id": row.id,
         "Names": [f"/{row.name}"],
         "Image": row.config["image_name"],
@@ -88,15 +98,37 @@ def _row(house: House, row: Container, seen: Seen, size: bool) -> Json:
         "Ports": _ports(seen, row),
         "Labels": row.config["labels"],
         "State": seen.status,
-        "Status": _status(seen, row),
         "HostConfig": {"NetworkMode": mode},
         "NetworkSettings": {"Networks": inspection.networks(row, seen)},
         "Mounts": row.config["mounts"],
     }
-    if size:
-        upper, lower = inspection.sizes(house, row)
-        made |= {"SizeRw": upper, "SizeRootFs": upper + lower}
-    return made
+
+
+class Listed(NamedTuple):
+    """One as it was when it was looked at: true until an event of it, or the end of `pid` (0: nothing ends)."""
+
+    id: str
+    created: float  # unix seconds
+    facts: Json  # as `containers` tells them, without Status
+    status: Callable[[], str]  # which has the time in it
+    alive: bool  # one of those that are listed without `all`
+    pid: int
+    steady: bool  # False: it may change without a word
+
+
+def listed(house: House, ids: Collection[str] | None) -> tuple[list[Listed], set[str]]:
+    """These (None: all) as far as they are there; and the ids of all that are."""
+    rows = house.db.containers() if ids is None else [row for cid in ids if (row := house.db.container(cid))]
+    rows = [row for row in fence.each(house, rows, fence.container) if not row.config.get("build")]
+    found = [_listed(row, seen) for row, seen in zip(rows, look_many(house, rows), strict=True)]
+    return found, house.db.container_ids()
+
+
+def _listed(row: Container, seen: Seen) -> Listed:
+    restarting = seen.status == "restarting"
+    steady = not restarting and not seen.unsettled
+    status = partial(_status, seen, row)
+    return Listed(row.id, row.created, _facts(row, seen), status, seen.running or restarting, seen.pid, steady)
 
 
 def containers(house: House, *, all: bool, filters: Filters, size: bool, last: int) -> list[Json]:

@@ -14,7 +14,7 @@ from wherry.model import Json, RunOptions
 
 from . import requests
 from .call import Call, Route
-from .gate import answer
+from .gate import answer, written
 
 __all__ = ["ROUTES"]
 
@@ -28,9 +28,11 @@ def _done(status: int = 204) -> web.Response:
 
 async def listed(call: Call) -> web.StreamResponse:
     """All that run, or `all`; `limit`: the newest, in any state."""
-    last = max(call.number("limit") or 0, 0)
+    last, filters = max(call.number("limit") or 0, 0), call.filters()
+    if not any(filters.values()) and not call.flag("size"):
+        return written(await call.parts.roster.told(all=call.flag("all"), last=last))
     found = await call.parts.look(
-        call.engine.containers, all=call.flag("all"), filters=call.filters(), size=call.flag("size"), last=last
+        call.engine.containers, all=call.flag("all"), filters=filters, size=call.flag("size"), last=last
     )
     return answer(found)
 

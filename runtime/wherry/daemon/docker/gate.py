@@ -20,7 +20,7 @@ from wherry.errors import Kind, WherryError
 from .call import Call, Route, Version
 from .parts import Parts
 
-__all__ = ["HEADERS", "NEWEST", "OLDEST", "answer", "failed", "wrap"]
+__all__ = ["HEADERS", "NEWEST", "OLDEST", "answer", "failed", "wrap", "written"]
 
 _log = logging.getLogger("wherryd.docker")
 OLDEST, NEWEST = Version(1, 24), Version(1, 51)
@@ -42,8 +42,12 @@ _BEGINNING = re.compile(f"^({'|'.join(_DOCKERS)})")
 
 
 def answer(value: object, status: int = 200) -> web.Response:
-    """A JSON answer. Its type has no charset: docker's client compares the whole header before it reads a failure."""
-    body = json.dumps(value, separators=(",", ":")).encode()
+    """A JSON answer."""
+    return written(json.dumps(value, separators=(",", ":")).encode(), status)
+
+
+def written(body: bytes, status: int = 200) -> web.Response:
+    """JSON text. Its type has no charset: docker's client compares the whole header before it reads a failure."""
     return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
 
 

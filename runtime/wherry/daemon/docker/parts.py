@@ -12,6 +12,7 @@ from wherry.engine.engine import Engine
 from .execlist import Execs
 from .happenings import Happenings
 from .lives import Lives
+from .roster import Roster
 
 __all__ = ["Parts"]
 
@@ -28,10 +29,12 @@ class Parts:
         self.happenings = Happenings(engine)
         self.lives = Lives(engine, self.happenings)
         self.execs = Execs(engine)
+        self.roster = Roster(engine, self.work)
 
     async def stop(self) -> None:
         """Let go of everything."""
         self.happenings.stop()
+        self.roster.stop()
         await self.lives.stop()
         await self.execs.stop()
         self.work.close()
