@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.dockerapi import CLIS, DockerD
+from helpers.wherry import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -87,3 +90,65 @@ def test_stats_top_update_info(docker: DockerD) -> None:
     assert docker.post("/containers/one/resize?h=10&w=x").status == 400
     docker.docker("rm", "-f", "one")
     docker.docker("container", "prune", "-f")
+
+
+def test_a_list_is_as_true_as_one_that_is_read_anew(docker: DockerD) -> None:
+    def shown() -> list[str]:
+        return docker.out("ps", "-a", "--no-trunc", "--format", "{{.Names}} {{.State}} {{.Networks}}").split("\n")
+
+    for name in ("a1", "b1"):
+        docker.docker("run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "600")
+    assert shown() == ["b1 running none", "a1 running none"]
+    docker.wherry("rename", "a1", "c1")  # others change things too
+    docker.wherry("pause", "b1")
+    assert shown() == ["b1 paused none", "c1 running none"]
+    docker.wherry("unpause", "b1")
+    os.kill(docker.wherry.pid("b1"), 9)
+    until(lambda: shown() == ["b1 exited none", "c1 running none"], 5)
+    docker.wherry("rm", "b1")
+    assert shown() == ["c1 running none"]
+    docker.wherry("rm", "-f", "c1")
+    assert docker.get("/containers/json?all=1").json() == []
+
+
+def test_ten_thousand_connections_that_ask_for_nothing(docker: DockerD) -> None:
+    docker.get("/_ping")
+    before, fds = docker.resident(), docker.descriptors()
+    kept = [docker.raw()]
+    kept[0].send(b"GET /_ping HTTP/1.1\r\n")  # and then no more
+    for _ in range(100):
+        some = [docker.raw() for _ in range(100)]
+        assert docker.get("/_ping").body == b"OK"
+        assert docker.descriptors() < fds + 400
+        for one in some:
+            one.close()
+    with contextlib.suppress(ConnectionResetError):
+        assert kept[0].recv(1) == b""  # it had to go: it was the oldest
+    kept[0].close()
+    assert docker.resident() < before + (16 << 20)
+    until(lambda: docker.descriptors() <= fds + 8, 30)
+
+
+def test_a_client_that_goes_leaves_nothing(docker: DockerD) -> None:
+    docker.docker("run", "-d", "--name", "one", "--network", "none", "busybox", "sleep", "600")
+    docker.get("/containers/json")
+    fds = docker.descriptors()
+    paths = ("POST /containers/one/wait", "GET /events", "GET /containers/one/logs?stdout=1&follow=1",
+             "GET /containers/one/stats")  # fmt: skip
+    clients = []
+    for path in paths:
+        clients.append(docker.raw())
+        clients[-1].send(f"{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        assert clients[-1].recv(64).startswith(b"HTTP/1.1 200"), path
+    for client in clients:
+        client.close()
+    until(lambda: docker.descriptors() <= fds + 2, 10)
+
+
+def test_a_slow_client_holds_up_nobody_else(docker: DockerD) -> None:
+    slow = docker.raw()
+    slow.send(b"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    began = time.monotonic()
+    assert docker.get("/containers/json").status == 200
+    assert time.monotonic() - began < 1
+    slow.close()

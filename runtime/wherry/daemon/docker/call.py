@@ -5,9 +5,10 @@ Decides what is well formed; what it means is the handler's. Knows no route.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -19,7 +20,10 @@ from .parts import Parts
 
 __all__ = ["BODY_MAX", "Call", "Route", "Version"]
 
+_T = TypeVar("_T")
 BODY_MAX = 4 << 20  # bytes of a JSON body
+_BODY_SECONDS = 60.0  # that it may take to come
+_LOOK = 1.0  # seconds between two looks whether a client is there
 _NO = ("", "0", "no", "false", "none")  # docker's httputils.BoolValue
 
 
@@ -89,7 +93,11 @@ class Call:
 
     async def json(self) -> Json:
         """The body, an object; {} where there is none. INVALID for anything else, 413 above BODY_MAX."""
-        raw = await self.body(BODY_MAX)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                raw = await self.body(BODY_MAX)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
         return parsed(raw, "the body") if raw.strip() else {}
 
     async def body(self, most: int) -> bytes:
@@ -100,6 +108,19 @@ class Call:
             if len(found) > most:
                 raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=len(found))
         return bytes(found)
+
+
+    async def while_there(self, waiting: Coroutine[Any, Any, _T]) -> _T:
+        """What `waiting` gives; it is cancelled when the client has gone (ConnectionResetError), which nobody sees who
+        has nothing to tell it."""
+        task = asyncio.ensure_future(waiting)
+        try:
+            while not (await asyncio.wait((task,), timeout=_LOOK))[0]:
+                if self.request.transport is None or self.request.transport.is_closing():
+                    raise ConnectionResetError("the client has gone")
+            return task.result()
+        finally:
+            task.cancel()
 
 
 def parsed(raw: str | bytes, what: str) -> Json:

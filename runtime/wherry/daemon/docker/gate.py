@@ -85,8 +85,12 @@ def _version(request: web.Request) -> Version:
     return found
 
 
+async def _served(route: Route, call: Call) -> web.StreamResponse:
+    return await route.serve(call)
+
+
 def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """The handler of a route."""
+    """The handler of a route. One that only looks is cancelled when its client goes; what was begun is done."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         began = time.monotonic()
@@ -94,7 +98,9 @@ def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.St
             version = _version(request)
             if version < route.since:
                 raise WherryError(Kind.NOT_FOUND, f"page not found: {route.path} came with {route.since}")
-            given = await route.serve(Call(parts, request, version))
+            call = Call(parts, request, version)
+            serving = _served(route, call)
+            given = await (call.while_there(serving) if route.method == "GET" else serving)
         except ConnectionError:  # the client has left
             raise
         except Exception as error:

@@ -28,7 +28,6 @@ __all__ = ["Update", "create", "update"]
 
 _NS = 1_000_000_000
 _PERIOD = 100_000  # microseconds: CpuPeriod where none is said
-_HOURS = 3600 * _NS
 #: what of HostConfig has no counterpart here, and the values that ask for nothing
 _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("Links", ()), ("StorageOpt", ()), ("Isolation", ("default",)), ("Cgroup", ()), ("BlkioWeight", ()),
@@ -70,8 +69,7 @@ def _refuse(given: Json, host: Fields, table: tuple[tuple[str, tuple[Any, ...]],
 
 
 def _env(config: Fields) -> tuple[str, ...]:
-    """docker takes a bare name for one that an image's variable is unset by; the engine has no such thing: it is left
-    empty-handed, so it goes."""
+    """K=V. A bare name, by which docker unsets an image's variable, is passed over: the engine unsets none."""
     found = config.texts("Env")
     for text in found:
         if not text or text.startswith("="):

@@ -9,6 +9,7 @@ import socket
 from contextlib import suppress
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from wherry.daemon import sockets
 from wherry.engine.config import Settings
@@ -33,6 +34,7 @@ from . import (
     waits,
 )
 from .call import Route
+from .door import Door
 from .parts import Parts
 
 __all__ = ["ROUTES", "Server"]
@@ -53,15 +55,23 @@ class Server:
         self._group = known.socket_group
         self._parts = Parts(engine, known)
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
         self._bound: list[str] = []
 
     async def start(self, given: socket.socket | None) -> None:
         """Listen: on the socket that systemd gave, else on our own."""
+        self._door = Door(self._connection)
         app = self._application()
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=75, shutdown_timeout=_GRACE)
         await self._runner.setup()
+        self._listening = await asyncio.get_running_loop().create_unix_server(
+            self._door.opened, sock=given or self._own(), backlog=512
+        )
+
+    def _connection(self) -> RequestHandler:
+        assert self._runner is not None
         assert self._runner.server is not None
-        await asyncio.get_running_loop().create_unix_server(self._runner.server, sock=given or self._own(), backlog=512)
+        return self._runner.server()
 
     def _own(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -70,7 +80,7 @@ class Server:
         return made
 
     def _application(self) -> web.Application:
-        app = web.Application(client_max_size=0)
+        app = web.Application(client_max_size=0, middlewares=[self._door.counted])
         app.on_response_prepare.append(_signed)
         for route in ROUTES:
             for prefix in ("", r"/v{version:\d{1,4}\.\d{1,4}}"):
@@ -87,6 +97,8 @@ class Server:
         for path in self._bound:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        if self._listening is not None:
+            self._listening.close()
         if self._runner is not None:
             await self._runner.cleanup()
         await self._parts.stop()

@@ -5,9 +5,9 @@ Decides when each condition holds. Nobody's thread waits: the engine's events te
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -32,20 +32,15 @@ async def wait(call: Call) -> web.StreamResponse:
     with call.parts.happenings.listener() as heard:
         answer = web.StreamResponse(headers={"Content-Type": "application/json"})
         await answer.prepare(call.request)
-        waiting = asyncio.ensure_future(_code(call, cid, condition or "not-running", heard))
-        try:
-            await answer.write(json.dumps(_told(await _while_there(call, waiting))).encode() + b"\n")
-        finally:
-            waiting.cancel()
+        ended = await _ended(call, _code(call, cid, condition or "not-running", heard))
+        await answer.write(json.dumps(_told(ended)).encode() + b"\n")
     await answer.write_eof()
     return answer
 
 
-async def _while_there(call: Call, waiting: asyncio.Future[int]) -> int | WherryError:
-    """aiohttp cancels the handler of a client that has gone."""
-    del call
+async def _ended(call: Call, waiting: Coroutine[Any, Any, int]) -> int | WherryError:
     try:
-        return await waiting
+        return await call.while_there(waiting)
     except WherryError as error:
         return error
 
