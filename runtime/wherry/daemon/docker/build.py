@@ -54,7 +54,7 @@ def _ulimits(call: Call) -> tuple[str, ...]:
 def _options(call: Call, context: BinaryIO) -> BuildOptions:
     hosts = call.texts("extrahosts")
     return BuildOptions(
-        "-", file=call.text("dockerfile"), stdin=context, tags=tuple(name for name in call.texts("t") if name),
+        "-", inside=call.text("dockerfile"), stdin=context, tags=tuple(name for name in call.texts("t") if name),
         args=_texts(call, "buildargs"), target=call.text("target"), no_cache=call.flag("nocache"),
         pull=call.flag("pull"), platform=call.text("platform"), labels=_texts(call, "labels"),
         network=call.text("networkmode") or "default", add_host=tuple(one for text in hosts for one in text.split(",")),

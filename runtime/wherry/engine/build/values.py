@@ -25,7 +25,8 @@ class BuildOptions(NamedTuple):
     """What `build` was asked, as typed values; paths are absolute.
 
     `context`: a directory, a tar file, or "-": `stdin` gives a tar or a Dockerfile. `file`: the Dockerfile where it is
-    not the context's own; "-" is `stdin`. `epoch`: no time in the image is later (SOURCE_DATE_EPOCH).
+    not the context's own; "-" is `stdin`. `inside`: its path in the context, of who sees no file of this host. `epoch`: no
+    time in the image is later (SOURCE_DATE_EPOCH).
     """
 
     context: str
@@ -45,6 +46,7 @@ class BuildOptions(NamedTuple):
     ulimits: tuple[str, ...] = ()
     epoch: int | None = None
     output: str = ""  # a directory, for the file system in the place of an image
+    inside: str = ""
     tar: int = -1  # a descriptor, for the file system's tar in the place of an image
 
 
