@@ -35,6 +35,7 @@ Names = list[str]
 DEFAULT = "bridge"
 HOST = "cni:"  # before a name: a list of the host's, though one of ours is called so
 RESERVED = ("none", "host", "container", "default")
+_NEVER = "0001-01-01T00:00:00Z"  # of what was not made: a time in Go, where there is none
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 _CNI_VERSION = "1.1.0"
 _OWN_GATEWAY = ("bridge", "overlay")
@@ -434,7 +435,8 @@ class Networks:
         meta = conflist.get("wherry", {})
         parts = meta.get("subnets") or plan.conflist_subnets(conflist)
         return {
-            "Name": conflist["name"], "Id": _identity(conflist), "Created": meta.get("created", ""), "Scope": "local",
+            "Name": conflist["name"], "Id": _identity(conflist), "Created": meta.get("created") or _NEVER,
+            "Scope": "local",
             "Driver": _driver(conflist), "EnableIPv4": any(":" not in part["subnet"] for part in parts),
             "EnableIPv6": any(":" in part["subnet"] for part in parts),
             "IPAM": {"Driver": _ipam_name(conflist), "Options": meta.get("ipamOptions", {}),
@@ -520,7 +522,7 @@ def _endpoint(joined: Joined) -> Json:
 
 def _synthetic(name: str) -> Json:
     driver = {"none": "null", "host": "host"}[name]
-    return {"Name": name, "Id": hashlib.sha256(f"wherry\0{name}".encode()).hexdigest(), "Created": "",
+    return {"Name": name, "Id": hashlib.sha256(f"wherry\0{name}".encode()).hexdigest(), "Created": _NEVER,
             "Scope": "local", "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
             "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": False, "Attachable": False,
             "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False, "Containers": {}, "Options": {},

@@ -41,6 +41,22 @@ _DOCKERS = {"no such": "No such", "the container name": "Conflict. The container
 _BEGINNING = re.compile(f"^({'|'.join(_DOCKERS)})")
 
 
+class Told(web.StreamResponse):
+    """An answer that was written by hand, or has nobody to go to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.force_close()
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """It is out already."""
+        del request
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Its end is the connection's."""
+        del data
+
+
 def answer(value: object, status: int = 200) -> web.Response:
     """A JSON answer."""
     return written(json.dumps(value, separators=(",", ":")).encode(), status)
@@ -102,7 +118,7 @@ def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.St
             serving = _served(route, call)
             given = await (call.while_there(serving) if route.method == "GET" else serving)
         except ConnectionError:  # the client has left
-            raise
+            given = Told()
         except Exception as error:
             given = failed(error)
             if given.status == 500:

@@ -19,9 +19,9 @@ from wherry.errors import Kind, WherryError
 from wherry.model import ATTACH_STDERR
 
 from .call import Call, Version
-from .gate import HEADERS
+from .gate import HEADERS, Told
 
-__all__ = ["Client", "Raw", "Socket", "detach_keys", "gone", "opened"]
+__all__ = ["Client", "Socket", "detach_keys", "gone", "opened"]
 
 _RAW, _FRAMED = "application/vnd.docker.raw-stream", "application/vnd.docker.multiplexed-stream"
 _FRAMES_TOLD = Version(1, 42)  # which names the second of them
@@ -42,18 +42,6 @@ class Pipe(Protocol):
 
     async def close(self) -> None:
         """Hang up."""
-
-
-class Raw(web.StreamResponse):
-    """An answer that was written by hand."""
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """It is out already."""
-        del request
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Its end is the connection's."""
-        del data
 
 
 class Client:
@@ -86,7 +74,7 @@ def gone(transport: asyncio.BaseTransport | None) -> bool:
     return bool(poll.poll(0))
 
 
-async def opened(call: Call, *, tty: bool) -> tuple[Client, Raw]:
+async def opened(call: Call, *, tty: bool) -> tuple[Client, Told]:
     """Take the connection over. The answer is to be given back by the handler when all is said."""
     request = call.request
     upgrade = request.headers.get(hdrs.UPGRADE, "")
@@ -98,9 +86,7 @@ async def opened(call: Call, *, tty: bool) -> tuple[Client, Raw]:
     hold(request)
     pipe = taken_over(request)
     await pipe.write("\r\n".join([first, *(f"{key}: {value}" for key, value in told.items()), "", ""]).encode())
-    answer = Raw()
-    answer.force_close()
-    return Client(pipe, request, framed=not tty), answer
+    return Client(pipe, request, framed=not tty), Told()
 
 
 class Socket(Client):

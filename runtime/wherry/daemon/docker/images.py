@@ -6,7 +6,6 @@ looked up for him.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Callable
@@ -86,15 +85,9 @@ async def create(call: Call) -> web.StreamResponse:
     if record is not None:
         news.tell({"status": f"Digest: {record.target or record.manifest}"})
         news.tell({"status": f"Status: Image is up to date for {name}"})
-        await _end(news)
+        given = await news.rest()
     await given.write_eof()
     return given
-
-
-async def _end(news: pipes.News) -> None:
-    """What was told last is written."""
-    await asyncio.sleep(0)
-    await news.write()
 
 
 def _sound(name: str) -> None:
@@ -128,7 +121,7 @@ async def push(call: Call) -> web.StreamResponse:
     for one in pushed or ():
         news.tell({"status": f"{one['Tag']}: digest: {one['Digest']} size: {one['Size']}"})
         news.tell({"progressDetail": {}, "aux": {key: one[key] for key in ("Tag", "Digest", "Size")}})
-    await _end(news)
+    given = await news.rest()
     await given.write_eof()
     return given
 

@@ -35,7 +35,7 @@ async def received(call: Call, read: Callable[[BinaryIO], _T]) -> _T:
         with open(inner, "rb", buffering=_CHUNK) as file:
             return read(file)
 
-    work = asyncio.ensure_future(call.parts.fetch(reading))
+    work = asyncio.ensure_future(call.parts.wait(reading))
     try:
         end = open(outer, "wb", 0)  # noqa: SIM115  # the transport's
         transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, end)
@@ -74,7 +74,7 @@ async def sent(call: Call, write: Callable[[int], object], headers: Mapping[str,
         finally:
             os.close(inner)
 
-    work = asyncio.ensure_future(call.parts.fetch(writing))
+    work = asyncio.ensure_future(call.parts.wait(writing))
     reader = asyncio.StreamReader(_CHUNK, loop)
     end = open(outer, "rb", 0)  # noqa: SIM115  # the transport's
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), end)
@@ -137,6 +137,11 @@ class News:
             self._add({"errorDetail": {"message": words}, "error": words}, object())
             return await self.write(), None
         return await self.write(), found
+
+    async def rest(self) -> web.StreamResponse:
+        """What was told up to now is on its way when this returns."""
+        await asyncio.sleep(0)  # the loop takes in what threads told it
+        return await self.write()
 
     async def write(self) -> web.StreamResponse:
         """What is to be told, now."""

@@ -123,11 +123,12 @@ def begins_as_archive(head: bytes) -> bool:
 
 def _read(work: Work, fd: int, options: BuildOptions, text: str | None) -> Context:
     plain = Tree(fd, "the build context", context=True)
-    name = os.path.basename(options.file) if options.file not in ("", "-") else "Dockerfile"
+    inside = options.inside or "Dockerfile"
+    name = os.path.basename(options.file) if options.file not in ("", "-") else os.path.basename(inside)
     if text is None:
-        text = _of_caller(options.file) if options.file else _inside(plain, "Dockerfile")
+        text = _of_caller(options.file) if options.file else _inside(plain, inside)
     if text is None:
-        raise WherryError(Kind.NOT_FOUND, "failed to read dockerfile: open Dockerfile: no such file or directory",
+        raise WherryError(Kind.NOT_FOUND, f"failed to read dockerfile: open {inside}: no such file or directory",
                           hint=f"make {options.context}/Dockerfile, or name another with -f")  # fmt: skip
     ignore = _ignore(plain, options)
     return Context(Tree(fd, plain.what, context=True, ignore=ignore, check=work.check), text, name)
