@@ -40,7 +40,8 @@ class Door:
 
     def _rests(self, handler: RequestHandler, timer: asyncio.TimerHandle | None) -> None:
         if len(self._idle) >= _IDLE_MOST:
-            for gone in [one for one in self._idle if one.transport is None]:
+            # a connection that is not made yet has no transport either: only those that have asked are told by it
+            for gone in [one for one, first in self._idle.items() if first is None and one.transport is None]:
                 self._left(gone)
         if len(self._idle) >= _IDLE_MOST:
             self._expire(next(iter(self._idle)))
@@ -52,7 +53,8 @@ class Door:
 
     def _expire(self, handler: RequestHandler) -> None:
         self._left(handler)
-        handler.force_close()
+        # of many that come at once, some are not made yet, and would stay open: they are when this is called
+        asyncio.get_running_loop().call_soon(handler.force_close)
 
     @web.middleware
     async def counted(self, request: web.Request, handler: _Handler) -> web.StreamResponse:

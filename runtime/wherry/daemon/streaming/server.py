@@ -103,7 +103,8 @@ class Streaming:
 
     def _expire(self, handler: RequestHandler) -> None:
         self._silent.pop(handler).cancel()
-        handler.force_close()
+        # of many that come at once, some are not made yet, and would stay open: they are when this is called
+        asyncio.get_running_loop().call_soon(handler.force_close)
 
     @web.middleware
     async def _has_asked(
