@@ -101,7 +101,11 @@ def _end(built: Built, *, quiet: bool) -> list[Json]:
     if quiet:
         return [{"stream": f"{built.id}\n"}]
     lines: list[Json] = [{"aux": {"ID": built.id}}, {"stream": f"Successfully built {built.id[7:19]}\n"}]
-    return lines + [{"stream": f"Successfully tagged {name}\n"} for name in built.names]
+    return lines + [{"stream": f"Successfully tagged {_familiar(name)}\n"} for name in built.names]
+
+
+def _familiar(name: str) -> str:
+    return name.removeprefix("docker.io/").removeprefix("library/")
 
 
 async def prune(call: Call) -> web.StreamResponse:

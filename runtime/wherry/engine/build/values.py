@@ -25,8 +25,8 @@ class BuildOptions(NamedTuple):
     """What `build` was asked, as typed values; paths are absolute.
 
     `context`: a directory, a tar file, or "-": `stdin` gives a tar or a Dockerfile. `file`: the Dockerfile where it is
-    not the context's own; "-" is `stdin`. `inside`: its path in the context, of who sees no file of this host. `epoch`: no
-    time in the image is later (SOURCE_DATE_EPOCH).
+    not the context's own; "-" is `stdin`. `inside`: its path in the context, of who sees no file of this host.
+    `epoch`: no time in the image is later (SOURCE_DATE_EPOCH).
     """
 
     context: str
