@@ -13,6 +13,7 @@ from .log import FORMATS, LEVELS
 __all__ = ["address", "settings"]
 
 _PLUGIN_SECONDS = 60  # the kubelet's own patience is two minutes
+_LOG_DRIVERS = ("json-file", "local", "journald", "none")
 _DRIVERS = ("auto", "cgroupfs", "systemd")
 
 
@@ -21,6 +22,7 @@ def settings(path: str, known: Settings) -> None:
     _one_of(path, "pod_cgroup_driver", known.pod_cgroup_driver, _DRIVERS)
     _one_of(path, "log_level", known.log_level, tuple(LEVELS))
     _one_of(path, "log_format", known.log_format, FORMATS)
+    _one_of(path, "docker_log_driver", known.docker_log_driver, _LOG_DRIVERS)
     if known.nri_socket and not known.nri_socket.startswith("/"):
         message = f"{path}: nri_socket must be an absolute path, not {known.nri_socket[:80]!r}"
         raise WherryError(Kind.INVALID, message, hint="plugins look at /var/run/nri/nri.sock")

@@ -42,6 +42,7 @@ class Settings(NamedTuple):
     socket_group: str = "wherry"  # who beside root may talk to wherryd, where such a group exists
     nri_socket: str = ""  # where wherryd serves plugins of the Node Resource Interface; "": it does not
     nri_timeout: int = 2  # seconds that one of them has for an answer
+    docker_log_driver: str = "json-file"  # where docker's clients name none: some read back only that and journald
     handlers: Mapping[str, str] = {}  # RuntimeClass handlers beside "wherry": a name and an OCI runtime's path
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 

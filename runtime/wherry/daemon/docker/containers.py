@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -10,7 +11,7 @@ from wherry.daemon.streaming.frames import Frames
 from wherry.daemon.warn import hearing
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
-from wherry.model import Json, RunOptions
+from wherry.model import Json, LogConfig, RunOptions
 
 from . import requests
 from .call import Call, Route
@@ -56,8 +57,16 @@ async def created(call: Call) -> web.StreamResponse:
     """Make one; its image must be there."""
     body = await call.json()
     options = requests.create(body, call.text("name"), call.text("platform"))
+    if not options.log.driver:
+        options = options._replace(log=_log(call.parts.known.docker_log_driver, options.log.options))
     cid, warnings = await call.parts.change(_create, call.engine, options)
     return answer({"Id": cid, "Warnings": warnings}, 201)
+
+
+def _log(driver: str, asked: Mapping[str, str]) -> LogConfig:
+    """Of whoever names no driver; nobody's logs fill the disk."""
+    bounds = {"max-size": "10m", "max-file": "3"} if driver == "json-file" else {}
+    return LogConfig(driver, {**bounds, **asked})
 
 
 def _create(engine: Engine, options: RunOptions) -> tuple[str, list[str]]:

@@ -44,7 +44,8 @@ async def version(call: Call) -> web.StreamResponse:
 async def info(call: Call) -> web.StreamResponse:
     """docker's info, whole: clients read some fields without looking whether they are there."""
     found: Json = await call.parts.look(call.engine.info)
-    return answer({**_info(found), **found, "Plugins": _plugins(found)})
+    driver = call.parts.known.docker_log_driver
+    return answer({**_info(found), **found, "Plugins": _plugins(found), "LoggingDriver": driver})
 
 
 def _plugins(found: Json) -> Json:
