@@ -27,11 +27,12 @@ _KINDS = {"stdout": ATTACH_STDOUT, "stderr": ATTACH_STDERR}
 
 
 class Wanted(NamedTuple):
-    """Which streams, and the keys that let go."""
+    """Which streams, the keys that let go, and whether the end of this client's input is the container's (StdinOnce)."""
 
     stdin: bool
     outputs: frozenset[int]
     keys: bytes
+    once: bool = False
 
 
 class _Tap:
@@ -63,8 +64,9 @@ class _Tap:
             self.ended.set_result(error)
 
 
-async def feed(client: Client, frames: Frames, keys: bytes) -> bool:
-    """A client's input, up to its end (False) or the detach keys (True), which only a terminal's has."""
+async def feed(client: Client, frames: Frames, keys: bytes, *, once: bool = True) -> bool:
+    """A client's input, up to its end (False) or the detach keys (True), which only a terminal's has. `once`: its end
+    is that of the process's input."""
     watch = Keys(keys) if frames.tty else None
     while data := await client.read():
         typed, let_go = watch.typed(data) if watch else (data, False)
@@ -72,7 +74,7 @@ async def feed(client: Client, frames: Frames, keys: bytes) -> bool:
             await frames.send(typed[start : start + CHUNK])
         if let_go:
             return True
-    if not frames.tty:
+    if once and not frames.tty:
         await frames.eof()
     return False
 
@@ -107,6 +109,7 @@ async def attach(call: Call) -> web.StreamResponse:
     """`POST /containers/{id}/attach`."""
     wanted = _wanted(call)
     cid, facts = await _facts(call)
+    wanted = wanted._replace(once=facts["Config"]["StdinOnce"])
     client, answer = await hijack.opened(call, tty=facts["Config"]["Tty"])
     await _session(call, cid, facts, client, wanted)
     return answer
@@ -118,6 +121,7 @@ async def attach_socket(call: Call) -> web.StreamResponse:
     if not (wanted.stdin or wanted.outputs):  # as the older dockers have it: all of them
         wanted = Wanted(True, frozenset(_KINDS.values()), wanted.keys)
     cid, facts = await _facts(call)
+    wanted = wanted._replace(once=facts["Config"]["StdinOnce"])
     socket = web.WebSocketResponse(compress=False, max_msg_size=1 << 20)
     await socket.prepare(call.request)
     await _session(call, cid, facts, hijack.Socket(socket, call.request), wanted)
@@ -156,7 +160,7 @@ async def _join(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
                 await client.take(kind, payload)
 
     async def typing() -> bool:
-        return await feed(client, frames, wanted.keys) if wanted.stdin else await _ignored(client)
+        return await feed(client, frames, wanted.keys, once=wanted.once) if wanted.stdin else await _ignored(client)
 
     try:
         if not wanted.outputs:
@@ -173,7 +177,7 @@ async def _attend(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
     async def typing() -> bool:
         if not wanted.stdin:
             return await _ignored(client)
-        return await feed(client, await asyncio.shield(tap.frames), wanted.keys)
+        return await feed(client, await asyncio.shield(tap.frames), wanted.keys, once=wanted.once)
 
     lives.attend(cid, tap)
     try:

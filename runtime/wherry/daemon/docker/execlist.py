@@ -121,6 +121,8 @@ class Execs:
         finally:
             one.running, one.at, one.pid = False, time.monotonic(), 0
             one.frames.close()
+            if self._engine.behind:  # its monitor has to be let go of
+                asyncio.get_running_loop().run_in_executor(None, self._engine.catch_up)
 
     async def stop(self) -> None:
         """Let go of all: they run on."""

@@ -6,6 +6,8 @@ Decides that a process goes on when its client goes, as docker's do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 from aiohttp import web
 
@@ -61,12 +63,31 @@ async def start(call: Call) -> web.StreamResponse:
         await execs.begin(one)
         execs.see_to_its_end(one)
         return web.Response()
-    frames = await execs.begin(one)
-    size = asked.get("ConsoleSize")
-    if frames.tty and isinstance(size, list) and len(size) == 2:
-        await frames.resize(*_size(*size))
-    client, given = await hijack.opened(call, tty=frames.tty)
+    try:
+        frames = await execs.begin(one)
+    except WherryError as error:
+        if error.code is None:
+            raise
+        return await _unbegun(call, one, error)
+    try:
+        size = asked.get("ConsoleSize")
+        if frames.tty and isinstance(size, list) and len(size) == 2:
+            await frames.resize(*_size(*size))
+        client, given = await hijack.opened(call, tty=frames.tty)
+    except BaseException:  # the client has gone already
+        execs.see_to_its_end(one)
+        raise
     await _session(one, execs, frames, client)
+    return given
+
+
+async def _unbegun(call: Call, one: Exec, error: WherryError) -> web.StreamResponse:
+    """The command itself cannot be run: docker's clients read that in the stream, and the code from the process."""
+    one.code, one.at = error.code, time.monotonic()
+    client, given = await hijack.opened(call, tty=bool(one.asked.get("Tty")))
+    with contextlib.suppress(ConnectionError):
+        await client.take(ATTACH_STDERR, f"{error.message}\r\n".encode())
+    await client.close()
     return given
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ROUTES"]
 
 _HEADER = struct.Struct(">B3xI")
+_GRAIN = 1e-6  # seconds
 _LOOK = 0.1  # seconds between two looks at a log that is followed
 _AT_ONCE = 1 << 18  # bytes of lines that go out together
 _FRAMED, _RAW = "application/vnd.docker.multiplexed-stream", "application/vnd.docker.raw-stream"
@@ -34,7 +35,10 @@ async def logs(call: Call) -> web.StreamResponse:
     if not any(outputs.values()):
         raise WherryError(Kind.INVALID, "Bad parameters: you must choose at least one stream")
     facts = await call.parts.look(call.engine.inspect, call.ref(), "container")
-    since, until, tail = call.seconds("since"), call.seconds("until"), _tail(call.text("tail", "all"))
+    tail = _tail(call.text("tail", "all"))
+    # a line's own time, given back, finds the line: a float holds less than its nanoseconds
+    since, until = max(0.0, call.seconds("since") - _GRAIN), call.seconds("until")
+    until += _GRAIN if until else 0
     log = await call.parts.look(
         lambda: call.engine.follow_logs(facts["Id"], **outputs, since=since, until=until, tail=tail)
     )

@@ -108,7 +108,7 @@ _CONFIG: dict[str, Callable[[Fields], Any]] = {
     "entrypoint": lambda c: c.words("Entrypoint"),
     "interactive": lambda c: c.flag("OpenStdin"),
     "tty": lambda c: c.flag("Tty"),
-    "detach": lambda c: not _attach(c),
+    "detach": lambda c: not (c.flag("StdinOnce") if c.flag("OpenStdin") else _attach(c)),
     "attach": _attach,
     "env": _env,
     "workdir": lambda c: c.text("WorkingDir"),
