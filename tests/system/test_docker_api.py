@@ -57,7 +57,8 @@ def test_bodies_and_names_that_are_wrong(docker: DockerD) -> None:
     assert docker.post("/containers/create", {"Image": "none/such"}).status == 404
     assert docker.post("/containers/create", {"Image": "none/such"}).message.startswith("No such image: none/such")
     assert docker.post("/containers/create", {"Image": "busybox", "Cmd": 1}).status == 400
-    assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"Links": ["a:b"]}}).status == 501
+    assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"BlkioWeight": 9}}).status == 501
+    assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"Links": ["a:b"]}}).status == 404
     assert docker.post("/containers/create?name=a", {"Image": "busybox"}).status == 400
     assert docker.post("/containers/create?name=one", {"Image": "busybox", "Unknown": 1}).status == 201
     again = docker.post("/containers/create?name=one", {"Image": "busybox"})

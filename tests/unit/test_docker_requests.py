@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wherry.daemon.docker import requests
+from wherry.daemon.docker import links, requests
 from wherry.errors import Kind, WherryError
 from wherry.model import Attachment, HealthCheck, Json, Limits, MountRequest, PortMapping, RestartPolicy, RunOptions
 
@@ -113,7 +113,7 @@ def test_security_and_devices() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("Links", ["a:b"]), ("MemorySwappiness", 10), ("Runtime", "runc"), ("StorageOpt", {"size": "1"}),
+    [("Cgroup", "x"), ("MemorySwappiness", 10), ("Runtime", "runc"), ("StorageOpt", {"size": "1"}),
      ("DeviceCgroupRules", ["c 1:1 rwm"]), ("OomKillDisable", True)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(key: str, value: object) -> None:
@@ -132,6 +132,12 @@ def test_wrong_types_are_named(config: Json, said: str) -> None:
     with pytest.raises(WherryError) as caught:
         requests.create({"Image": "x", **config}, "", "")
     assert (caught.value.kind, caught.value.message) == (Kind.INVALID, said)
+
+
+def test_links_are_told_once() -> None:
+    ends = {"EndpointsConfig": {"n": {"Links": ["one:a", "one:b"]}}}
+    body: Json = {"Image": "x", "HostConfig": {"Links": ["one:a"]}, "NetworkingConfig": ends}
+    assert links.asked(body) == ["one:a", "one:b"]
 
 
 def test_update() -> None:

@@ -13,7 +13,7 @@ from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
 from wherry.model import Json, LogConfig, RunOptions
 
-from . import requests
+from . import links, requests
 from .call import Call, Route
 from .gate import answer, written
 
@@ -59,7 +59,7 @@ async def created(call: Call) -> web.StreamResponse:
     options = requests.create(body, call.text("name"), call.text("platform"))
     if not options.log.driver:
         options = options._replace(log=_log(call.parts.known.docker_log_driver, options.log.options))
-    cid, warnings = await call.parts.change(_create, call.engine, options)
+    cid, warnings = await call.parts.change(_create, call.engine, options, links.asked(body))
     return answer({"Id": cid, "Warnings": warnings}, 201)
 
 
@@ -69,7 +69,9 @@ def _log(driver: str, asked: Mapping[str, str]) -> LogConfig:
     return LogConfig(driver, {**bounds, **asked})
 
 
-def _create(engine: Engine, options: RunOptions) -> tuple[str, list[str]]:
+def _create(engine: Engine, options: RunOptions, linked: list[str]) -> tuple[str, list[str]]:
+    if linked:
+        options = options._replace(add_host=(*options.add_host, *links.hosts(engine, linked, options)))
     with hearing() as warnings:
         return engine.create(options), warnings
 

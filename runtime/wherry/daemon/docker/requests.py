@@ -30,7 +30,7 @@ _NS = 1_000_000_000
 _PERIOD = 100_000  # microseconds: CpuPeriod where none is said
 #: what of HostConfig has no counterpart here, and the values that ask for nothing
 _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("Links", ()), ("StorageOpt", ()), ("Isolation", ("default",)), ("Cgroup", ()), ("BlkioWeight", ()),
+    ("StorageOpt", ()), ("Isolation", ("default",)), ("Cgroup", ()), ("BlkioWeight", ()),
     ("BlkioWeightDevice", ()), ("BlkioDeviceReadBps", ()), ("BlkioDeviceWriteBps", ()), ("BlkioDeviceReadIOps", ()),
     ("BlkioDeviceWriteIOps", ()), ("CpuRealtimePeriod", ()), ("CpuRealtimeRuntime", ()), ("DeviceCgroupRules", ()),
     ("KernelMemory", ()), ("KernelMemoryTCP", ()), ("MemorySwappiness", (-1,)), ("OomKillDisable", ()),
@@ -290,10 +290,7 @@ def _first(mode: str, given: Fields | None, config: Fields) -> Attachment:
 
 
 def endpoint(network: str, given: Fields) -> Attachment:
-    """docker's EndpointSettings as a wish to join."""
-    if given.texts("Links"):
-        hint = "containers of a network find each other by name; give that one a network alias"
-        raise WherryError(Kind.UNSUPPORTED, f"{given.name('Links')} is not supported by wherry", hint=hint)
+    """docker's EndpointSettings as a wish to join. Its links are the module links'."""
     asked = given.part("IPAMConfig")
     return Attachment(
         network, given.texts("Aliases"), asked.text("IPv4Address"), given.text("MacAddress"),
