@@ -103,10 +103,12 @@ NETWORK = {
 }
 
 SYSTEM = {
+    "boot": Entry("commands.system:boot", "Start what restart policies want after the host came up"),
     "check": Entry("commands.system:check", "Look whether everything stored is whole"),
     "df": Entry("commands.system:df", "Show how much disk wherry uses"),
     "events": Entry("commands.events:events", "Show events as they happen"),
     "info": Entry("commands.system:info", "Show this wherry and its host"),
+    "install-units": Entry("commands.system:install_units", "Write the units for systemd"),
     "prune": Entry("commands.prune:system", "Remove what nothing uses"),
     "reset": Entry("commands.prune:reset", "Remove everything of this wherry"),
 }
@@ -120,6 +122,10 @@ WARM = {
 CNI = {
     "install": Entry("commands.cni:install", "Put our CNI plugins into a directory"),
     "uninstall": Entry("commands.cni:uninstall", "Take our CNI plugins out of a directory"),
+}
+
+GENERATE = {
+    "systemd": Entry("commands.system:systemd", "Print a unit for systemd that runs a container"),
 }
 
 INTERNAL = {
@@ -146,6 +152,7 @@ TOP = {
     "builder": Entry("tree:BUILDER_GROUP", "Manage builds", MANAGE),
     "cni": Entry("tree:CNI_GROUP", "Lend our CNI plugins to other runtimes", MANAGE),
     "container": Entry("tree:CONTAINER_GROUP", "Manage containers", MANAGE),
+    "generate": Entry("tree:GENERATE_GROUP", "Write what other programs need", MANAGE),
     "image": Entry("tree:IMAGE_GROUP", "Manage images", MANAGE),
     "network": Entry("tree:NETWORK_GROUP", "Manage networks", MANAGE),
     "system": Entry("tree:SYSTEM_GROUP", "Manage this wherry", MANAGE),
@@ -173,5 +180,5 @@ TOP = {
     **_moved(CONTAINER, "update wait", REST),
     "internal": Entry("tree:INTERNAL_GROUP", "What monitors call", hidden=True),
 }
-GROUPS = {"builder": BUILDER, "cni": CNI, "container": CONTAINER, "image": IMAGE, "network": NETWORK, "system": SYSTEM,
-          "volume": VOLUME, "warm": WARM}  # fmt: skip
+GROUPS = {"builder": BUILDER, "cni": CNI, "container": CONTAINER, "generate": GENERATE, "image": IMAGE,
+          "network": NETWORK, "system": SYSTEM, "volume": VOLUME, "warm": WARM}  # fmt: skip

@@ -8,7 +8,7 @@ import click
 
 from .app import App
 from .clicks import Lazy, Switch, Typed, WithDefault
-from .menu import BUILDER, CNI, CONTAINER, IMAGE, INTERNAL, NETWORK, SNAPSHOT, SYSTEM, TOP, VOLUME, WARM
+from .menu import BUILDER, CNI, CONTAINER, GENERATE, IMAGE, INTERNAL, NETWORK, SNAPSHOT, SYSTEM, TOP, VOLUME, WARM
 from .parse import boolean
 
 
@@ -52,6 +52,7 @@ ROOT = Root(
 BUILDER_GROUP = Lazy("builder", BUILDER, help="Manage builds")
 CNI_GROUP = Lazy("cni", CNI, help="Lend our CNI plugins to other runtimes")
 CONTAINER_GROUP = Lazy("container", CONTAINER, help="Manage containers")
+GENERATE_GROUP = Lazy("generate", GENERATE, help="Write what other programs need")
 IMAGE_GROUP = Lazy("image", IMAGE, help="Manage images")
 VOLUME_GROUP = Lazy("volume", VOLUME, help="Manage volumes")
 SNAPSHOT_GROUP = WithDefault("snapshot", SNAPSHOT, help="Take and manage snapshots of volumes")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from wherry.engine.build.values import BuildEvent, BuildOptions, Built
+    from wherry.errors import WherryError
     from wherry.image.inflate import Readable
 
     from .events import Tail
@@ -871,6 +872,24 @@ class Engine:
         from . import gc
 
         return gc.sweep(self._house, thorough=False) | {"pods": gc.half_stopped(self._house)}
+
+    def boot(self) -> Iterator[tuple[str, WherryError | None]]:
+        """After the host has come up: start what the restart policies want, each told by its name, with its failure."""
+        from . import boot
+
+        return boot.start_all(self._house)
+
+    def install_units(self, directory: str) -> Iterator[str]:
+        """Write the units for systemd that come with wherry into a directory; the path of each."""
+        from . import units
+
+        return units.install(directory)
+
+    def unit(self, ref: str) -> str:
+        """The text of a unit for systemd that runs this container."""
+        from . import units
+
+        return units.of_container(self._house, ref)
 
     def info(self) -> Json:
         """Return docker's info object, as far as it means something here."""

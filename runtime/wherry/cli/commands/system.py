@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -211,3 +212,35 @@ def gc(app: App, _values: Values) -> None:
     for kind, items in app.engine.gc().items():
         for item in items if isinstance(items, (list, tuple)) else [items]:
             app.out(f"{kind}: {item}")
+
+
+# ---- systemd ----
+
+
+@verb("boot", "", examples="wherry system boot")
+def boot(app: App, _values: Values) -> int:
+    """Start the containers whose restart policy is always or unless-stopped and that have not run since the host came
+    up. What wherry-restart.service runs."""
+    bad = 0
+    for name, error in app.engine.boot():
+        if error is None:
+            app.out(name)
+        else:
+            app.err(f"cannot start {name}: {error}")
+            bad = 1
+    return bad
+
+
+@verb("install-units", "[DIR]", examples="wherry system install-units\nsystemctl enable --now wherryd.socket")
+def install_units(app: App, values: Values) -> None:
+    """Write wherry's units for systemd into /etc/systemd/system or DIR: wherryd.service, wherryd.socket (the Docker
+    API), wherry-cri.socket, wherry-restart.service, wherry-csi.service, wherry@.service."""
+    for path in app.engine.install_units(os.path.join(app.cwd, values["dir"] or "/etc/systemd/system")):
+        app.out(path)
+    app.err("  hint: systemctl daemon-reload; systemctl enable --now wherryd.socket wherry-restart.service")
+
+
+@verb("systemd", "CONTAINER", examples="wherry generate systemd web > /etc/systemd/system/web.service")
+def systemd(app: App, values: Values) -> None:
+    """Print a unit for systemd that runs a container."""
+    app.out(app.engine.unit(values["container"]).rstrip("\n"))

@@ -27,7 +27,7 @@ _KINDS = {"stdout": ATTACH_STDOUT, "stderr": ATTACH_STDERR}
 
 
 class Wanted(NamedTuple):
-    """Which streams, the keys that let go, and whether the end of this client's input is the container's (StdinOnce)."""
+    """Which streams, the keys that let go, and whether this client's input ends the container's (StdinOnce)."""
 
     stdin: bool
     outputs: frozenset[int]
