@@ -281,3 +281,15 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
     until(lambda: docker.descriptors() <= fds + 4, 30, "descriptors stay")
     assert docker.resident() <= resident + (12 << 20)
     assert docker.out("inspect", "-f", "{{.State.Running}}", "one") == "true"
+
+
+def test_metrics_and_health(docker: DockerD) -> None:
+    docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sleep", "600")
+    assert (docker.get("/healthz").status, docker.get("/readyz").status) == (200, 200)
+    found = docker.get("/metrics")
+    lines = found.body.decode().splitlines()
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'wherry_containers{state="running"} 1' in lines
+    assert "wherry_images 1" in lines
+    assert 'wherry_docker_requests_total{method="POST",route="/containers/create",code="201"} 1' in lines
+    assert any(row.startswith("process_resident_memory_bytes ") for row in lines)

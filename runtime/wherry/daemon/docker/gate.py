@@ -123,8 +123,10 @@ def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.St
             given = failed(error)
             if given.status == 500:
                 _log.error("%s %s", route.method, route.path, exc_info=error)
-        took = round((time.monotonic() - began) * 1000, 1)
-        _log.debug("%s %s", route.method, route.path, extra={"fields": {"status": given.status, "ms": took}})
+        took = time.monotonic() - began
+        parts.measures.served(route.method, route.path, given.status, took)
+        fields = {"status": given.status, "ms": round(took * 1000, 1)}
+        _log.debug("%s %s", route.method, route.path, extra={"fields": fields})
         return given
 
     return serve

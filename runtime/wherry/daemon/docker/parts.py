@@ -12,6 +12,7 @@ from wherry.engine.engine import Engine
 from .execlist import Execs
 from .happenings import Happenings
 from .lives import Lives
+from .measures import Measures
 from .roster import Roster
 
 __all__ = ["Parts"]
@@ -29,6 +30,7 @@ class Parts:
         self.happenings = Happenings(engine)
         self.lives = Lives(engine, self.happenings)
         self.execs = Execs(engine)
+        self.measures = Measures()
         self.roster = Roster(engine, self.work)
 
     async def stop(self) -> None:

@@ -26,6 +26,7 @@ from . import (
     gate,
     images,
     logs,
+    metrics,
     networks,
     prunes,
     stats,
@@ -42,7 +43,8 @@ __all__ = ["ROUTES", "Server"]
 _log = logging.getLogger("wherryd")
 ROUTES: tuple[Route, ...] = (
     *archives.ROUTES, *attach.ROUTES, *build.ROUTES, *containers.ROUTES, *events.ROUTES, *execs.ROUTES, *images.ROUTES,
-    *logs.ROUTES, *networks.ROUTES, *prunes.ROUTES, *stats.ROUTES, *system.ROUTES, *volumes.ROUTES, *waits.ROUTES,
+    *logs.ROUTES, *metrics.ROUTES, *networks.ROUTES, *prunes.ROUTES, *stats.ROUTES, *system.ROUTES, *volumes.ROUTES,
+    *waits.ROUTES,
 )  # fmt: skip
 _GRACE = 10.0  # seconds that running calls have at the end
 
