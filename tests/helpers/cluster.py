@@ -6,6 +6,7 @@ it lives: one directory, the mounts and processes of one Space, the network of t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from .gotools import KUBERNETES, tool
 from .network import Outside
 from .ociruntime import Space
+from .runtimes import SPEAKING
 from .tools import need, run
 
 __all__ = ["NODE", "Cluster", "Kubelet", "eventually", "space"]
@@ -23,6 +25,8 @@ __all__ = ["NODE", "Cluster", "Kubelet", "eventually", "space"]
 Json = dict[str, Any]
 NODE, TOKEN = "node", "a-token-of-the-tests"
 PODS, SERVICES = "10.88.0.0/16", "10.96.0.0/16"
+#: verbs of kubectl that speak through the runtime
+_STREAMS = {"attach", "cp", "debug", "exec", "logs"}
 #: what programs know by these paths only
 _PRIVATE = ("/var/lib", "/var/log", "/run/containerd", "/run/netns", "/opt")
 
@@ -139,7 +143,8 @@ class Cluster:
 
     def kubectl(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run kubectl; its output is in the failure's message."""
-        return run(*self.command(*words), **options)
+        with SPEAKING if _STREAMS & set(words) else contextlib.nullcontext():
+            return run(*self.command(*words), **options)
 
     def command(self, *words: object) -> list[str]:
         """kubectl's command line."""

@@ -9,11 +9,14 @@ import contextlib
 import functools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,9 @@ __all__ = ["Runtime", "chosen", "containerd", "network", "wherryd"]
 
 PODS = "10.88.0.0/16"
 _BRIDGE = "crit0"
+#: held by who speaks through a runtime, or kills it
+SPEAKING = threading.RLock()
+SEED = int(os.environ.get("WHERRY_SEED") or time.time())
 _NETWORK = {
     "cniVersion": "1.0.0", "name": "pods",
     "plugins": [
@@ -87,7 +93,33 @@ class Runtime:
         inner = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         return int(inner[0]) if Path(f"/proc/{own}/comm").read_text() == "nsenter\n" else own
 
+    @contextlib.contextmanager
+    def killed_over_and_over(self, seconds: float) -> Iterator[list[float]]:
+        """SIGKILL and a new start about every so many seconds (the moments are given), but not in the midst of a call
+        that speaks through it: whose stream breaks has lost it, and nobody else is to blame."""
+        over, moments, chance = threading.Event(), list[float](), random.Random(SEED)
+
+        def kill() -> None:
+            while not over.wait(chance.uniform(0.5, 1.5) * seconds):
+                with SPEAKING:
+                    self.kill()
+                    moments.append(time.time())
+                    self.start()
+                    over.wait(2)  # until a kubelet has its connection again (gRPC's backoff is a second)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        try:
+            yield moments
+        finally:
+            over.set()
+            thread.join()
+
     def crictl(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        with SPEAKING:
+            return self._crictl(*words, **options)
+
+    def _crictl(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         return run(*self.command(*words), **options)
 
     def command(self, *words: object) -> list[str]:

@@ -37,6 +37,18 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Iterator
         made.end()
 
 
+@pytest.fixture(autouse=True)
+def kills(request: pytest.FixtureRequest, runtime: runtimes.Runtime) -> Iterator[None]:
+    """WHERRY_KUBE_KILLS=SECONDS: the runtime is killed about so often during every test but those marked `calm`."""
+    seconds = float(os.environ.get("WHERRY_KUBE_KILLS") or 0)
+    if not seconds or request.node.get_closest_marker("calm"):
+        yield
+        return
+    with runtime.killed_over_and_over(seconds) as moments:
+        yield
+    print(f"WHERRY_SEED={runtimes.SEED}: killed {len(moments)} times")
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A directory of the test's own, which its pods may have as a hostPath."""

@@ -258,6 +258,7 @@ def test_kubectl_shows_runs_and_copies(cluster: Cluster, namespace: str, place: 
     assert cluster.kubectl("-n", namespace, "logs", "one").stdout == "here\nto it\ngone\n"
 
 
+@pytest.mark.calm
 def test_a_terminal_has_its_size(cluster: Cluster, namespace: str, runtime: Runtime) -> None:
     cluster.apply(pod("one", namespace, container("sleep", "1000")))
     ready(cluster, namespace, "one")
@@ -292,6 +293,7 @@ def test_an_ephemeral_container_joins_a_running_pod(cluster: Cluster, namespace:
     eventually(lambda: "nginx 1.14 one" in cluster.kubectl(*words, check=False).stdout)
 
 
+@pytest.mark.calm
 def test_port_forward_carries_many_connections(cluster: Cluster, namespace: str) -> None:
     cluster.apply(pod("one", namespace, container(name="web", image=NGINX)))
     ready(cluster, namespace, "one")
@@ -396,6 +398,7 @@ def test_limits_defaults_and_quotas(cluster: Cluster, namespace: str) -> None:
 # ---- storage
 
 
+@pytest.mark.calm
 def test_a_claim_is_bound_by_wherry_csi_and_kept(
     cluster: Cluster, namespace: str, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -433,6 +436,7 @@ def holder(name: str, namespace: str) -> Json:
 # ---- wherryd dies
 
 
+@pytest.mark.calm
 def test_the_runtime_is_killed_in_the_middle_of_everything(cluster: Cluster, namespace: str, runtime: Runtime) -> None:
     """While a Deployment is made, updated and scaled: all comes out as asked; what ran goes on, as the same process."""
     cluster.apply(pod("stays", namespace, container("sh", "-c", "while :; do date +%s; sleep 0.2; done")))

@@ -99,6 +99,7 @@ def identity(runtime: Runtime, container: str) -> tuple[Any, ...]:
     return told["status"]["state"], told["status"]["startedAt"], told["info"]["pid"]
 
 
+@pytest.mark.calm
 def test_the_runtime_is_killed_and_nothing_is_lost(kubelet: Kubelet, runtime: Runtime) -> None:
     """Containers run on, as the same processes; a manifest that comes while it is away is run when it is back."""
     command = ["sh", "-c", "while :; do date +%s; sleep 0.2; done"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from helpers import gotools
 from helpers.cri import Wherryd
 from helpers.kubelet import Kubelet, code_of
 from helpers.registry import Registry
+from helpers.tools import run
 from helpers.wherry import until
 from wherry.daemon.cri import api_pb2 as api
 from wherry.daemon.cri.services import Stub
@@ -488,13 +490,32 @@ def test_a_log_goes_on_in_a_new_file(kubelet: Kubelet) -> None:
 
 
 def test_what_is_not_built_says_so(kubelet: Kubelet) -> None:
-    _, container = sleeper(kubelet)
-    with code_of(Code.UNIMPLEMENTED):
-        kubelet("CheckpointContainer", container_id=container, location="/tmp/x")
     with code_of(Code.UNIMPLEMENTED):
         kubelet("CheckpointPod", pod_sandbox_id=UNKNOWN)
     with code_of(Code.UNIMPLEMENTED):
         kubelet("RestorePod", checkpoint_path="/x")
+
+
+def test_a_checkpoint_is_refused_in_time(kubelet: Kubelet, tmp_path: Path) -> None:
+    """Where criu cannot, it says so; made it is in tests/testbed/test_oci_criu.py."""
+    _, container = sleeper(kubelet)
+    for location in ("", "x", f"{tmp_path}/none/x", f"{tmp_path}/"):
+        with code_of(Code.INVALID_ARGUMENT):
+            kubelet("CheckpointContainer", container_id=container, location=location)
+    with code_of(Code.NOT_FOUND):
+        kubelet("CheckpointContainer", container_id=UNKNOWN, location=f"{tmp_path}/x")
+    if not works():
+        with code_of(Code.UNIMPLEMENTED):
+            kubelet("CheckpointContainer", container_id=container, location=f"{tmp_path}/x")
+    assert not list(tmp_path.glob("x*"))
+    kubelet.stop(container)
+    with code_of(Code.FAILED_PRECONDITION):
+        kubelet("CheckpointContainer", container_id=container, location=f"{tmp_path}/x")
+
+
+def works() -> bool:
+    """Whether criu does, on this kernel."""
+    return bool(shutil.which("criu")) and run("criu", "check", check=False).returncode == 0
 
 
 # ---- images

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import grpc
 import pytest
 
+from helpers.cri import Wherryd
+from helpers.kubelet import Kubelet
 from helpers.ocibundle import Box, boxed
 from helpers.wherry import until
 from wherry.container import systemd
@@ -154,6 +159,44 @@ def test_a_restore_that_fails_leaves_nothing(box: Box, tmp_path: Path) -> None:
     (images / "descriptors.json").write_text(json.dumps({"not": "a list"}))
     assert "must be a list" in box.refused("restore", "--bundle", box.bundle, "--image-path", images, "c")
     assert not box.left()
+
+
+@pytest.fixture
+def kubelet(test_id: str, tmp_path: Path, busybox: str, private_network: object) -> Iterator[Kubelet]:
+    with Wherryd(test_id, tmp_path) as wherryd:
+        made = Kubelet(wherryd, wherryd.load(busybox), tmp_path / "logs")
+        yield made
+        made.remove_everything()
+
+
+def test_a_container_of_a_pod_is_put_into_an_archive_and_goes_on(kubelet: Kubelet, tmp_path: Path) -> None:
+    """CheckpointContainer: as tools of other runtimes read it, root's alone, and nothing is left where it fails."""
+    pod = kubelet.pod("p", network=True)
+    container = kubelet.run(pod, "c", "sh", "-c", f"echo mark >/etc/mark; rm /bin/ls; {_COUNT}")
+    archive = tmp_path / "checkpoint.tar"
+
+    def count() -> int:
+        return int(kubelet.output(container, "cat", "/tmp/n") or 0)
+
+    until(lambda: kubelet.exec(container, "test", "-s", "/tmp/n").exit_code == 0, 60)
+    kubelet("CheckpointContainer", container_id=container, location=str(archive), seconds=300)
+    before = count()
+    until(lambda: count() > before, 60, "it does not go on")
+    assert archive.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(archive) as tar:
+        names = set(tar.getnames())
+        assert {"checkpoint/inventory.img", "checkpoint/pstree.img", "checkpoint/descriptors.json", "dump.log"} <= names
+        about, spec, deleted = (json.load(tar.extractfile(name) or io.BytesIO())
+                                for name in ("config.dump", "spec.dump", "deleted.files"))  # fmt: skip
+        assert (about["id"], about["name"], about["runtime"]) == (container, "c", "wherry")
+        assert spec["process"]["args"][:2] == ["sh", "-c"]
+        assert deleted == ["bin/ls"]
+        with tarfile.open(fileobj=tar.extractfile("rootfs-diff.tar")) as layer:
+            assert (layer.extractfile("etc/mark") or io.BytesIO()).read() == b"mark\n"
+    with pytest.raises(grpc.RpcError, match="timeout"):
+        kubelet("CheckpointContainer", container_id=container, location=str(archive), timeout=-1)
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint.tar"]
+    assert not list(tmp_path.rglob("containers/*/checkpoint"))
 
 
 @pytest.mark.skipif(not systemd.available(), reason="no systemd in this boot")

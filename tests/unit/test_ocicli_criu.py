@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from wherry.container.criu import descriptors, externals
 from wherry.errors import WherryError
 from wherry.kernel import process
 from wherry.model import Json
@@ -58,7 +59,7 @@ def test_bind_mounts_and_masks_are_the_outsides(tmp_path: Path) -> None:
         ],
         "linux": {"maskedPaths": ["/proc/kcore", str(tmp_path)]},
     }
-    assert criu.externals(config, "/bundle") == [
+    assert externals(config, "/bundle") == [
         ("/data", "/srv/data"), ("/etc/hosts", "/bundle/hosts"), ("/proc/kcore", "/dev/null"),
     ]  # fmt: skip
 
@@ -70,6 +71,6 @@ def test_streams_from_outside_have_names() -> None:
         assert init is not None
         assert child.stdin is not None
         try:
-            assert criu.descriptors(init)[:2] == [f"pipe:[{os.fstat(child.stdin.fileno()).st_ino}]", ""]
+            assert descriptors(init)[:2] == [f"pipe:[{os.fstat(child.stdin.fileno()).st_ino}]", ""]
         finally:
             child.kill()

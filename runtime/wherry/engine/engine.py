@@ -439,6 +439,13 @@ class Engine:
 
         member.reopen_log(self._house, container)
 
+    def checkpoint_member(self, container: str, location: str, timeout: int = 0) -> None:
+        """Write an archive of a running container's processes (by criu) and of what it changed to the path `location`,
+        in `timeout` seconds (0: ten minutes); it goes on."""
+        from .pods import member
+
+        member.checkpoint(self._house, container, location, timeout)
+
     def usage(self, ids: Sequence[str] = (), *, detailed: bool = False) -> dict[str, Usage]:
         """What pods and containers use now, by their ids (() all that run): one walk, cheap for a thousand. A pod's id
         also gives its containers. `detailed` is for metrics."""

@@ -13,14 +13,12 @@ import json
 import os
 import posixpath
 import re
-import shutil
-import stat
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from wherry.container import criu
 from wherry.container.state import Status
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
@@ -34,28 +32,16 @@ if TYPE_CHECKING:
 
     from .flags import Values
 
-__all__ = ["descriptors", "do_checkpoint", "do_restore", "externals", "options"]
+__all__ = ["do_checkpoint", "do_restore", "options"]
 
-_DESCRIPTORS: Final = "descriptors.json"  # runc's and crun's name for it
 _KEY: Final = re.compile(r"pipe:\[\d{1,20}\]|file\[[0-9a-f]{1,8}:[0-9a-f]{1,16}\]")
 _MAX: Final = 1 << 16
-_TIMEOUT: Final = 3600  # a large memory on a slow disk
 #: flags of ours that are criu's too, with a value and without
 _SAME: Final = (
     "tcp_established", "ext_unix_sk", "shell_job", "file_locks", "leave_running", "auto_dedup", "lazy_pages",
 )  # fmt: skip
 _VALUED: Final = ("status_fd", "lsm_profile", "lsm_mount_context")
-#: linux.namespaces with a path: the name that ties one from outside to its place, as crun's images have it
-_OUTSIDE: Final = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 _JOINED: Final = {"ipc": "ipc", "uts": "uts", "time": "time"}
-
-
-class _Place(NamedTuple):
-    """Where images and criu's log lie."""
-
-    images: str
-    work: str
-    parent: str = ""
 
 
 # ---- checkpoint
@@ -69,84 +55,26 @@ def do_checkpoint(world: World, words: Sequence[str], values: Values) -> None:
         if status not in (Status.RUNNING, Status.PAUSED) or state.init is None:
             raise WherryError(Kind.CONFLICT, f"cannot checkpoint container {folder.id}: it is {status.value}")
         config, shared = config_of(folder), list(options(values))
-        program = _able("checkpoint", folder.id, config)
+        program = criu.able("checkpoint", folder.id, config)
         place = _place(values)
         if not values["pre_dump"]:
-            _write_descriptors(place.images, state.init)
+            criu.write_descriptors(place.images, state.init)
         verb = "pre-dump" if values["pre_dump"] else "dump"
         argv = [program, verb, "--tree", str(state.init.pid), *shared,
                 *_dump_options(config, state, place, values)]  # fmt: skip
         ready = [int(values["status_fd"])] if values["status_fd"].isdigit() else []
-        _run(argv, place, f"{verb}.log", f"checkpoint container {folder.id}", ready)
+        criu.run(argv, place, f"{verb}.log", f"checkpoint container {folder.id}", ready)
         if not (values["leave_running"] or values["pre_dump"]):
             life.destroy(world, folder, force=True)
 
 
-def _dump_options(config: Json, state: State, place: _Place, values: Values) -> Iterator[str]:
+def _dump_options(config: Json, state: State, place: criu.Place, values: Values) -> Iterator[str]:
     assert state.init is not None
-    yield from ("--root", str(state.extra["rootfs"]))
-    if state.cgroup:
-        yield from ("--freeze-cgroup", state.cgroup)
+    yield from criu.dump_words(config, state.bundle, state.init, str(state.extra["rootfs"]), state.cgroup)
     if place.parent:
         yield from ("--track-mem", "--prev-images-dir", place.parent)
     elif values["pre_dump"]:
         yield "--track-mem"
-    for key, _ in externals(config, state.bundle):
-        yield from ("--external", f"mnt[{key}]:{key}")
-    for key in descriptors(state.init):
-        if key.startswith("file["):
-            yield from ("--external", key)
-    for entry in config["linux"].get("namespaces") or []:
-        if entry["type"] in _OUTSIDE and entry.get("path"):
-            name, key = _OUTSIDE[entry["type"]]
-            yield from ("--external", f"{name}[{os.stat(entry['path']).st_ino}]:{key}")
-        elif entry["type"] == "network":
-            yield from ("--empty-ns", "net")  # its devices are the caller's
-
-
-def externals(config: Json, where: str) -> list[tuple[str, str]]:
-    """(mount point, source on the host) of what the container only borrows: bind mounts, and the null device over
-    masked files. One that is not mounted is no error to criu."""
-    from wherry.oci import options as words
-
-    found = []
-    for index, mount in enumerate(config.get("mounts") or []):
-        parsed = words.parse(mount.get("options") or [], f"mounts[{index}]")
-        if parsed.bind or mount.get("type") in ("bind", "rbind"):
-            found.append((posixpath.normpath(mount["destination"]), os.path.join(where, mount["source"])))
-    masked = config["linux"].get("maskedPaths") or []
-    return found + [(posixpath.normpath(path), "/dev/null") for path in masked if not os.path.isdir(path)]
-
-
-def descriptors(init: Process) -> list[str]:
-    """What the standard streams are, as criu names it where it comes from outside: pipe:[...], file[mount:inode] for
-    one on a mount that the container does not have; "" for what criu finds inside."""
-    from wherry.kernel.facts import read
-
-    base = f"/proc/{init.pid}"
-    inside = {line.split()[0] for line in read(f"{base}/mountinfo").splitlines()}
-    return [_descriptor(base, number, inside) for number in range(3)]
-
-
-def _descriptor(base: str, number: int, inside: set[str]) -> str:
-    from wherry.kernel.facts import read
-
-    try:
-        target, found = os.readlink(f"{base}/fd/{number}"), os.stat(f"{base}/fd/{number}")
-    except OSError:
-        return ""
-    if target.startswith("pipe:"):
-        return target
-    mount = next((line.split()[1] for line in read(f"{base}/fdinfo/{number}").splitlines() if line[:6] == "mnt_id"), "")
-    if not mount or mount in inside or stat.S_ISSOCK(found.st_mode):
-        return ""
-    return f"file[{int(mount):x}:{found.st_ino:x}]"
-
-
-def _write_descriptors(images: str, init: Process) -> None:
-    from wherry.kernel import files
-
-    files.atomic_write(os.path.join(images, _DESCRIPTORS), json.dumps(descriptors(init)).encode(), 0o600)
 
 
 # ---- restore
@@ -173,7 +101,7 @@ def _restore(world: World, cid: str, values: Values) -> tuple[ContainerDir, Proc
     asked, shared = create.wish(world, values), list(options(values))
     config, text = bundle.read(asked.bundle, asked.config)
     root = bundle.rootfs(config, asked.bundle)
-    program = _able("restore", cid, config)
+    program = criu.able("restore", cid, config)
     place = _place(values, made=False)
     folder = world.folder(cid)
     folder.make()
@@ -261,7 +189,7 @@ _APART: Final = ("unshare", "--mount", "--propagation", "private", "--", "sh", "
 
 
 def _revive(  # noqa: PLR0917  # what is known at this moment
-    program: str, folder: ContainerDir, config: Json, state: State, place: _Place, shared: Sequence[str]
+    program: str, folder: ContainerDir, config: Json, state: State, place: criu.Place, shared: Sequence[str]
 ) -> Process:
     from wherry.kernel import process
 
@@ -273,7 +201,7 @@ def _revive(  # noqa: PLR0917  # what is known at this moment
                 "--restore-sibling", "--pidfile", pid_file, "--root", root, *shared,
                 *_restore_options(config, state, inherited)]  # fmt: skip
         fds = [fd for fd, _ in inherited if fd > 2]
-        _run(argv, place, "restore.log", f"restore container {folder.id}", fds, quiet=False)
+        criu.run(argv, place, "restore.log", f"restore container {folder.id}", fds, quiet=False)
     os.rmdir(root)
     with open(pid_file, encoding="ascii") as file:
         pid = int(file.read(32))
@@ -290,7 +218,7 @@ def _restore_options(config: Json, state: State, inherited: Sequence[tuple[int, 
     yield "--mntns-compat-mode"
     for fd, key in inherited:
         yield from ("--inherit-fd", f"fd[{fd}]:{key}")
-    for key, source in externals(config, state.bundle):
+    for key, source in criu.externals(config, state.bundle):
         yield from ("--external", f"mnt[{key}]:{source}")
     if state.cgroup:
         yield from ("--cgroup-root", _below_mount(state.cgroup))
@@ -311,7 +239,7 @@ def _streams(images: str) -> list[tuple[int, str]]:
     """Our standard streams in the place of those that the container had from outside."""
     from wherry.kernel import files
 
-    path = os.path.join(images, _DESCRIPTORS)
+    path = os.path.join(images, criu.DESCRIPTORS)
     try:
         keys = json.loads(files.read_capped(path, _MAX))
     except (OSError, ValueError) as error:
@@ -325,10 +253,10 @@ def _streams(images: str) -> list[tuple[int, str]]:
 def _namespaces(config: Json, held: ExitStack) -> list[tuple[int, str]]:
     found = []
     for entry in config["linux"].get("namespaces") or []:
-        if entry["type"] in _OUTSIDE and entry.get("path"):
+        if entry["type"] in criu.OUTSIDE and entry.get("path"):
             fd = os.open(entry["path"], os.O_RDONLY | os.O_CLOEXEC)
             held.callback(os.close, fd)
-            found.append((fd, _OUTSIDE[entry["type"]][1]))
+            found.append((fd, criu.OUTSIDE[entry["type"]][1]))
     return found
 
 
@@ -360,35 +288,7 @@ def options(values: Values) -> Iterator[str]:
         yield from ("--page-server", "--address", address.strip("[]"), "--port", port)
 
 
-def _able(verb: str, cid: str, config: Json) -> str:
-    """The path of criu, once nothing is known that must fail."""
-    if os.geteuid():
-        raise WherryError(Kind.DENIED, f"cannot {verb} container {cid}: criu needs root")
-    if config["process"].get("terminal"):
-        text = f"cannot {verb} container {cid}: process.terminal: criu's command line cannot hand a terminal over"
-        raise WherryError(Kind.UNSUPPORTED, text)
-    if any(entry["type"] == "user" for entry in config["linux"].get("namespaces") or []):
-        text = f"cannot {verb} container {cid}: linux.namespaces: one with a user namespace is not supported"
-        raise WherryError(Kind.UNSUPPORTED, text)
-    program = shutil.which("criu")
-    if program is None:
-        raise WherryError(Kind.PRECONDITION, f"cannot {verb} container {cid}: the program criu is not installed",
-                          hint="apt-get install criu")
-    done = subprocess.run([program, "check"], capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode:
-        why = _first_error(done.stdout + done.stderr)
-        text = f"cannot {verb} container {cid}: criu check says that it does not work on this kernel: {why}"
-        raise WherryError(Kind.UNSUPPORTED, text, hint="a newer criu may know this kernel; criu check --all tells more")
-    return program
-
-
-def _first_error(text: str) -> str:
-    """criu's errors without their places in its source; the first is the cause."""
-    found = re.findall(r"Error \([^)]*\): (.*)", text)
-    return found[0].strip() if found else "it gives no reason"
-
-
-def _place(values: Values, *, made: bool = True) -> _Place:
+def _place(values: Values, *, made: bool = True) -> criu.Place:
     """Directories of images and log; those of a checkpoint are made, 0700: memory is in them."""
     images = os.path.abspath(values["image_path"] or "checkpoint")
     work = os.path.abspath(values["work_path"] or images)
@@ -403,20 +303,4 @@ def _place(values: Values, *, made: bool = True) -> _Place:
     if parent and (os.path.isabs(parent) or not os.path.isdir(os.path.join(images, parent))):
         text = f"--parent-path {parent}: not a directory given from {images} on"
         raise WherryError(Kind.INVALID, text, hint="such as ../pre-dump")
-    return _Place(images, work, parent)
-
-
-def _run(
-    argv: Sequence[str], place: _Place, log: str, what: str, fds: Sequence[int], *, quiet: bool = True
-) -> None:
-    """Carry criu out. `quiet`: our standard streams are not its own."""
-    from wherry.kernel.facts import read
-
-    files = ["--images-dir", place.images, "--work-dir", place.work, "--log-file", log, "-v4"]
-    stream = subprocess.DEVNULL if quiet else None
-    done = subprocess.run([*argv, *files], stdin=stream, stdout=stream, stderr=stream, check=False,
-                          pass_fds=fds, timeout=_TIMEOUT)  # fmt: skip
-    if done.returncode:
-        path = os.path.join(place.work, log)
-        why = _first_error(read(path))
-        raise WherryError(Kind.PRECONDITION, f"cannot {what}: criu: {why}", hint=f"its log is {path}")
+    return criu.Place(images, work, parent)

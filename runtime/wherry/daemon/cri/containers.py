@@ -117,6 +117,7 @@ class Containers:
         return pb.ReopenContainerLogResponse()
 
     async def CheckpointContainer(self, request: pb.CheckpointContainerRequest) -> pb.CheckpointContainerResponse:
-        """Not built: a checkpoint of a pod's container would have to be one that another node's runtime can restore."""
-        requests.identity(request.container_id, "container")
-        raise WherryError(Kind.UNSUPPORTED, "checkpoints of a pod's containers are not built")
+        """An archive of its processes and of what it changed; it goes on."""
+        ref = requests.identity(request.container_id, "container")
+        await self._parts.work.wait(self._engine.checkpoint_member, ref, request.location, request.timeout)
+        return pb.CheckpointContainerResponse()

@@ -24,7 +24,7 @@ from .values import Member, MemberOptions
 if TYPE_CHECKING:
     from wherry.engine.db import Container
 
-__all__ = ["create", "every", "get", "remove", "reopen_log", "stop", "update"]
+__all__ = ["checkpoint", "create", "every", "get", "remove", "reopen_log", "stop", "update"]
 
 
 def create(house: House, pod: str, options: MemberOptions) -> str:
@@ -91,6 +91,13 @@ def reopen_log(house: House, container: str) -> None:
     if code:
         message = f"log {row.config['log']['file']} cannot be opened anew: {os.strerror(code)}"
         raise WherryError(Kind.PRECONDITION, message, hint="it goes on in the old file")
+
+
+def checkpoint(house: House, container: str, location: str, timeout: int) -> None:
+    """Write an archive of its processes and of what it changed; it goes on."""
+    from . import checkpoint as checkpoints
+
+    checkpoints.checkpoint(house, _find(house, container), location, timeout)
 
 
 # ---- what is told
