@@ -8,8 +8,11 @@ from one that only has no more input.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import struct
+import sys
+import termios
 from typing import Protocol
 
 from aiohttp import hdrs, web
@@ -28,6 +31,7 @@ _FRAMES_TOLD = Version(1, 42)  # which names the second of them
 _HEADER = struct.Struct(">B3xI")
 _DETACH = b"\x10\x11"  # ctrl-p, ctrl-q
 _NAMED = {"[": 27, "\\": 28, "]": 29, "^": 30, "_": 31, "@": 0}
+_HEAD_LOOKS = 50  # a millisecond each
 _LOOK = 1.0  # seconds between two looks whether a silent client is still there
 
 
@@ -86,7 +90,23 @@ async def opened(call: Call, *, tty: bool) -> tuple[Client, Told]:
     hold(request)
     pipe = taken_over(request)
     await pipe.write("\r\n".join([first, *(f"{key}: {value}" for key, value in told.items()), "", ""]).encode())
+    await _read(request.transport)
     return Client(pipe, request, framed=not tty), Told()
+
+
+async def _read(transport: asyncio.BaseTransport | None) -> None:
+    """Until the client has read the answer's head, or a moment has passed. Some (docker-py) read it through a buffer,
+    and then from the socket itself: what came along with the head would be lost to them."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    for _ in range(_HEAD_LOOKS):
+        if sock is None or sock.fileno() < 0 or not _unread(sock.fileno()):
+            return
+        await asyncio.sleep(0.001)
+
+
+def _unread(fd: int) -> int:
+    """Bytes that the other end has not taken yet (SIOCOUTQ, unix(7) and tcp(7))."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class Socket(Client):

@@ -131,8 +131,12 @@ async def load(call: Call) -> web.StreamResponse:
     records = await pipes.received(call, lambda file: call.engine.load("the request's body", None, file))
     lines = [{"stream": f"Loaded image: {name}\n"} for record in records for name in _familiar(call, record.id)]
     lines += [{"stream": f"Loaded image ID: {record.id}\n"} for record in records if not record.names]
-    text = b"".join(web.json_response(line).body + b"\r\n" for line in lines)  # type: ignore[operator]
-    return web.Response(body=text, content_type="application/json")
+    news = pipes.News(call)
+    for line in lines:
+        news.tell(line)
+    given = await news.rest()
+    await given.write_eof()
+    return given
 
 
 def _familiar(call: Call, ref: str) -> list[str]:

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import time
@@ -23,6 +22,7 @@ from wherry.engine import diff, frozen, inspection, rootfs
 from wherry.engine.house import House
 from wherry.engine.status import running
 from wherry.errors import Kind, WherryError
+from wherry.kernel import files
 from wherry.model import Json
 
 from . import rows
@@ -68,12 +68,12 @@ def _sound(location: str, timeout: int) -> None:
 def _scratch(house: House, cid: str) -> Iterator[str]:
     """A directory that goes with the container, if not before."""
     path = f"{house.container_dir(cid)}/checkpoint"
-    shutil.rmtree(path, ignore_errors=True)  # of one that was killed
+    files.remove_tree(path)  # of one that was killed
     os.makedirs(f"{path}/images", 0o700)
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        files.remove_tree(path)
 
 
 def _words(state: State, config: Json) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _archive(house: House, row: Container, config: Json, scratch: str, location:
         os.unlink(partial)
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        with open(fd, "wb") as file, tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             tar.add(f"{scratch}/images", "checkpoint")
             for name in ("rootfs-diff.tar", _LOG):
                 tar.add(f"{scratch}/{name}", name)
