@@ -20,6 +20,7 @@ from . import pipes
 from .call import Call, Route, Version, parsed
 from .fields import Fields
 from .gate import answer
+from .images import familiar
 
 __all__ = ["ROUTES"]
 
@@ -101,11 +102,7 @@ def _end(built: Built, *, quiet: bool) -> list[Json]:
     if quiet:
         return [{"stream": f"{built.id}\n"}]
     lines: list[Json] = [{"aux": {"ID": built.id}}, {"stream": f"Successfully built {built.id[7:19]}\n"}]
-    return lines + [{"stream": f"Successfully tagged {_familiar(name)}\n"} for name in built.names]
-
-
-def _familiar(name: str) -> str:
-    return name.removeprefix("docker.io/").removeprefix("library/")
+    return lines + [{"stream": f"Successfully tagged {familiar(name)}\n"} for name in built.names]
 
 
 async def prune(call: Call) -> web.StreamResponse:

@@ -22,7 +22,7 @@ from .call import Call, Route, Version, parsed
 from .fields import Fields
 from .gate import answer
 
-__all__ = ["ROUTES", "login", "progress"]
+__all__ = ["ROUTES", "familiar", "login", "progress"]
 
 _TAR = {"Content-Type": "application/x-tar"}
 _BAR = 50  # characters
@@ -129,7 +129,7 @@ async def push(call: Call) -> web.StreamResponse:
 async def load(call: Call) -> web.StreamResponse:
     """`POST /images/load`."""
     records = await pipes.received(call, lambda file: call.engine.load("the request's body", None, file))
-    lines = [{"stream": f"Loaded image: {name}\n"} for record in records for name in _familiar(call, record.id)]
+    lines = [{"stream": f"Loaded image: {familiar(name)}\n"} for record in records for name in record.names]
     lines += [{"stream": f"Loaded image ID: {record.id}\n"} for record in records if not record.names]
     news = pipes.News(call)
     for line in lines:
@@ -139,8 +139,9 @@ async def load(call: Call) -> web.StreamResponse:
     return given
 
 
-def _familiar(call: Call, ref: str) -> list[str]:
-    return list(call.engine.inspect_image(ref)["RepoTags"])
+def familiar(name: str) -> str:
+    """A name as docker shows it."""
+    return name.removeprefix("docker.io/").removeprefix("library/")
 
 
 async def save(call: Call) -> web.StreamResponse:
