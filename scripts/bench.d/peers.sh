@@ -71,6 +71,12 @@ TOML
             --pidfile "$BENCH_HOME/dockerd-own.pid" --config-file "$BENCH_HOME/dockerd.json"
         wait_until docker --host "unix://$docker" info
     fi
+    if have docker; then  # the same client for both daemons
+        echo 'cgroup_parent = "/wherryd-bench"' >"$BENCH_HOME/wherryd.toml"
+        background wherryd "$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin/wherryd" --root "$BENCH_HOME/wherryd-root" \
+            --state "$BENCH_HOME/run/wherryd" --config "$BENCH_HOME/wherryd.toml"
+        wait_until inside docker --host "unix://$BENCH_HOME/run/wherryd/docker.sock" info
+    fi
     cat >"$BENCH_HOME/containers.conf" <<TOML
 [engine]
 cgroup_manager = "cgroupfs"
@@ -86,7 +92,7 @@ TOML
 stop() {
     [ -e "$BENCH_HOME/holder.pid" ] || return 0
     namespace=$(readlink "/proc/$(cat "$BENCH_HOME/holder.pid")/ns/mnt" || true)
-    for name in dockerd containerd registry holder; do
+    for name in wherryd dockerd containerd registry holder; do
         [ -e "$BENCH_HOME/$name.pid" ] || continue
         pid=$(cat "$BENCH_HOME/$name.pid")
         kill "$pid" 2>/dev/null || true
