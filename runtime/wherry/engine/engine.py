@@ -497,6 +497,13 @@ class Engine:
         known = images.credentials_of(name, login)
         return registries.push(self._house, name, progress, all_tags=all_tags, credentials=known)
 
+    def distribution(self, name: str, login: RegistryLogin | None) -> Json:
+        """What the registry of a name has there, asked with these credentials, or with none: its descriptor, and the
+        platforms that it is for (docker's distribution object)."""
+        from . import images, registries
+
+        return registries.distribution(self._house, name, images.credentials_of(name, login))
+
     def image_records(self) -> list[ImageRecord]:
         """All images, each once."""
         return self._house.images.list()

@@ -126,3 +126,13 @@ def logins() -> list[str]:
 def referrers(house: House, name: str, artifact_type: str) -> list[Json]:
     """Ask the image's registry what refers to it; an image that is not here is looked up there."""
     return house.images.referrers(name, artifact_type)
+
+
+def distribution(house: House, name: str, credentials: Asked) -> Json:
+    """Ask the name's registry what it has there."""
+    from wherry.image.reference import is_source
+
+    if is_source(name):
+        raise WherryError(Kind.INVALID, f"{name[:200]} is not in a registry", hint="wherry inspect shows what is here")
+    house.prepare()
+    return house.images.distribution(name, credentials)

@@ -152,6 +152,14 @@ class ImageStore:
             digest = record.target or record.manifest
         return referrers(reference, digest, self.reach, artifact_type)
 
+    def distribution(self, name: str, credentials: Callable[[str], Credentials | None]) -> Json:
+        """What the registry of a name has there. `credentials`: as `pull` has them."""
+        from wherry.image.distribution import described
+        from wherry.image.registry import RegistrySource
+
+        reach = self.reach._replace(credentials=credentials)
+        return described(self.blobs, RegistrySource(Reference.parse(name), reach))
+
     def load(self, source: str, progress: Progress = _silent, platform: Platform | None = None) -> ImageRecord:
         """Take the image of `oci:DIR[:tag]`, `oci-archive:FILE[:tag]` or `docker-archive:FILE[:tag]` into the store."""
         return self.load_all(source, progress, platform, only_one=True)[0]

@@ -34,7 +34,7 @@ def login(call: Call) -> RegistryLogin | None:
     if not raw:
         return None
     try:
-        text = base64.urlsafe_b64decode(raw + "=" * (-len(raw) % 4))
+        text = base64.b64decode(raw + "=" * (-len(raw) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise WherryError(Kind.INVALID, "X-Registry-Auth is no base64") from None
     found = Fields(parsed(text or b"{}", "X-Registry-Auth"))
@@ -211,6 +211,12 @@ async def search(call: Call) -> web.StreamResponse:
     raise WherryError(Kind.UNSUPPORTED, "search is not available", hint="name the image with its registry")
 
 
+async def distribution(call: Call) -> web.StreamResponse:
+    """`GET /distribution/{name}/json`: asked of the registry, whatever is here."""
+    _sound(call.ref("name"))
+    return answer(await call.parts.fetch(call.engine.distribution, call.ref("name"), login(call)))
+
+
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/create", create),
     Route("POST", "/images/load", load),
@@ -225,4 +231,5 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/{name:.+}/push", push),
     Route("DELETE", "/images/{name:.+}", remove),
     Route("POST", "/commit", commit),
+    Route("GET", "/distribution/{name:.+}/json", distribution, Version(1, 30)),
 )
