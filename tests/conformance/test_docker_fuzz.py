@@ -29,6 +29,8 @@ DESCRIPTION = Path(__file__).resolve().parents[2] / "docs" / "api.yaml"
 HOST = "http://localhost"
 #: what there is, so that not every name is one of nothing
 KNOWN = {"id": ("fuzzed", "fuzzed-net"), "name": ("busybox", "kept:1", "fuzzed-volume")}
+BESIDE = {"Image": "busybox", "Container": "fuzzed", "container": "fuzzed", "names": ["busybox"], "Driver": "",
+          "IPAM": {}, "repo": "kept"}  # in bodies and queries
 #: their answers last as long as the container or the client: only of names that nobody has
 ENDLESS = ("/wait", "/attach", "/attach/ws", "/logs", "/stats")
 
@@ -64,7 +66,11 @@ def _seeded(docker: DockerD) -> None:
 
 
 def _aimed(case: Any) -> None:
-    """Half of the names in paths become those of things."""
+    """Half of the names become those of things."""
+    for place in (case.body, case.query):
+        for key in BESIDE.keys() & set(place if isinstance(place, dict) else ()):
+            if zlib.crc32(f"{key}{place}".encode("utf-8", "replace")) % 2:
+                place[key] = BESIDE[key]
     for key, names in KNOWN.items():
         value = str(case.path_parameters.get(key, ""))
         chosen = zlib.crc32(value.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Images, builds, networks and volumes by Docker's API: both docker CLIs, and plain requests for what they do not ask."""
+"""Images, builds, networks and volumes by Docker's API: both docker CLIs, and plain requests for the rest."""
 
 from __future__ import annotations
 

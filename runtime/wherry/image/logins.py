@@ -37,11 +37,14 @@ _HUB = "docker.io"
 
 def registry_of(server: str) -> str:
     """The registry that a user means by SERVER: a host, or a URL of it as old configurations have."""
-    host = urlsplit(server if "://" in server else f"//{server}").netloc
+    try:
+        host = urlsplit(server if "://" in server else f"//{server}").netloc
+    except ValueError:  # brackets that are no IPv6 address
+        host = ""
     if not server or is_of(server, keys_of(_HUB)) or is_of(host, keys_of(_HUB)):
         return _HUB
     try:
-        good = Reference.parse(f"{host}/x").registry == host
+        good = bool(host) and Reference.parse(f"{host}/x").registry == host
     except WherryError:
         good = False
     if not good:
