@@ -12,6 +12,8 @@ import pytest
 
 import audit
 from helpers import tools
+from helpers.dockerapi import Clients, DockerD
+from helpers.dockerd import Dockerd
 from helpers.ociruntime import wrapper
 
 
@@ -51,3 +53,16 @@ def removed(path: str) -> bool:
 def runtime(place: Path) -> Path:
     """The runtime under test with a --root of this test's own."""
     return wrapper(place)
+
+
+@pytest.fixture(params=["wherryd", "dockerd"])
+def daemon(request: pytest.FixtureRequest, test_id: str, tmp_path: Path, busybox: str) -> Iterator[Clients]:
+    """What has a Docker API, with busybox: ours, and the distribution's dockerd as the judge of what is asked."""
+    if request.param == "dockerd":
+        made: DockerD | Dockerd = Dockerd(request.getfixturevalue("place"), tmp_path, test_id)
+    else:
+        request.getfixturevalue("private_network")
+        made = DockerD(test_id, tmp_path)
+    with made as running:
+        running.load(busybox)
+        yield running

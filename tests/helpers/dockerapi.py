@@ -10,11 +10,18 @@ At the end everything is removed, and nothing may be left behind.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.client
 import json
 import os
+import select
+import signal
 import socket
+import struct
 import subprocess
+import termios
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +31,7 @@ import audit
 
 from .cri import Wherryd
 
-__all__ = ["Answer", "DockerD"]
+__all__ = ["CLIS", "Answer", "Clients", "DockerD", "Terminal"]
 
 CLIS = tuple(path for path in ("/usr/local/bin/docker", "/usr/bin/docker") if os.access(path, os.X_OK))
 
@@ -57,30 +64,19 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class DockerD(Wherryd):
-    """A running wherryd, seen by its Docker API. `settings`: more lines of wherry.toml."""
+class Clients:
+    """What speaks to a daemon by its DOCKER_HOST: the same for ours and for dockerd (helpers/dockerd.py)."""
 
-    def __init__(self, test_id: str, tmp_path: Path, settings: str = "") -> None:
-        super().__init__(test_id, tmp_path, settings, network=False)
-        self.cri, self.socket = self.socket, self.state / "docker.sock"
-        self.host = f"unix://{self.socket}"
+    socket: Path
+    env: dict[str, str]
+    log: Path
+    cli = CLIS[0] if CLIS else "docker"  # which is called
+
+    def point_at(self, path: Path, config: Path) -> None:
+        """`path` is the daemon's socket, `config` a directory for what clients keep."""
+        self.socket, self.host = path, f"unix://{path}"
         self.env = {key: text for key, text in os.environ.items() if not key.startswith("DOCKER_")}
-        self.env |= {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(tmp_path / f"{test_id}-docker")}
-
-    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
-        try:
-            self.stop()
-        finally:
-            self.wherry.remove_everything()
-            subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
-        if kind is None:
-            leaks = audit.settle(self._before, self.mark) + self.wherry.leftovers()
-            assert not leaks, "\n".join(leaks)
-
-    def connect(self, path: Path) -> None:
-        """The CRI is not looked at here."""
-
-    # ---- the docker CLI
+        self.env |= {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(config)}
 
     def docker(
         self, *words: object, cli: str = "", check: bool = True, stdin: str | None = None, timeout: float = 30,
@@ -89,7 +85,7 @@ class DockerD(Wherryd):
         """Run the docker CLI (`cli`: which) on this socket; output is text."""
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         done = subprocess.run(
-            [cli or CLIS[0], *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False,
+            [cli or self.cli, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False,
             env={**self.env, **(env or {})}, **given,
         )  # fmt: skip
         if check and done.returncode:
@@ -104,7 +100,62 @@ class DockerD(Wherryd):
     def docker_popen(self, *words: object, cli: str = "", **options: Any) -> subprocess.Popen[bytes]:
         """Start the docker CLI and go on."""
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen([cli or CLIS[0], *map(str, words)], env=self.env, **options)
+        return subprocess.Popen([cli or self.cli, *map(str, words)], env=self.env, **options)
+
+
+class Terminal:
+    """The docker CLI on a terminal."""
+
+    def __init__(self, docker: Clients, *words: object, cli: str = "", rows: int = 31, cols: int = 91) -> None:
+        self.fd, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+        self.process = docker.docker_popen(
+            *words, cli=cli, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def see(self, text: str, seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < end, f"{text!r} is not in {self.shown!r}"
+            if select.select([self.fd], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    self.shown += os.read(self.fd, 4096).decode(errors="replace")
+
+    def type(self, data: bytes) -> None:
+        os.write(self.fd, data)
+
+    def resize(self, rows: int, cols: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)
+
+    def end(self) -> int:
+        code = self.process.wait(20)
+        os.close(self.fd)
+        return code
+
+
+class DockerD(Clients, Wherryd):
+    """A running wherryd, seen by its Docker API. `settings`: more lines of wherry.toml."""
+
+    def __init__(self, test_id: str, tmp_path: Path, settings: str = "") -> None:
+        super().__init__(test_id, tmp_path, settings, network=False)
+        self.cri = self.socket
+        self.point_at(self.state / "docker.sock", tmp_path / f"{test_id}-docker")
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.stop()
+        finally:
+            self.wherry.remove_everything()
+            subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
+        if kind is None:
+            leaks = audit.settle(self._before, self.mark) + self.wherry.leftovers()
+            assert not leaks, "\n".join(leaks)
+
+    def connect(self, path: Path) -> None:
+        """The CRI is not looked at here."""
 
     # ---- plain HTTP
 

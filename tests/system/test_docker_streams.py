@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import io
 import json
 import os
-import select
-import signal
 import socket
-import struct
 import subprocess
 import tarfile
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from helpers.dockerapi import CLIS, DockerD
+from helpers.dockerapi import CLIS, DockerD, Terminal
 from helpers.wherry import until
 
 pytestmark = [
@@ -39,37 +33,6 @@ def docker(test_id: str, tmp_path: Path, busybox: str) -> Iterator[DockerD]:
     with DockerD(test_id, tmp_path) as made:
         made.load(busybox)
         yield made
-
-
-class Terminal:
-    """The docker CLI on a terminal."""
-
-    def __init__(self, docker: DockerD, *words: object, rows: int = 31, cols: int = 91) -> None:
-        self.fd, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-        self.process = docker.docker_popen(*words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-        os.close(theirs)
-        self.shown = ""
-
-    def see(self, text: str, seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.shown:
-            assert time.monotonic() < end, f"{text!r} is not in {self.shown!r}"
-            if select.select([self.fd], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):
-                    self.shown += os.read(self.fd, 4096).decode(errors="replace")
-
-    def type(self, data: bytes) -> None:
-        os.write(self.fd, data)
-
-    def resize(self, rows: int, cols: int) -> None:
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-        self.process.send_signal(signal.SIGWINCH)
-
-    def end(self) -> int:
-        code = self.process.wait(20)
-        os.close(self.fd)
-        return code
 
 
 @pytest.mark.parametrize("cli", CLIS)
