@@ -177,7 +177,8 @@ def test_names_that_are_not_there_or_taken(docker: Clients) -> None:
 
 def test_what_restarts_and_what_is_healthy(docker: Clients) -> None:
     docker.docker("run", "-d", "--name", "fails", "--restart", "on-failure:2", *ALONE, "busybox", "sh", "-c", "exit 4")
-    until(lambda: inspect(docker, "fails", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}") == "exited 2 4", 30)
+    ended = "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}"
+    until(lambda: inspect(docker, "fails", ended) == "exited 2 4", 30)
     checks = ("--health-cmd", "test -e /tmp/well", "--health-interval", "1s", "--health-retries", "2",
               "--health-timeout", "5s")  # fmt: skip
     docker.docker("run", "-d", "--name", "one", *checks, *ALONE, *SLEEP)

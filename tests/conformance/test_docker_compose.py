@@ -1,4 +1,4 @@
-"""The distribution's docker-compose (1.29, in Python) against wherryd: a project from its build to its end."""
+"""The distribution's docker-compose (1.29, in Python): a project from build to end, on wherryd and on dockerd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from helpers.dockerapi import DockerD
+from helpers.dockerapi import Clients
 from helpers.registry import free_port
 from helpers.wherry import until
 
@@ -46,19 +46,12 @@ Compose = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def docker(test_id: str, tmp_path: Path, busybox: str) -> Iterator[DockerD]:
-    with DockerD(test_id, tmp_path) as made:
-        made.load(busybox)
-        yield made
-
-
-@pytest.fixture
 def port() -> int:
     return free_port()
 
 
 @pytest.fixture
-def compose(docker: DockerD, test_id: str, tmp_path: Path, port: int) -> Iterator[Compose]:
+def compose(daemon: Clients, test_id: str, tmp_path: Path, port: int) -> Iterator[Compose]:
     """`compose(words)`: in the project's directory; the project is taken down at the end."""
     place = tmp_path / test_id
     (place / "ctx").mkdir(parents=True)
@@ -67,7 +60,7 @@ def compose(docker: DockerD, test_id: str, tmp_path: Path, port: int) -> Iterato
 
     def call(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["docker-compose", "--no-ansi", *words], cwd=place, env=docker.env, capture_output=True, text=True,
+            ["docker-compose", "--no-ansi", *words], cwd=place, env=daemon.env, capture_output=True, text=True,
             check=False, timeout=90, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
@@ -78,9 +71,9 @@ def compose(docker: DockerD, test_id: str, tmp_path: Path, port: int) -> Iterato
 
 
 @pytest.mark.seconds(300)
-def test_a_project(compose: Compose, docker: DockerD, port: int) -> None:
+def test_a_project(compose: Compose, daemon: Clients, port: int) -> None:
     compose("up", "-d", "--build")
-    script = "wget -qO- http://www/; echo x | nc db 5432; echo $A; ulimit -n"
+    script = "wget -qO- http://www/; echo x | nc db 5432; echo $A; awk '/open files/{print $4}' /proc/1/limits"
     assert compose("exec", "-T", "web", "sh", "-c", script).stdout.split() == ["page", "pong", "b", "100"]
     compose("exec", "-T", "web", "sh", "-c", "exit 9", code=9)
     with urlopen(f"http://127.0.0.1:{port}/", timeout=10) as found:
@@ -89,18 +82,18 @@ def test_a_project(compose: Compose, docker: DockerD, port: int) -> None:
     assert "up-to-date" in compose("up", "-d").stderr, "nothing has changed"
     assert compose("run", "--rm", "-T", "web", "echo", "ran").stdout == "ran\n"
     compose("up", "-d", "--scale", "db=2")
-    until(lambda: len(docker.out("ps", "-q").split()) == 3)
+    until(lambda: len(daemon.out("ps", "-q").split()) == 3)
     compose("restart", "-t", "0", "web")
     compose("pause", "db")
     compose("unpause", "db")
     assert "httpd" in compose("top", "web").stdout
     assert compose("port", "web", "80").stdout.strip().endswith(f":{port}")
     compose("stop", "-t", "0")
-    assert docker.out("ps", "-q") == ""
+    assert daemon.out("ps", "-q") == ""
     compose("start")
     compose("kill")
     compose("down", "-v", "--rmi", "local")
-    assert docker.out("ps", "-aq") == ""
-    assert docker.out("volume", "ls", "-q") == ""
-    names = set(docker.out("network", "ls", "--format", "{{.Name}}").split())
+    assert daemon.out("ps", "-aq") == ""
+    assert daemon.out("volume", "ls", "-q") == ""
+    names = set(daemon.out("network", "ls", "--format", "{{.Name}}").split())
     assert not any(name.endswith(("_back", "_default")) for name in names)

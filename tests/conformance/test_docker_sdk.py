@@ -1,4 +1,4 @@
-"""docker-py, the library of testcontainers, ansible and many others, against wherryd's Docker API."""
+"""docker-py, the library of testcontainers, ansible and others: one script, against wherryd and against dockerd."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import os
 import tarfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.dockerapi import DockerD
+from helpers.dockerapi import Clients
 
 docker = pytest.importorskip("docker", reason="docker-py is not installed")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -20,15 +19,13 @@ ALONE = {"network_mode": "none"}
 
 
 @pytest.fixture
-def client(test_id: str, tmp_path: Path, busybox: str) -> Iterator[Any]:
-    with DockerD(test_id, tmp_path) as daemon:
-        daemon.load(busybox)
-        made = docker.DockerClient(base_url=daemon.host, timeout=60)
-        yield made
-        for one in made.containers.list(all=True):
-            one.remove(force=True, v=True)
-        made.networks.prune()
-        made.close()
+def client(daemon: Clients) -> Iterator[Any]:
+    made = docker.DockerClient(base_url=daemon.host, timeout=60)
+    yield made
+    for one in made.containers.list(all=True):
+        one.remove(force=True, v=True)
+    made.networks.prune()
+    made.close()
 
 
 def test_runs_and_their_ends(client: Any) -> None:
@@ -111,7 +108,7 @@ def test_images(client: Any) -> None:
     built, lines = client.images.build(fileobj=io.BytesIO(text), tag="wt-built", buildargs={"A": "2"})
     assert any("Successfully tagged wt-built:latest" in line.get("stream", "") for line in lines)
     assert client.containers.run("wt-built", remove=True, **ALONE) == b"hi 2\n"
-    with pytest.raises(docker.errors.BuildError, match="exit code: 3"):
+    with pytest.raises(docker.errors.BuildError, match="returned a non-zero code: 3"):
         client.images.build(fileobj=io.BytesIO(b"FROM busybox\nRUN exit 3\n"))
     assert built.tag("wt-other", "2")
     assert built.history()[0]["CreatedBy"].startswith("CMD")
