@@ -107,6 +107,34 @@ def test_what_comes_is_what_was_written(docker: DockerD) -> None:
     assert docker.docker(*words, stdin=data).stdout == f"{len(data)}\nlater\n"
 
 
+def _attached(docker: DockerD, cid: str) -> socket.socket:
+    """A connection whose answer's head has been read, and not a byte more."""
+    link = docker.raw()
+    head = f"POST /containers/{cid}/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n"
+    link.sendall(f"{head}Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += link.recv(1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    return link
+
+
+def _created(docker: DockerD, *command: str) -> str:
+    asked = {"Image": "busybox", "Cmd": command, "HostConfig": {"NetworkMode": "none"}}
+    return str(docker.post("/containers/create", asked).json()["Id"])
+
+
+def test_who_has_the_answer_is_attached(docker: DockerD) -> None:
+    """A start that comes at once, on a connection that stands: it is the start of what was attached to."""
+    for _ in range(20):
+        cid = _created(docker, "echo", "hi")
+        with docker.raw() as starter, _attached(docker, cid) as link:
+            starter.sendall(f"POST /containers/{cid}/start HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+            link.settimeout(5)
+            heard = b"".join(iter(lambda: link.recv(4096), b""))
+        assert heard == b"\x01\0\0\0\0\0\0\x03hi\n"
+
+
 def test_exec(docker: DockerD) -> None:
     docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sleep", "600")
     done = docker.docker("exec", "-e", "A=b", "-w", "/tmp", "one", "sh", "-c", "echo $A; pwd >&2; exit 9", check=False)

@@ -53,13 +53,14 @@ class Lives:
         """`tap` takes the output of the next start."""
         self._waiting.setdefault(cid, []).append(tap)
 
-    def leave(self, cid: str, tap: Tap) -> None:
-        """It does not wait any more. Idempotent."""
+    def leave(self, cid: str, tap: Tap) -> bool:
+        """It does not wait any more: whether it did, rather than belong to a start already. Idempotent."""
         taps = self._waiting.get(cid, [])
-        if tap in taps:
+        if waited := tap in taps:
             taps.remove(tap)
         if not taps:
             self._waiting.pop(cid, None)
+        return waited
 
     async def start(self, cid: str, change: Callable[[], Awaitable[object]] | None = None) -> bool:
         """Start it, unless it runs: whether it did not. `change`: what is done right before, a stop perhaps."""
