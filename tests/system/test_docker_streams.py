@@ -135,6 +135,24 @@ def test_who_has_the_answer_is_attached(docker: DockerD) -> None:
         assert heard == b"\x01\0\0\0\0\0\0\x03hi\n"
 
 
+def test_who_takes_nothing_is_dropped_where_others_listen(docker: DockerD) -> None:
+    """It holds them back for a while, and loses its connection; who is alone holds its container only."""
+    size = 4_000_000
+    cid = _created(docker, "sh", "-c", f"head -c {size} /dev/zero; exit 3")
+    with _attached(docker, cid) as mute, _attached(docker, cid) as link:
+        docker.post(f"/containers/{cid}/start")
+        assert sum(len(data) for data in iter(lambda: link.recv(1 << 16), b"")) >= size
+        assert docker.post(f"/containers/{cid}/wait").json() == {"StatusCode": 3}
+        mute.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert sum(len(data) for data in iter(lambda: mute.recv(1 << 16), b"")) < size
+    alone = _created(docker, "sh", "-c", f"head -c {size} /dev/zero")
+    with _attached(docker, alone):
+        docker.post(f"/containers/{alone}/start")
+        assert docker.post(f"/containers/{alone}/kill").status == 204
+        assert docker.post(f"/containers/{alone}/wait").json() == {"StatusCode": 137}
+
+
 def test_exec(docker: DockerD) -> None:
     docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sleep", "600")
     done = docker.docker("exec", "-e", "A=b", "-w", "/tmp", "one", "sh", "-c", "echo $A; pwd >&2; exit 9", check=False)

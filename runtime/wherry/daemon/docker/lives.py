@@ -23,6 +23,7 @@ __all__ = ["Lives", "Tap"]
 
 _log = logging.getLogger("wherryd.docker")
 _SETTLERS = 16  # threads: an end takes milliseconds of one
+_STALL = 10.0  # seconds that one of several may take nothing, as with the monitors
 
 
 class Tap(Protocol):
@@ -121,10 +122,13 @@ class Lives:
 
     @staticmethod
     async def _give(frames: Frames, taps: list[Tap], tap: Tap, kind: int, payload: bytes) -> None:
+        """One that is alone may hold its container back, as with docker; one of several must not hold the others."""
         try:
-            await tap.take(kind, payload)
-        except ConnectionError:
+            async with asyncio.timeout(_STALL if len(taps) > 1 else None):
+                await tap.take(kind, payload)
+        except (ConnectionError, TimeoutError):
             taps.remove(tap)
+            tap.over(None)
             if not taps:
                 await frames.quiet()
 
