@@ -278,6 +278,18 @@ def test_archives(docker: DockerD, tmp_path: Path) -> None:
         assert "etc/canary" in made.getnames()
 
 
+def test_an_archive_that_is_broken_off_lets_go_of_the_container(docker: DockerD) -> None:
+    docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sh", "-c", "head -c 9000000 /dev/zero >/big; cat")
+    docker.docker("wait", "one")
+    assert docker.get("/containers/one/archive?path=/big").status == 200
+    before = docker.descriptors()
+    for _ in range(10):
+        with docker.raw() as link:
+            link.sendall(b"GET /containers/one/archive?path=/big HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert link.recv(1000).startswith(b"HTTP/1.1 200 ")
+    until(lambda: docker.descriptors() <= before, 5, "descriptors stay")
+
+
 def test_events(docker: DockerD) -> None:
     client = docker.docker_popen("events", "--filter", "event=die", "--format", "{{json .}}", stdout=subprocess.PIPE)
     time.sleep(1)
@@ -299,6 +311,7 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
     docker.docker("run", "-di", "--name", "one", *ALONE, "busybox", "cat")
     docker.docker("create", "-i", "--name", "two", *ALONE, "busybox", "cat")
     upgrade = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
+    execs: list[str] = []
 
     def abort(number: int) -> None:
         path = ("/containers/one/attach?stream=1&stdin=1&stdout=1&stderr=1", "/containers/two/attach?stream=1&stdout=1",
@@ -306,7 +319,8 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
         body = b""
         if path == "exec":
             asked = {"Cmd": ["sleep", "0.2"], "AttachStdout": True, "AttachStdin": number % 8 == 2}
-            path = f"/exec/{docker.post('/containers/one/exec', asked).json()['Id']}/start"
+            execs.append(docker.post("/containers/one/exec", asked).json()["Id"])
+            path = f"/exec/{execs[-1]}/start"
             body = b'{"Detach":false}'
         with docker.raw() as link:
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{upgrade}Content-Type: application/json\r\n"
@@ -325,6 +339,12 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
     for number in range(ABORTS):
         abort(number)
     until(lambda: docker.descriptors() <= fds + 4, 30, "descriptors stay")
+
+    def ends() -> set[tuple[bool, int | None]]:
+        told = [docker.get(f"/exec/{one}/json").json() for one in execs]
+        return {(one["Running"], one["ExitCode"]) for one in told}
+
+    until(lambda: ends() == {(False, 0)}, 30, "nobody saw to some ends")
     assert docker.resident() <= resident + (12 << 20)
     assert docker.out("inspect", "-f", "{{.State.Running}}", "one") == "true"
 
