@@ -70,6 +70,52 @@ def test_what_comes_is_what_was_written(docker: DockerD) -> None:
     assert docker.docker(*words, stdin=data).stdout == f"{len(data)}\nlater\n"
 
 
+def _attached(docker: DockerD, cid: str) -> socket.socket:
+    """A connection whose answer's head has been read, and not a byte more."""
+    link = docker.raw()
+    head = f"POST /containers/{cid}/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n"
+    link.sendall(f"{head}Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += link.recv(1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    return link
+
+
+def _created(docker: DockerD, *command: str) -> str:
+    asked = {"Image": "busybox", "Cmd": command, "HostConfig": {"NetworkMode": "none"}}
+    return str(docker.post("/containers/create", asked).json()["Id"])
+
+
+def test_who_has_the_answer_is_attached(docker: DockerD) -> None:
+    """A start that comes at once, on a connection that stands: it is the start of what was attached to."""
+    for _ in range(20):
+        cid = _created(docker, "echo", "hi")
+        with docker.raw() as starter, _attached(docker, cid) as link:
+            starter.sendall(f"POST /containers/{cid}/start HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+            link.settimeout(5)
+            heard = b"".join(iter(lambda: link.recv(4096), b""))
+        assert heard == b"\x01\0\0\0\0\0\0\x03hi\n"
+
+
+def test_who_takes_nothing_is_dropped_where_others_listen(docker: DockerD) -> None:
+    """It holds them back for a while, and loses its connection; who is alone holds its container only."""
+    size = 4_000_000
+    cid = _created(docker, "sh", "-c", f"head -c {size} /dev/zero; exit 3")
+    with _attached(docker, cid) as mute, _attached(docker, cid) as link:
+        docker.post(f"/containers/{cid}/start")
+        assert sum(len(data) for data in iter(lambda: link.recv(1 << 16), b"")) >= size
+        assert docker.post(f"/containers/{cid}/wait").json() == {"StatusCode": 3}
+        mute.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert sum(len(data) for data in iter(lambda: mute.recv(1 << 16), b"")) < size
+    alone = _created(docker, "sh", "-c", f"head -c {size} /dev/zero")
+    with _attached(docker, alone):
+        docker.post(f"/containers/{alone}/start")
+        assert docker.post(f"/containers/{alone}/kill").status == 204
+        assert docker.post(f"/containers/{alone}/wait").json() == {"StatusCode": 137}
+
+
 def test_exec(docker: DockerD) -> None:
     docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sleep", "600")
     done = docker.docker("exec", "-e", "A=b", "-w", "/tmp", "one", "sh", "-c", "echo $A; pwd >&2; exit 9", check=False)
@@ -195,6 +241,18 @@ def test_archives(docker: DockerD, tmp_path: Path) -> None:
         assert "etc/canary" in made.getnames()
 
 
+def test_an_archive_that_is_broken_off_lets_go_of_the_container(docker: DockerD) -> None:
+    docker.docker("run", "-d", "--name", "one", *ALONE, "busybox", "sh", "-c", "head -c 9000000 /dev/zero >/big; cat")
+    docker.docker("wait", "one")
+    assert docker.get("/containers/one/archive?path=/big").status == 200
+    before = docker.descriptors()
+    for _ in range(10):
+        with docker.raw() as link:
+            link.sendall(b"GET /containers/one/archive?path=/big HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert link.recv(1000).startswith(b"HTTP/1.1 200 ")
+    until(lambda: docker.descriptors() <= before, 5, "descriptors stay")
+
+
 def test_events(docker: DockerD) -> None:
     client = docker.docker_popen("events", "--filter", "event=die", "--format", "{{json .}}", stdout=subprocess.PIPE)
     time.sleep(1)
@@ -216,6 +274,7 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
     docker.docker("run", "-di", "--name", "one", *ALONE, "busybox", "cat")
     docker.docker("create", "-i", "--name", "two", *ALONE, "busybox", "cat")
     upgrade = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
+    execs: list[str] = []
 
     def abort(number: int) -> None:
         path = ("/containers/one/attach?stream=1&stdin=1&stdout=1&stderr=1", "/containers/two/attach?stream=1&stdout=1",
@@ -223,7 +282,8 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
         body = b""
         if path == "exec":
             asked = {"Cmd": ["sleep", "0.2"], "AttachStdout": True, "AttachStdin": number % 8 == 2}
-            path = f"/exec/{docker.post('/containers/one/exec', asked).json()['Id']}/start"
+            execs.append(docker.post("/containers/one/exec", asked).json()["Id"])
+            path = f"/exec/{execs[-1]}/start"
             body = b'{"Detach":false}'
         with docker.raw() as link:
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{upgrade}Content-Type: application/json\r\n"
@@ -242,6 +302,12 @@ def test_clients_that_break_off_leave_nothing(docker: DockerD) -> None:
     for number in range(ABORTS):
         abort(number)
     until(lambda: docker.descriptors() <= fds + 4, 30, "descriptors stay")
+
+    def ends() -> set[tuple[bool, int | None]]:
+        told = [docker.get(f"/exec/{one}/json").json() for one in execs]
+        return {(one["Running"], one["ExitCode"]) for one in told}
+
+    until(lambda: ends() == {(False, 0)}, 30, "nobody saw to some ends")
     assert docker.resident() <= resident + (12 << 20)
     assert docker.out("inspect", "-f", "{{.State.Running}}", "one") == "true"
 

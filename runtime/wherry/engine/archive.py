@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat as stats
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -148,7 +148,7 @@ def stat(house: House, ref: str, path: str) -> Json:
     return what
 
 
-def get(house: House, ref: str, path: str) -> tuple[Json, Iterator[bytes]]:
+def get(house: House, ref: str, path: str) -> tuple[Json, Generator[bytes, None, None]]:
     """The verb: what it is, and its tar."""
     row = house.db.find(ref)
     with _place(house, row, path, writable=False) as place:
@@ -157,7 +157,7 @@ def get(house: House, ref: str, path: str) -> tuple[Json, Iterator[bytes]]:
     return what, _stream(house, row, path, what["name"])
 
 
-def _stream(house: House, row: Container, path: str, name: str) -> Iterator[bytes]:
+def _stream(house: House, row: Container, path: str, name: str) -> Generator[bytes, None, None]:
     base = "." if path.endswith("/.") or name == "/" else name
     with _place(house, row, path, writable=False) as place, _entry(place, place.path) as (parent, last, _found):
         yield from _pack(parent, last, base, {})

@@ -10,7 +10,7 @@ Results have the shapes of Docker's Engine API (v1.43) wherever it has one; fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.model import Attachment, ImageRecord, Json, Limits, Place, ProgressEvent, RestartPolicy, RunOptions
@@ -300,8 +300,8 @@ class Engine:
 
         return archive.stat(self._house, ref, path)
 
-    def archive_get(self, ref: str, path: str) -> tuple[Json, Iterator[bytes]]:
-        """Return the path's stat and a tar stream of it (`cp` out of a container, running or not)."""
+    def archive_get(self, ref: str, path: str) -> tuple[Json, Generator[bytes, None, None]]:
+        """Return the path's stat and a tar stream of it (`cp` out of a container, running or not); `close` it."""
         from . import archive
 
         return archive.get(self._house, ref, path)

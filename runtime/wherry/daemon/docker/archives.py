@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from contextlib import closing
 from functools import partial
 
 from aiohttp import web
@@ -43,8 +44,9 @@ async def get(call: Call) -> web.StreamResponse:
     what, chunks = await call.parts.look(call.engine.archive_get, call.ref(), _path(call))
 
     def write(fd: int) -> None:
-        for chunk in chunks:
-            _all(fd, chunk)
+        with closing(chunks):  # it holds files of the container, and a client may leave before its end
+            for chunk in chunks:
+                _all(fd, chunk)
 
     return await pipes.sent(call, write, {**_TAR, **_stat(what)})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 from aiohttp import web
@@ -36,14 +36,15 @@ class Wanted(NamedTuple):
 
 
 class _Tap:
-    """Waits in `lives` for a start, and takes what comes then."""
+    """Waits in `lives` for a start, and takes what comes then, once its client can have it."""
 
-    def __init__(self, client: Client, wanted: Wanted) -> None:
-        self._client, self._wanted = client, wanted
+    def __init__(self, outputs: frozenset[int]) -> None:
+        self._outputs = outputs
         loop = asyncio.get_running_loop()
+        self.client: asyncio.Future[Client | None] = loop.create_future()  # None: it left before
         self.frames: asyncio.Future[Frames] = loop.create_future()
         self.ended: asyncio.Future[WherryError | None] = loop.create_future()
-        self.left = False
+        self._left = False
 
     def begun(self, frames: Frames) -> None:
         """See `Tap`."""
@@ -52,16 +53,23 @@ class _Tap:
 
     async def take(self, kind: int, payload: bytes) -> None:
         """See `Tap`."""
-        if self.left:
+        client = await asyncio.shield(self.client)
+        if self._left or client is None:
             raise ConnectionResetError("the client has let go")
-        if kind in self._wanted.outputs:
-            await self._client.take(kind, payload)
+        if kind in self._outputs:
+            await client.take(kind, payload)
 
     def over(self, error: WherryError | None) -> None:
         """See `Tap`."""
         self.frames.cancel()
         if not self.ended.done():
             self.ended.set_result(error)
+
+    def leave(self) -> None:
+        """It takes nothing any more."""
+        self._left = True
+        if not self.client.done():
+            self.client.set_result(None)
 
 
 async def feed(client: Client, frames: Frames, keys: bytes, *, once: bool = True) -> bool:
@@ -95,9 +103,19 @@ async def conversed(client: Client, output: Awaitable[object], typing: Callable[
         await asyncio.gather(*ends, typed, return_exceptions=True)
 
 
-async def _facts(call: Call) -> tuple[str, Json]:
-    found = await call.parts.look(call.engine.inspect, call.ref(), "container")
-    return str(found["Id"]), found
+@contextlib.asynccontextmanager
+async def _attending(call: Call, wanted: Wanted) -> AsyncIterator[tuple[_Tap, Json, Wanted]]:
+    """A tap for the next start, what the container is, and what is wanted of it. The tap waits before anything is
+    looked at or answered: a client may start it as soon as it has read our head, and others at any moment."""
+    lives, cid = call.parts.lives, await call.parts.look(call.engine.container_id, call.ref())
+    tap = _Tap(wanted.outputs)
+    lives.attend(cid, tap)
+    try:
+        facts = await call.parts.look(call.engine.inspect, cid, "container")
+        yield tap, facts, wanted._replace(once=facts["Config"]["StdinOnce"])
+    finally:
+        tap.leave()
+        lives.leave(cid, tap)
 
 
 def _wanted(call: Call) -> Wanted:
@@ -107,36 +125,34 @@ def _wanted(call: Call) -> Wanted:
 
 async def attach(call: Call) -> web.StreamResponse:
     """`POST /containers/{id}/attach`."""
-    wanted = _wanted(call)
-    cid, facts = await _facts(call)
-    wanted = wanted._replace(once=facts["Config"]["StdinOnce"])
-    client, answer = await hijack.opened(call, tty=facts["Config"]["Tty"])
-    await _session(call, cid, facts, client, wanted)
-    return answer
+    async with _attending(call, _wanted(call)) as (tap, facts, wanted):
+        client, answer = await hijack.opened(call, tty=facts["Config"]["Tty"])
+        await _session(call, tap, facts, client, wanted)
+        return answer
 
 
 async def attach_socket(call: Call) -> web.StreamResponse:
     """`GET /containers/{id}/attach/ws`."""
-    wanted = _wanted(call)
-    if not (wanted.stdin or wanted.outputs):  # as the older dockers have it: all of them
-        wanted = Wanted(True, frozenset(_KINDS.values()), wanted.keys)
-    cid, facts = await _facts(call)
-    wanted = wanted._replace(once=facts["Config"]["StdinOnce"])
-    socket = web.WebSocketResponse(compress=False, max_msg_size=1 << 20)
-    await socket.prepare(call.request)
-    await _session(call, cid, facts, hijack.Socket(socket, call.request), wanted)
-    return socket
+    asked = _wanted(call)
+    if not (asked.stdin or asked.outputs):  # as the older dockers have it: all of them
+        asked = Wanted(True, frozenset(_KINDS.values()), asked.keys)
+    async with _attending(call, asked) as (tap, facts, wanted):
+        socket = web.WebSocketResponse(compress=False, max_msg_size=1 << 20)
+        await socket.prepare(call.request)
+        await _session(call, tap, facts, hijack.Socket(socket, call.request), wanted)
+        return socket
 
 
-async def _session(call: Call, cid: str, facts: Json, client: Client, wanted: Wanted) -> None:
+async def _session(call: Call, tap: _Tap, facts: Json, client: Client, wanted: Wanted) -> None:
+    cid = str(facts["Id"])
     try:
         if call.flag("logs"):
             await _past(call, cid, client, wanted)
         if call.flag("stream") or "stream" not in call.request.query:
-            if facts["State"]["Running"]:
+            if facts["State"]["Running"] and call.parts.lives.leave(cid, tap):  # it ran before the tap came
                 await _join(call, cid, client, wanted)
             else:
-                await _attend(call, cid, client, wanted)
+                await _attend(tap, client, wanted)
     except ConnectionError:
         pass
     finally:
@@ -170,22 +186,17 @@ async def _join(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
         frames.close()
 
 
-async def _attend(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
-    """One that is still to be started."""
-    tap, lives = _Tap(client, wanted), call.parts.lives
+async def _attend(tap: _Tap, client: Client, wanted: Wanted) -> None:
+    """One that is still to be started, or just has been."""
 
     async def typing() -> bool:
         if not wanted.stdin:
             return await _ignored(client)
         return await feed(client, await asyncio.shield(tap.frames), wanted.keys, once=wanted.once)
 
-    lives.attend(cid, tap)
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await conversed(client, asyncio.shield(tap.ended), typing)
-    finally:
-        tap.left = True
-        lives.leave(cid, tap)
+    tap.client.set_result(client)
+    with contextlib.suppress(asyncio.CancelledError):
+        await conversed(client, asyncio.shield(tap.ended), typing)
 
 
 async def _ignored(client: Client) -> bool:

@@ -111,16 +111,21 @@ class Execs:
         await one.frames.quiet()
         async for _ in one.frames:
             pass
-        await self.ended(one)
+        await self._settled(one)
 
     async def ended(self, one: Exec) -> None:
-        """Its output has ended: how did it?"""
+        """Its output has ended: how did it? That is found out whether or not who asks stays for it."""
+        one.task = asyncio.get_running_loop().create_task(self._settled(one))
+        await asyncio.shield(one.task)
+
+    async def _settled(self, one: Exec) -> None:
         assert one.frames is not None
+        frames, one.frames = one.frames, None  # it is remembered for long, and its streams are not needed
         try:
-            one.code = (await one.frames.wait()).code
+            one.code = (await frames.wait()).code
         finally:
             one.running, one.at, one.pid = False, time.monotonic(), 0
-            one.frames.close()
+            frames.close()
             if self._engine.behind:  # its monitor has to be let go of
                 asyncio.get_running_loop().run_in_executor(None, self._engine.catch_up)
 

@@ -23,6 +23,7 @@ __all__ = ["Lives", "Tap"]
 
 _log = logging.getLogger("wherryd.docker")
 _SETTLERS = 16  # threads: an end takes milliseconds of one
+_STALL = 10.0  # seconds that one of several may take nothing, as with the monitors
 
 
 class Tap(Protocol):
@@ -53,13 +54,14 @@ class Lives:
         """`tap` takes the output of the next start."""
         self._waiting.setdefault(cid, []).append(tap)
 
-    def leave(self, cid: str, tap: Tap) -> None:
-        """It does not wait any more. Idempotent."""
+    def leave(self, cid: str, tap: Tap) -> bool:
+        """It does not wait any more: whether it did, rather than belong to a start already. Idempotent."""
         taps = self._waiting.get(cid, [])
-        if tap in taps:
+        if waited := tap in taps:
             taps.remove(tap)
         if not taps:
             self._waiting.pop(cid, None)
+        return waited
 
     async def start(self, cid: str, change: Callable[[], Awaitable[object]] | None = None) -> bool:
         """Start it, unless it runs: whether it did not. `change`: what is done right before, a stop perhaps."""
@@ -120,10 +122,13 @@ class Lives:
 
     @staticmethod
     async def _give(frames: Frames, taps: list[Tap], tap: Tap, kind: int, payload: bytes) -> None:
+        """One that is alone may hold its container back, as with docker; one of several must not hold the others."""
         try:
-            await tap.take(kind, payload)
-        except ConnectionError:
+            async with asyncio.timeout(_STALL if len(taps) > 1 else None):
+                await tap.take(kind, payload)
+        except (ConnectionError, TimeoutError):
             taps.remove(tap)
+            tap.over(None)
             if not taps:
                 await frames.quiet()
 
