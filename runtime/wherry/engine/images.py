@@ -207,8 +207,10 @@ def _names(record: ImageRecord) -> tuple[list[str], list[str]]:
     return named, digests + [_familiar(name) for name in record.names if "@" in name]
 
 
-def _row(record: ImageRecord, users: Mapping[str, int]) -> Json:
+def _row(record: ImageRecord, users: Mapping[str, int], patterns: Sequence[str]) -> Json:
     named, digests = _names(record)
+    if patterns:  # docker shows the names that were asked for, not all that such an image has
+        named = [name for name in named if _liked(name, patterns)]
     return {
         "Id": record.id,
         "ParentId": "",
@@ -234,7 +236,8 @@ def listing(house: House, *, all: bool, filters: Filters) -> list[Json]:
     """The rows of `images`. `all` changes nothing: there are no intermediate images."""
     del all
     users = _users(house)
-    rows = [_row(record, users) for record in house.images.list() if _matches(house, record, filters)]
+    patterns = filters.get("reference", ())
+    rows = [_row(record, users, patterns) for record in house.images.list() if _matches(house, record, filters)]
     return sorted(rows, key=lambda row: -int(row["Created"]))
 
 
@@ -243,12 +246,16 @@ def _matches(house: House, record: ImageRecord, wanted: Filters) -> bool:
     checks = {
         "dangling": lambda v: (v[0].lower() in ("true", "1")) == (not record.names),
         "label": lambda v: filters.labels(v, record.config.labels),
-        "reference": lambda v: any(_like(name, pattern) for name in record.names for pattern in v),
+        "reference": lambda v: any(_liked(name, v) for name in record.names),
         "before": lambda v: record.created < house.images.get(v[0]).created,
         "since": lambda v: record.created > house.images.get(v[0]).created,
         "until": lambda v: record.created < moment(v[0]),
     }
     return all(checks[name](values) for name, values in wanted.items())
+
+
+def _liked(name: str, patterns: Sequence[str]) -> bool:
+    return any(_like(name, pattern) for pattern in patterns)
 
 
 def _like(name: str, pattern: str) -> bool:
@@ -301,16 +308,16 @@ def inspect(house: House, ref: str) -> Json:
     """docker's image object."""
     record = house.images.get(ref)
     named, digests = _names(record)
-    config = record.config
+    config, document = record.config, house.images.config_json(record)
     return {
         "Id": record.id,
         "RepoTags": named,
         "RepoDigests": digests,
         "Parent": "",
-        "Comment": "",
+        "Comment": _comment(document),
         "Created": config.created,
         "DockerVersion": "",
-        "Author": "",
+        "Author": str(document.get("author") or ""),
         "Config": config_json(config),
         "Architecture": config.platform.architecture,
         "Variant": config.platform.variant,
@@ -321,6 +328,12 @@ def inspect(house: House, ref: str) -> Json:
         "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
         "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
     }
+
+
+def _comment(document: Json) -> str:
+    """Of the image itself, else of the last thing that was done to it."""
+    steps: list[Json] = document.get("history") or [{}]
+    return str(document.get("comment") or steps[-1].get("comment") or "")
 
 
 def tag(house: House, source: str, target: str) -> None:

@@ -181,7 +181,7 @@ def _network_settings(house: House, row: Container, seen: Seen) -> Json:
 def sizes(house: House, row: Container) -> tuple[int, int]:
     """Bytes written, and bytes of the image below."""
     try:
-        upper = house.snapshots.usage(row.id)[0]
+        upper = house.snapshots.written(row.id)
     except WherryError:
         upper = 0
     try:

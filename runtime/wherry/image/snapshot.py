@@ -163,6 +163,10 @@ class Snapshotter:
         """Bytes on disk and inodes of what was written; hard links count once."""
         return tree_usage(os.path.join(self._existing(key), "upper"))
 
+    def written(self, key: str) -> int:
+        """Bytes of the files that were written, as their owner sees them: directories and blocks do not count."""
+        return _counted(os.path.join(self._existing(key), "upper")).files
+
     def diff_ids(self, key: str) -> tuple[str, ...]:
         """The layers below `key`, lowest first."""
         return tuple(disk.load_json(os.path.join(self._existing(key), "lower.json"))["lower"])
@@ -329,24 +333,29 @@ def _lower_json(diff_ids: Sequence[str], writable: bool) -> str:
 
 def tree_usage(path: str) -> tuple[int, int]:
     """Bytes on disk and inodes below `path`, itself included; other mounts are not entered. Absent: nothing."""
+    count = _counted(path)
+    return count.bytes, count.inodes
+
+
+def _counted(path: str) -> _Count:
+    count = _Count()
     try:
         walker = disk.Walker(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
     except FileNotFoundError:
-        return 0, 0
-    count = _Count()
+        return count
     try:
         _walk(walker, count)
     finally:
         walker.close()
-    return count.bytes, count.inodes
+    return count
 
 
 class _Count:
-    """Blocks and inodes: a hard link counts once. Only what has several names is remembered, for a container decides
-    how many files there are."""
+    """Bytes of blocks and in files, inodes: a hard link counts once. Only what has several names is remembered, for a
+    container decides how many files there are."""
 
     def __init__(self) -> None:
-        self.bytes = self.inodes = 0
+        self.bytes = self.inodes = self.files = 0
         self._seen: set[int] = set()
 
     def add(self, status: os.stat_result) -> None:
@@ -356,6 +365,7 @@ class _Count:
             self._seen.add(status.st_ino)
         self.inodes += 1
         self.bytes += status.st_blocks * 512
+        self.files += status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def directory(self, fd: int) -> list[str]:
         """Count what is in a directory; the names of its directories."""

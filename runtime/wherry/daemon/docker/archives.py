@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
@@ -29,19 +31,35 @@ def _path(call: Call) -> str:
     return path
 
 
+@contextlib.contextmanager
+def _there(call: Call) -> Iterator[None]:
+    """docker's words where there is no such path; docker's CLI looks for them."""
+    try:
+        yield
+    except WherryError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        message = f"Could not find the file {_path(call)[:1024]} in container {call.ref()}"
+        raise WherryError(Kind.NOT_FOUND, message) from error
+
+
 def _stat(what: Json) -> dict[str, str]:
     return {"X-Docker-Container-Path-Stat": base64.b64encode(json.dumps(what).encode()).decode()}
 
 
 async def head(call: Call) -> web.StreamResponse:
     """`HEAD /containers/{id}/archive`: what a path is, in a header."""
-    what = await call.parts.look(call.engine.archive_stat, call.ref(), _path(call))
+    ref = await call.parts.look(call.engine.container_id, call.ref())
+    with _there(call):
+        what = await call.parts.look(call.engine.archive_stat, ref, _path(call))
     return web.Response(headers=_stat(what))
 
 
 async def get(call: Call) -> web.StreamResponse:
     """`GET /containers/{id}/archive`: a tar of it."""
-    what, chunks = await call.parts.look(call.engine.archive_get, call.ref(), _path(call))
+    ref = await call.parts.look(call.engine.container_id, call.ref())
+    with _there(call):
+        what, chunks = await call.parts.look(call.engine.archive_get, ref, _path(call))
 
     def write(fd: int) -> None:
         with closing(chunks):  # it holds files of the container, and a client may leave before its end
@@ -53,8 +71,10 @@ async def get(call: Call) -> web.StreamResponse:
 
 async def put(call: Call) -> web.StreamResponse:
     """`PUT /containers/{id}/archive`: a tar, packed or not, unpacked in a directory."""
-    path, ref, owner = _path(call), call.ref(), call.flag("copyUIDGID")
-    await call.parts.look(call.engine.archive_stat, ref, path)  # before the body is read
+    path, owner = _path(call), call.flag("copyUIDGID")
+    ref = await call.parts.look(call.engine.container_id, call.ref())
+    with _there(call):
+        await call.parts.look(call.engine.archive_stat, ref, path)  # before the body is read
     await pipes.received(call, lambda file: call.engine.archive_put(ref, path, file, archive_owner=owner))
     return web.Response()
 

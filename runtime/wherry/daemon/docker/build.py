@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from wherry.engine.build.values import BuildEvent, BuildOptions, Built, StepFailed
+from wherry.engine.build.values import BuildEvent, BuildOptions, Built, CommandFailed, StepFailed
 from wherry.errors import Kind, WherryError
 from wherry.model import Json
 
@@ -95,6 +95,9 @@ async def _failing(work: Awaitable[Built]) -> Built:
     try:
         return await work
     except StepFailed as error:
+        if isinstance(why := error.__cause__, CommandFailed):
+            message = f"The command '{why.command}' returned a non-zero code: {why.status}"
+            raise WherryError(Kind.INTERNAL, message, code=why.status) from error
         raise WherryError(Kind.INTERNAL, error.message, hint=error.hint) from error
 
 

@@ -73,7 +73,13 @@ def _create(engine: Engine, options: RunOptions, linked: list[str]) -> tuple[str
     if linked:
         options = options._replace(add_host=(*options.add_host, *links.hosts(engine, linked, options)))
     with hearing() as warnings:
-        return engine.create(options), warnings
+        try:
+            return engine.create(options), warnings
+        except WherryError as error:
+            if error.kind is not Kind.NOT_FOUND or error.message.startswith("no such image"):
+                raise
+            # docker's clients take a 404 for an image that is missing, and pull it
+            raise WherryError(Kind.INVALID, error.message, hint=error.hint) from error
 
 
 async def started(call: Call) -> web.StreamResponse:

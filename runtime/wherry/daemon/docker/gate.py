@@ -36,9 +36,15 @@ STATUS: Mapping[Kind, int] = {
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _NUL = re.compile(r"embedded null|NUL byte|surrogates not allowed")
 _SENTENCE_MAX = 4096
-#: beginnings that clients look for, as docker-py's errors.py does for the first
-_DOCKERS = {"no such": "No such", "the container name": "Conflict. The container name"}
-_BEGINNING = re.compile(f"^({'|'.join(_DOCKERS)})")
+#: sentences that clients look for, as docker-py's errors.py does for the first, compose for the ports'
+_DOCKERS = tuple((re.compile(ours), dockers) for ours, dockers in (
+    (r"^no such", "No such"),
+    (r"^the container name", "Conflict. The container name"),
+    (r"^port (\S+)/\w+ is in use:", r"driver failed programming external connectivity: Bind for \1 failed: "
+     r"port is already allocated:"),
+    (r"^volume (\S+) is in use by", r"remove \1: volume is in use -"),
+    (r"^network (\S+) is in use by", r"error while removing network: network \1 has active endpoints:"),
+))  # fmt: skip
 
 
 class Told(web.StreamResponse):
@@ -78,12 +84,18 @@ def _told(error: BaseException) -> tuple[int, str]:
         return error.status, error.text if error.status == 413 and error.text else (error.reason or "").lower()
     if isinstance(error, WherryError):
         words = f"{error.message}; {error.hint}" if error.hint else error.message
-        return STATUS[error.kind], _BEGINNING.sub(lambda found: _DOCKERS[found[0]], words)
+        return STATUS[error.kind], _as_docker_says(words)
     if isinstance(error, OSError):
         return 507 if error.errno in _FULL else 500, f"the kernel refused: {error.strerror or error}"
     if isinstance(error, ValueError) and _NUL.search(str(error)):
         return 400, "a text of the request has a NUL byte, or is no Unicode"
     return 500, f"a defect of wherryd: {type(error).__name__}: {error}"
+
+
+def _as_docker_says(words: str) -> str:
+    for ours, dockers in _DOCKERS:
+        words = ours.sub(dockers, words)
+    return words
 
 
 def _version(request: web.Request) -> Version:

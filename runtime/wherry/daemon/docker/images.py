@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -79,15 +80,23 @@ async def create(call: Call) -> web.StreamResponse:
     _sound(name)
     name += f"{'@' if ':' in tag else ':'}{tag}" if tag else ""
     who, platform, news = login(call), call.text("platform"), pipes.News(call)
-    news_of = _telling(news)
-    work = call.parts.fetch(call.engine.pull_as, name, who, platform=platform, progress=news_of)
+    before = await _known(call, name)
+    work = call.parts.fetch(call.engine.pull_as, name, who, platform=platform, progress=_telling(news))
     given, record = await news.during(work)
     if record is not None:
         news.tell({"status": f"Digest: {record.target or record.manifest}"})
-        news.tell({"status": f"Status: Image is up to date for {name}"})
+        what = "Image is up to date" if record.id == before else "Downloaded newer image"
+        news.tell({"status": f"Status: {what} for {familiar(name)}"})
         given = await news.rest()
     await given.write_eof()
     return given
+
+
+async def _known(call: Call, name: str) -> str:
+    """The image that has this name here; "" for none."""
+    with contextlib.suppress(WherryError):
+        return str((await call.parts.look(call.engine.image_record, name)).id)
+    return ""
 
 
 def _sound(name: str) -> None:

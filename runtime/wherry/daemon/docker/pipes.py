@@ -134,7 +134,8 @@ class News:
             if self._answer is None and not self._lines:
                 raise
             words = f"{error.message}; {error.hint}" if error.hint else error.message
-            self._add({"errorDetail": {"message": words}, "error": words}, object())
+            code = {} if error.code is None else {"code": error.code}
+            self._add({"errorDetail": {**code, "message": words}, "error": words}, object())
             return await self.write(), None
         return await self.write(), found
 

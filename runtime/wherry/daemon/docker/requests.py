@@ -42,6 +42,8 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
 def create(body: Json, name: str, platform: str) -> RunOptions:
     """What a create asks for; the image must be there already, as docker has it."""
     config, host = Fields(body), Fields(body).part("HostConfig")
+    if name == "/":  # the name "" would ask for one of ours
+        raise WherryError(Kind.INVALID, "Invalid container name (/), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
     _refuse(body.get("HostConfig") or {}, host, _REFUSED)
     if config.flag("NetworkDisabled") and not host.text("NetworkMode"):
         host = Fields({**(body.get("HostConfig") or {}), "NetworkMode": "none"}, "HostConfig")

@@ -31,7 +31,7 @@ from .copying import Item, Order, Writer, gather
 from .copying import facts as order_facts
 from .drafts import PROXIES, Draft, Words, argv, joined
 from .stages import expanded
-from .values import BuildOptions, Secret
+from .values import BuildOptions, CommandFailed, Secret
 from .work import Work, record
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ def _carried_out(work: Work, cid: str, what: Task, output: Callable[[bytes], Non
     work.check()
     if status.code:
         why = " (out of memory)" if status.oom else ""
-        message = f'process "{shown}" did not complete successfully: exit code: {status.code}{why}'
-        raise WherryError(Kind.PRECONDITION, message)
+        raise CommandFailed(shown, status.code, why)
 
 
 # ---- mounts

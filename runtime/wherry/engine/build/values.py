@@ -10,7 +10,7 @@ from wherry.errors import Kind, WherryError
 if TYPE_CHECKING:
     from wherry.image.dockerfile import Instruction
 
-__all__ = ["BuildEvent", "BuildOptions", "Built", "CanceledError", "Secret", "StepFailed"]
+__all__ = ["BuildEvent", "BuildOptions", "Built", "CanceledError", "CommandFailed", "Secret", "StepFailed"]
 
 
 class Secret(NamedTuple):
@@ -76,6 +76,15 @@ class CanceledError(WherryError):
 
     def __init__(self) -> None:
         super().__init__(Kind.CONFLICT, "canceled")
+
+
+class CommandFailed(WherryError):
+    """A command of RUN that ended with a code that is not 0."""
+
+    def __init__(self, command: str, status: int, why: str) -> None:
+        message = f'process "{command}" did not complete successfully: exit code: {status}{why}'
+        super().__init__(Kind.PRECONDITION, message)
+        self.command, self.status = command, status
 
 
 class StepFailed(WherryError):
