@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-import audit
 from helpers.cri import Wherryd
 from helpers.kubelet import Kubelet, log_lines
+from helpers.rest import Rest
 from helpers.wherry import until
 from wherry.daemon.cri import api_pb2 as api
 
@@ -144,7 +144,7 @@ def test_killed_while_it_works(kubelet: Kubelet) -> None:
     kept = kubelet.pod("kept", network=True)
     witness = kubelet.run(kept, "witness", *TALKER)
     took = typical(kubelet)
-    rest = Rest(kubelet.wherryd)
+    rest = Rest(kubelet.wherryd, PAUSE)
     for number in range(KILLS):
         step = LIFE[number % len(LIFE)]
         life = Life(number)
@@ -209,36 +209,6 @@ def finish(kubelet: Kubelet, step: Step, life: Life, story: str) -> None:
     mine = api.PodSandboxFilter(label_selector={"test": f"p{life.number}"})
     for left in kubelet("ListPodSandbox", filter=mine).items:
         raise AssertionError(f"{story}: {left}")
-
-
-class Rest:
-    """What is there at a moment; wherryd itself is another process after each death."""
-
-    def __init__(self, wherryd: Wherryd) -> None:
-        self._wherryd = wherryd
-        self._before = audit.take(wherryd.mark)
-        self._files = self._below()
-
-    def _below(self) -> frozenset[str]:
-        return audit.files_below(self._wherryd.root, self._wherryd.state)
-
-    def left(self, seconds: float = 15) -> list[str]:
-        """What is here now and was not, or is missing, after the kernel had its time."""
-        deadline = time.monotonic() + seconds
-        while found := self._now():
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        return found
-
-    def _now(self) -> list[str]:
-        try:
-            found = audit.take(self._wherryd.mark).left_since(self._before)
-        except FileNotFoundError as error:  # a sweep takes it away under our eyes
-            return [f"left, a moment ago: {error.filename}"]
-        mine = f"left processes: {self._wherryd.pid} "
-        others = [line for line in found if not line.startswith(mine) and not line.endswith(PAUSE)]
-        return others + sorted(f"left file: {path}" for path in self._below() - self._files)
 
 
 # ---- what happens while nobody is there
