@@ -15,7 +15,7 @@ BUILD_PACKAGES=(gcc make libc6-dev libcap-dev libseccomp-dev nftables busybox-st
 # optional: a test skips with its reason where its tool is missing.
 TEST_PACKAGES=(iproute2 tmux strace runc crun umoci skopeo docker-registry containernetworking-plugins procps
     podman buildah openssl conmon iptables containerd docker.io criu uidmap zstd e2fsprogs musl-tools dnsmasq-base
-    bind9-dnsutils xfsprogs btrfs-progs fio docker-compose)
+    bind9-dnsutils xfsprogs btrfs-progs fio docker-compose redis-tools)
 # It builds what comes as Go modules (tests/helpers/gotools.py)
 command -v go >/dev/null || TEST_PACKAGES+=(golang-go)
 

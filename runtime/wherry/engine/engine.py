@@ -881,11 +881,12 @@ class Engine:
         return gc.sweep(self._house, thorough=True)
 
     def sweep(self) -> Json:
-        """The part of `gc` that every create does first, and the stops of pods that somebody began. Never fails; only a
-        plugin of CNI can make it wait. For who is at work long."""
+        """The part of `gc` that every create does first, the stops of pods that somebody began, and half of snapshots.
+        Never fails; only a plugin of CNI can make it wait. For who is at work long."""
         from . import gc
 
-        return gc.sweep(self._house, thorough=False) | {"pods": gc.half_stopped(self._house)}
+        found = gc.sweep(self._house, thorough=False)
+        return found | {"pods": gc.half_stopped(self._house), "snapshots": gc.half_made(self._house)}
 
     def boot(self) -> Iterator[tuple[str, WherryError | None]]:
         """After the host has come up: start what the restart policies want, each told by its name, with its failure."""

@@ -24,7 +24,7 @@ from .undo import container_lock, sweeping
 if TYPE_CHECKING:
     from .db import Container
 
-__all__ = ["half_stopped", "sweep"]
+__all__ = ["half_made", "half_stopped", "sweep"]
 
 
 def _names(path: str) -> list[str]:
@@ -207,6 +207,15 @@ def _pods_without_row(house: House, found: Json, *, alone: bool) -> None:
         with contextlib.suppress(WherryError, OSError):
             if sandbox.clear(house, pod, alone=alone):
                 found["orphans"].append(pod)
+
+
+def half_made(house: House) -> list[str]:
+    """Sweep what was killed while it made or removed a snapshot; returns what that is. Never fails."""
+    left = house.snapshots.leftovers()
+    if left:
+        with contextlib.suppress(WherryError, OSError):
+            house.snapshots.sweep()
+    return left
 
 
 def half_stopped(house: House) -> list[str]:
