@@ -45,7 +45,8 @@ def test_images_by_the_cli(docker: DockerD, tmp_path: Path, cli: str) -> None:
     docker.docker("tag", "busybox", "two:2", cli=cli)
     names = docker.out("images", "--format", "{{.Repository}}:{{.Tag}}", cli=cli)
     assert sorted(names.split()) == ["busybox:latest", "one:1", "two:2"]
-    assert docker.out("images", "-q", "--filter", "reference=one", cli=cli) == docker.out("images", "-q", "two", cli=cli)
+    found = docker.out("images", "-q", "--filter", "reference=one", cli=cli)
+    assert found == docker.out("images", "-q", "two", cli=cli)
     assert docker.out("history", "-q", "one:1", cli=cli)
     archive = tmp_path / "two.tar"
     docker.docker("save", "-o", archive, "one:1", "two:2", cli=cli)
