@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import report
 TOP = Path(__file__).resolve().parents[2]
 BARS = {0: 0.5, 100: 1.0, 1000: 5.0}  # seconds
 RSS_MIB = 96
+PARENT = "/wherryd-bench-docker"
 _BODY = {"Image": "busybox", "Cmd": ["sleep", "1000000"], "HostConfig": {"NetworkMode": "none"}}
 
 
@@ -48,7 +50,7 @@ class Daemon:
 
     def __init__(self, scratch: Path) -> None:
         self._places = {"--root": scratch / "wd-root", "--state": scratch / "run/wd", "--config": scratch / "wd.toml"}
-        self._places["--config"].write_text('cgroup_parent = "/wherryd-bench-docker"\n')
+        self._places["--config"].write_text(f'cgroup_parent = "{PARENT}"\n')
         self._words = [str(word) for pair in self._places.items() for word in pair]
         self._log = open(scratch / "wd.log", "ab")  # noqa: SIM115  # as long as this
         self._process: subprocess.Popen[bytes] | None = None
@@ -134,6 +136,15 @@ def rows(daemon: Daemon, options: argparse.Namespace) -> list[str]:
     return lines
 
 
+def no_groups() -> None:
+    """The parent of the containers' cgroups goes too."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    for mount in (line.split()[4] for line in lines if " - cgroup2 " in line):
+        for place, _, _ in os.walk(f"{mount}{PARENT}", topdown=False):
+            with suppress(OSError):
+                os.rmdir(place)
+
+
 def row(count: int, took: list[float], running: int, size: float) -> str:
     """One line."""
     half, bar = statistics.median(took), BARS.get(count)
@@ -161,6 +172,7 @@ def main() -> int:
         for one in daemon.first_list():
             daemon.ask("DELETE", f"/containers/{one['Id']}?force=1")
         daemon.end(signal.SIGTERM)
+        no_groups()
     print(f"Tasks waited for a CPU {before:.0f} % of the ten seconds before.\n")
     print("| containers | kill -9 to the first list: median s (min to max) | bar | idle RSS, MiB | bar |")
     print("| --- | --- | --- | --- | --- |", *table, sep="\n")
