@@ -90,7 +90,7 @@ def test_a_running_container_joins_and_leaves(wherry: Wherry, busybox: str) -> N
     assert links(wherry, "web") == {"eth0"}
     assert set(endpoints(wherry, "web")) == {"bridge"}
     assert "web" not in hosts.read_text()
-    assert "db" not in wherry("exec", "web", "cat", "/etc/hosts").stdout
+    assert "db" not in wherry("exec", "web", "cat", "/etc/hosts").stdout.split()
     assert set(members(wherry, back)) == {"db"}
     told = [json.loads(line) for line in wherry(
         "events", "--since", "5m", "--until", "0s", "--filter", "type=network", "--format", "json").stdout.splitlines()]
