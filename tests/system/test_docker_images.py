@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,28 @@ def test_what_a_build_is_refused_for(docker: DockerD) -> None:
         assert answer.status != 500, answer
 
 
+def test_a_client_that_does_not_read_holds_up_its_own_build(docker: DockerD) -> None:
+    """What is said meanwhile is not heaped up: the step waits."""
+    said = "yes 0123456789012345678901234567890123456789012345678901234567890 | head -n 2000000"
+    context = _tar(Dockerfile=f"FROM busybox\nRUN {said}\n")
+    head = "POST /build?networkmode=none HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-tar\r\n"
+    before = _resident(docker)
+    with docker.raw() as client:
+        client.sendall(f"{head}Content-Length: {len(context)}\r\nConnection: close\r\n\r\n".encode() + context)
+        time.sleep(6)
+        assert docker.get("/_ping").status == 200
+        assert _resident(docker) < before + (48 << 20)
+        heard = 0
+        while chunk := client.recv(1 << 20):
+            heard += chunk.count(b"\\n")
+    assert heard >= 2_000_000
+
+
+def _resident(docker: DockerD) -> int:
+    with open(f"/proc/{docker.pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def test_bad_archives_leave_nothing(docker: DockerD) -> None:
     before = docker.get("/images/json").json()
     for body in (b"", b"no tar at all" * 100, _tar(**{"manifest.json": "[1]"}), _tar(**{"../../evil": "x"})):
@@ -148,6 +171,7 @@ def test_what_is_asked_of_no_image(docker: DockerD) -> None:
     assert docker.post("/images/none/tag?repo=x").status == 404
     assert docker.post("/images/busybox/tag?repo=A_B!").status == 400
     assert docker.get("/images/search?term=x").status == 501
+    assert docker.post("/auth", {"serveraddress": "http://[", "password": "x"}).status == 400
     made = docker.post("/containers/create?name=user", {"Image": "busybox", "HostConfig": {"NetworkMode": "none"}})
     assert made.status == 201
     assert docker.delete("/images/busybox").status == 409

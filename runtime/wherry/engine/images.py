@@ -314,7 +314,7 @@ def inspect(house: House, ref: str) -> Json:
         "RepoTags": named,
         "RepoDigests": digests,
         "Parent": "",
-        "Comment": _comment(document),
+        "Comment": _comment(document, config),
         "Created": config.created,
         "DockerVersion": "",
         "Author": str(document.get("author") or ""),
@@ -330,10 +330,10 @@ def inspect(house: House, ref: str) -> Json:
     }
 
 
-def _comment(document: Json) -> str:
+def _comment(document: Json, config: ImageConfig) -> str:
     """Of the image itself, else of the last thing that was done to it."""
-    steps: list[Json] = document.get("history") or [{}]
-    return str(document.get("comment") or steps[-1].get("comment") or "")
+    last: Json = config.history[-1] if config.history else {}
+    return str(document.get("comment") or last.get("comment") or "")
 
 
 def tag(house: House, source: str, target: str) -> None:

@@ -85,7 +85,7 @@ async def build(call: Call) -> web.StreamResponse:
     if built is not None:
         for line in _end(built, quiet=quiet):
             news.tell(line)
-        given = await news.rest()
+        given = await news.write()
     await given.write_eof()
     return given
 

@@ -87,7 +87,7 @@ async def create(call: Call) -> web.StreamResponse:
         news.tell({"status": f"Digest: {record.target or record.manifest}"})
         what = "Image is up to date" if record.id == before else "Downloaded newer image"
         news.tell({"status": f"Status: {what} for {familiar(name)}"})
-        given = await news.rest()
+        given = await news.write()
     await given.write_eof()
     return given
 
@@ -130,7 +130,7 @@ async def push(call: Call) -> web.StreamResponse:
     for one in pushed or ():
         news.tell({"status": f"{one['Tag']}: digest: {one['Digest']} size: {one['Size']}"})
         news.tell({"progressDetail": {}, "aux": {key: one[key] for key in ("Tag", "Digest", "Size")}})
-    given = await news.rest()
+    given = await news.write()
     await given.write_eof()
     return given
 
@@ -143,7 +143,7 @@ async def load(call: Call) -> web.StreamResponse:
     news = pipes.News(call)
     for line in lines:
         news.tell(line)
-    given = await news.rest()
+    given = await news.write()
     await given.write_eof()
     return given
 

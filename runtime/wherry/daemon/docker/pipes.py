@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import BinaryIO, TypeVar
 
@@ -24,6 +25,8 @@ __all__ = ["News", "received", "sent"]
 
 _T = TypeVar("_T")
 _CHUNK = 1 << 18
+_WAITING = 1 << 20  # bytes of news that wait for a client
+_PATIENCE = 120.0  # seconds that work is held up for one that does not read
 
 
 async def received(call: Call, read: Callable[[BinaryIO], _T]) -> _T:
@@ -78,6 +81,7 @@ async def sent(call: Call, write: Callable[[int], object], headers: Mapping[str,
     reader = asyncio.StreamReader(_CHUNK, loop)
     end = open(outer, "rb", 0)  # noqa: SIM115  # the transport's
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), end)
+    answer: web.StreamResponse | None = None
     try:
         first = await reader.read(_CHUNK)
         if not first:
@@ -89,10 +93,12 @@ async def sent(call: Call, write: Callable[[int], object], headers: Mapping[str,
             first = await reader.read(_CHUNK)
         await work
         await answer.write_eof()
-    except WherryError:
-        if call.request.transport is not None and "answer" in locals():
+    except (WherryError, OSError) as error:
+        if answer is None:
+            raise
+        if call.request.transport is not None:
             call.request.transport.abort()
-        raise
+        raise ConnectionResetError(f"broken off: {error}") from error
     finally:
         transport.close()
     return answer
@@ -101,23 +107,45 @@ async def sent(call: Call, write: Callable[[int], object], headers: Mapping[str,
 class News:
     """Lines of JSON while long work goes on; of each piece of it (`key`) only the newest, if the client is slow.
 
-    `tell` may be called in threads. The answer begins with the first line: a failure before that has its own status.
+    `tell` may be called in threads, and holds them up while much waits for the client; one that reads nothing for long
+    is let go, and its work goes on untold. The answer begins with the first line: a failure before that has its own
+    status.
     """
 
     def __init__(self, call: Call) -> None:
-        self._call, self._loop = call, asyncio.get_running_loop()
-        self._lines: dict[object, Json] = {}
+        self._call, self._loop, self._owner = call, asyncio.get_running_loop(), threading.get_ident()
+        self._lines: dict[object, bytes] = {}
+        self._size = 0
+        self._lock, self._room, self._gone = threading.Lock(), threading.Event(), False
+        self._room.set()
         self._some = asyncio.Event()
         self._answer: web.StreamResponse | None = None
 
     def tell(self, line: Json, key: object = None) -> None:
         """One line."""
-        self._loop.call_soon_threadsafe(self._add, line, object() if key is None else key)
+        if threading.get_ident() != self._owner and not self._room.wait(_PATIENCE):
+            self._loop.call_soon_threadsafe(self._let_go)
+        self._add(json.dumps(line).encode() + b"\r\n", object() if key is None else key)
+        self._loop.call_soon_threadsafe(self._some.set)
 
-    def _add(self, line: Json, key: object) -> None:
-        self._lines.pop(key, None)
-        self._lines[key] = line
-        self._some.set()
+    def _add(self, line: bytes, key: object) -> None:
+        with self._lock:
+            if self._gone:
+                return
+            self._size += len(line) - len(self._lines.pop(key, b""))
+            self._lines[key] = line
+            if self._size > _WAITING:
+                self._room.clear()
+
+    def _let_go(self) -> None:
+        if self._call.request.transport is not None:
+            self._call.request.transport.abort()
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._gone, self._lines, self._size = True, {}, 0
+        self._room.set()
 
     async def during(self, work: Awaitable[_T]) -> tuple[web.StreamResponse, _T | None]:
         """The answer, not ended, and what the work gave; None where it failed, which has been told then."""
@@ -135,21 +163,25 @@ class News:
                 raise
             words = f"{error.message}; {error.hint}" if error.hint else error.message
             code = {} if error.code is None else {"code": error.code}
-            self._add({"errorDetail": {**code, "message": words}, "error": words}, object())
+            self.tell({"errorDetail": {**code, "message": words}, "error": words})
             return await self.write(), None
         return await self.write(), found
 
-    async def rest(self) -> web.StreamResponse:
-        """What was told up to now is on its way when this returns."""
-        await asyncio.sleep(0)  # the loop takes in what threads told it
-        return await self.write()
-
     async def write(self) -> web.StreamResponse:
-        """What is to be told, now."""
+        """What was told up to now is on its way when this returns."""
+        try:
+            return await self._written()
+        except (ConnectionError, asyncio.CancelledError):
+            self._forget()
+            raise
+
+    async def _written(self) -> web.StreamResponse:
         if self._answer is None:
             self._answer = web.StreamResponse(headers={"Content-Type": "application/json"})
             await self._answer.prepare(self._call.request)
-        lines, self._lines = self._lines, {}
+        with self._lock:
+            lines, self._lines, self._size = self._lines, {}, 0
         if lines:
-            await self._answer.write(b"".join(json.dumps(line).encode() + b"\r\n" for line in lines.values()))
+            await self._answer.write(b"".join(lines.values()))
+        self._room.set()
         return self._answer
