@@ -54,7 +54,7 @@ struct wh_monitor {
     int timers;
     int epoll, listener, input, peer;
     struct { int fd, watched; struct wh_line line; } output[2];
-    int tty, once, settled, oom, killer;
+    int tty, once, settled, oom, starved, killer;
     size_t held_at, held; /* standard input that the container has not taken yet */
     const struct wh_record *exit_dir, *cleanup, *first;
     int ended, code, signal, paused, want_trim;
@@ -303,7 +303,7 @@ static void put_plain(struct wh_buf *b, const char *s) {
     for (; *s; s++) wh_put_n(b, *s < ' ' || *s == '"' || *s == '\\' || *s == 0x7f ? "?" : s, 1);
 }
 
-static void write_exit(struct wh_monitor *m, int oom) {
+static void write_exit(struct wh_monitor *m) {
     char text[512], path[4096], temporary[4096];
     struct timespec now;
     if (!m->exit_dir) return;
@@ -313,7 +313,7 @@ static void write_exit(struct wh_monitor *m, int oom) {
     wh_put_u(&b, (uint64_t)m->code);
     wh_put(&b, ",\"signal\":");
     wh_put_u(&b, (uint64_t)m->signal);
-    wh_put(&b, oom ? ",\"oom\":true,\"time\":" : ",\"oom\":false,\"time\":");
+    wh_put(&b, m->starved ? ",\"oom\":true,\"time\":" : ",\"oom\":false,\"time\":");
     wh_put_u(&b, (uint64_t)now.tv_sec);
     wh_put(&b, ".");
     wh_put_n(&b, "000", now.tv_nsec < 100000000 ? now.tv_nsec < 10000000 ? 2 : 1 : 0);
@@ -358,9 +358,9 @@ static int drain_over(struct wh_monitor *m) {
     return m->drained > DRAIN_BYTES || wh_now() >= m->deadline;
 }
 
-static void send_exit(struct wh_monitor *m, int oom) {
+static void send_exit(struct wh_monitor *m) {
     unsigned code = (unsigned)m->code;
-    char payload[5] = {(char)(code >> 24), (char)(code >> 16), (char)(code >> 8), (char)code, (char)oom};
+    char payload[5] = {(char)(code >> 24), (char)(code >> 16), (char)(code >> 8), (char)code, (char)m->starved};
     wh_clients_send(m, WH_EXIT, payload, sizeof payload);
     for (int i = 0; i < WH_CLIENTS; i++) m->client[i].mute = 1;
 }
@@ -373,9 +373,8 @@ static void finish(struct wh_monitor *m) {
     if (m->log.fd >= 0) close(m->log.fd);
     m->log.fd = -1;
     wh_clients_hear(m);
-    int oom = was_oom(m);
-    write_exit(m, oom);
-    send_exit(m, oom);
+    write_exit(m);
+    send_exit(m);
     m->ended = 2;
 }
 
@@ -459,8 +458,10 @@ static void turn(struct wh_monitor *m) {
     struct epoll_event events[16];
     int n = epoll_wait(m->epoll, events, 16, patience(m)), init = 0, guests = 0;
     for (int i = 0; i < n; i++) {
-        if (events[i].data.u32 == TAG_INIT) init = 1;
-        else if (events[i].data.u32 == TAG_LISTEN) guests = 1;
+        if (events[i].data.u32 == TAG_INIT) {
+            init = 1;
+            m->starved = was_oom(m); /* first of all: systemd removes the cgroup of a scope that has become empty */
+        } else if (events[i].data.u32 == TAG_LISTEN) guests = 1;
         else dispatch(m, &events[i]);
     }
     if (guests && m->listener >= 0) accept_all(m); /* last: a new client must not meet events of its place's former one */

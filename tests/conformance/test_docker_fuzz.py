@@ -66,7 +66,9 @@ def _seeded(docker: DockerD) -> None:
 
 
 def _aimed(case: Any) -> None:
-    """Half of the names become those of things."""
+    """Half of the names become those of things. The registry that /auth means without a server is the world's."""
+    if case.path == "/auth" and isinstance(case.body, dict) and not case.body.get("serveraddress"):
+        case.body["serveraddress"] = "127.0.0.1:1"
     for place in (case.body, case.query):
         for key in BESIDE.keys() & set(place if isinstance(place, dict) else ()):
             if zlib.crc32(f"{key}{place}".encode("utf-8", "replace")) % 2:

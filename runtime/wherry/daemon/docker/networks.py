@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from wherry.model import Attachment
-
 from .call import Call, Route, Version
 from .fields import Fields
 from .gate import answer
+from .requests import endpoint
 
-__all__ = ["ROUTES", "wish"]
+__all__ = ["ROUTES"]
 
 
 async def listed(call: Call) -> web.StreamResponse:
@@ -44,19 +43,10 @@ def _column(pools: list[Fields], key: str) -> list[str]:
     return [pool.text(key) for pool in pools if pool.text(key)]
 
 
-def wish(network: str, asked: Fields) -> Attachment:
-    """docker's EndpointSettings, as far as a client may wish."""
-    ipam = asked.part("IPAMConfig")
-    return Attachment(
-        network, asked.texts("Aliases"), ip=ipam.text("IPv4Address"), mac=asked.text("MacAddress"),
-        ip6=ipam.text("IPv6Address"), options=asked.pairs("DriverOpts"), priority=asked.number("GwPriority"),
-    )  # fmt: skip
-
-
 async def connect(call: Call) -> web.StreamResponse:
     """`POST /networks/{id}/connect`."""
     asked = Fields(await call.json())
-    how = wish(call.ref(), asked.part("EndpointConfig"))
+    how = endpoint(call.ref(), asked.part("EndpointConfig"))
     await call.parts.change(call.engine.network_connect, call.ref(), asked.text("Container"), how)
     return web.Response()
 

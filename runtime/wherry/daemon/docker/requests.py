@@ -24,7 +24,7 @@ from wherry.model import (
 
 from .fields import Fields
 
-__all__ = ["Update", "create", "update"]
+__all__ = ["Update", "create", "endpoint", "update"]
 
 _NS = 1_000_000_000
 _PERIOD = 100_000  # microseconds: CpuPeriod where none is said

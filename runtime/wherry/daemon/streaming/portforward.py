@@ -47,9 +47,9 @@ async def serve_streams(connection: SpdyConnection, target: Target) -> None:
     finally:
         opening.cancel()
         await pairs.end()
-        await connection.close()
-        running.cancel()
+        running.cancel()  # first, for the WebSocket's farewell: see `remote.serve`
         await asyncio.gather(running, opening, return_exceptions=True)
+        await connection.close()
 
 
 class _Pairs:
@@ -132,9 +132,9 @@ async def serve_channels(connection: WsConnection, ports: Sequence[int], target:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        await connection.close()
-        running.cancel()
+        running.cancel()  # first, for the WebSocket's farewell: see `remote.serve`
         await asyncio.gather(running, return_exceptions=True)
+        await connection.close()
 
 
 async def _channel_pair(data: _Data, error: Channel, port: int, target: Target) -> None:

@@ -49,9 +49,9 @@ async def serve(link: Link, task: Task, beginnings: Beginnings, pool: Executor) 
     except Gone:
         pass
     finally:
-        await link.close()
-        running.cancel()
+        running.cancel()  # first: who closes a WebSocket that another task reads does not hear the client's farewell
         await asyncio.gather(running, return_exceptions=True)
+        await link.close()
 
 
 async def _goodbye(channels: Mapping[str, Channel], words: bytes) -> None:
