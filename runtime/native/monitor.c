@@ -54,7 +54,8 @@ struct wh_monitor {
     int timers;
     int epoll, listener, input, peer;
     struct { int fd, watched; struct wh_line line; } output[2];
-    int tty, once, settled, oom, starved, killer;
+    int tty, once, settled, killer, oom, starved, perhaps;
+    int64_t above; /* of the cgroup above at the start, -1 if it does not matter */
     size_t held_at, held; /* standard input that the container has not taken yet */
     const struct wh_record *exit_dir, *cleanup, *first;
     int ended, code, signal, paused, want_trim;
@@ -280,15 +281,27 @@ static void stop_timers(struct wh_monitor *m) {
 
 /* ---- the end ---- */
 
-static int was_oom(const struct wh_monitor *m) {
+/* How often the OOM killer took one of a cgroup; -1 where nobody counts it, or the cgroup is gone. */
+static int64_t oom_kills(const struct wh_monitor *m, const char *events) {
     char text[512];
-    int fd = m->oom < 0 ? -1 : openat(m->oom, "memory.events", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0; /* no memory controller, or the cgroup is gone */
+    int fd = m->oom < 0 ? -1 : openat(m->oom, events, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
     text[n > 0 ? n : 0] = 0;
-    const char *found = strstr(text, "\noom_kill ");
-    return found && found[10] != '0';
+    const char *at = strstr(text, "\noom_kill ");
+    if (!at) return -1;
+    int64_t count = 0;
+    for (at += 10; *at >= '0' && *at <= '9'; at++) count = 10 * count + (*at - '0');
+    return count;
+}
+
+/* First of all at init's end. systemd takes a scope's cgroup away as soon as it is empty, and may be faster than we are:
+ * then the count of the cgroup above tells, which keeps that of those that are gone (cgroup-v2: memory.events). */
+static void look_for_oom(struct wh_monitor *m) {
+    int64_t own = oom_kills(m, "memory.events");
+    m->starved = own > 0;
+    m->perhaps = own < 0 && m->above >= 0 && oom_kills(m, "../memory.events") > m->above;
 }
 
 static void kill_cgroup(const struct wh_monitor *m) {
@@ -339,6 +352,7 @@ static void init_ended(struct wh_monitor *m) {
     drop(m, &m->run.pidfd);
     m->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     if (!m->error[0]) m->code = m->signal ? 128 + m->signal : WEXITSTATUS(status);
+    m->starved |= m->perhaps && m->code == 128 + SIGKILL;
     m->ended = 1;
     m->deadline = wh_now() + DRAIN_MS;
     kill_cgroup(m);
@@ -459,8 +473,8 @@ static void turn(struct wh_monitor *m) {
     int n = epoll_wait(m->epoll, events, 16, patience(m)), init = 0, guests = 0;
     for (int i = 0; i < n; i++) {
         if (events[i].data.u32 == TAG_INIT) {
+            look_for_oom(m);
             init = 1;
-            m->starved = was_oom(m); /* first of all: systemd removes the cgroup of a scope that has become empty */
         } else if (events[i].data.u32 == TAG_LISTEN) guests = 1;
         else dispatch(m, &events[i]);
     }
@@ -552,7 +566,10 @@ static void take_slots(struct wh_monitor *m) {
         const struct wh_record *r = &m->plan.rec[i];
         if (r->op == WH_OP_MON_STDIO) take_stdio(m, r);
         else if (r->op == WH_OP_MON_ATTACH) m->listener = slot(m, r);
-        else if (r->op == WH_OP_MON_OOM) m->oom = slot(m, r);
+        else if (r->op == WH_OP_MON_OOM) {
+            m->oom = slot(m, r);
+            if (r->n0) m->above = oom_kills(m, "../memory.events");
+        }
         else if (r->op == WH_OP_MON_KILL) m->killer = slot(m, r);
         else if (r->op == WH_OP_MON_TIMER) take_timer(m, r);
     }
@@ -564,6 +581,7 @@ static void begin(struct wh_monitor *m) {
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
     m->epoll = epoll_create1(EPOLL_CLOEXEC);
     m->listener = m->input = m->peer = m->oom = m->killer = -1;
+    m->above = -1;
     for (int i = 0; i < 2; i++) {
         m->output[i].fd = -1;
         m->output[i].line.name = names[i];

@@ -223,6 +223,7 @@ def test_explain_does_nothing(own: Wherry) -> None:
 WRONG = [
     (("run", "no-such-image-here:1", "--pull"), 125, "no-such-image-here"),
     (("run", "--pull", "never", "no-such-image-here:1"), 125, "no-such-image-here"),
+    (("run", "--pull", "never", "--platform", "s390x", IMAGE), 125, "for s390x\n  hint: here it is for linux/"),
     (("run", "-v", "/no/such/dir/x:rel", IMAGE), 125, "--volume"),
     (("run", *NONE, "--mount", "type=bind,src=/no/such/source,dst=/x", IMAGE, "true"), 125, "/no/such/source"),
     (("run", "--frobnicate", IMAGE), 125, "--frobnicate"),

@@ -56,6 +56,7 @@ def test_bodies_and_names_that_are_wrong(docker: DockerD) -> None:
     assert docker.post("/containers/create", b"{").status == 400
     assert docker.post("/containers/create", {"Image": "none/such"}).status == 404
     assert docker.post("/containers/create", {"Image": "none/such"}).message.startswith("No such image: none/such")
+    assert docker.post("/containers/create?platform=s390x", {"Image": "busybox"}).status == 404  # and nothing is pulled
     assert docker.post("/containers/create", {"Image": "busybox", "Cmd": 1}).status == 400
     assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"BlkioWeight": 9}}).status == 501
     assert docker.post("/containers/create", {"Image": "busybox", "HostConfig": {"Links": ["a:b"]}}).status == 404

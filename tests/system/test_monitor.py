@@ -475,7 +475,7 @@ def test_cleanup_takes_the_monitors_place(one: Box) -> None:
 
 
 def test_cleanup_by_the_claiming_client(one: Box) -> None:
-    stream = one.start(How(sh("exit 1"), cleanup=CLEANUP, client=True))
+    stream = one.start(How(sh("sleep 0.3; exit 1"), cleanup=CLEANUP, client=True))  # the claim comes before its end
     assert stream is not None
     stream.claim()
     assert collect(stream)[2] is not None
@@ -488,7 +488,7 @@ def test_cleanup_by_the_claiming_client(one: Box) -> None:
 
 
 def test_cleanup_when_the_claiming_client_vanishes(one: Box) -> None:
-    stream = one.start(How(sh("exit 1"), cleanup=CLEANUP, client=True))
+    stream = one.start(How(sh("sleep 0.3; exit 1"), cleanup=CLEANUP, client=True))
     assert stream is not None
     stream.claim()
     collect(stream)

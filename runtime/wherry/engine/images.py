@@ -65,6 +65,11 @@ def find(house: House, name: str, policy: str, wanted: str, progress: Progress |
             if _fits(record, platform(wanted)):
                 house.images.ensure_unpacked(record, progress or _silent)
                 return record
+            if policy == "never":
+                from wherry.image.manifest import platform_text
+
+                have = f"here it is for {platform_text(record.config.platform)}"
+                raise WherryError(Kind.NOT_FOUND, f"no such image: {name} for {wanted}", hint=have)
     return pull(house, name, wanted, progress)
 
 

@@ -109,7 +109,7 @@ def monitor(process: Json, how: LaunchHow, master: int, cgroup: int, b: Builder)
         b.monitor("MON_ATTACH", fd0=b.inherited_slot("attach"))
     if how.monitor.client:
         b.monitor("MON_CLIENT", fd0=b.inherited_slot("client"), n0=int(how.monitor.tied))
-    _monitor_end(how.monitor, cgroup, b)
+    _monitor_end(how.monitor, how.cgroup_exists, cgroup, b)
 
 
 def _monitor_stdio(process: Json, how: LaunchHow, master: int, b: Builder) -> None:
@@ -131,17 +131,18 @@ def _monitor_log(mon: MonitorHow, b: Builder) -> None:
         )
 
 
-def _monitor_end(mon: MonitorHow, cgroup: int, b: Builder) -> None:
-    """What happens at the exit, and the timers until then."""
+def _monitor_end(mon: MonitorHow, scope: bool, cgroup: int, b: Builder) -> None:
+    """What happens at the exit, and the timers until then. `scope`: the cgroup is systemd's to remove."""
     if mon.exit_dir:
         b.monitor("MON_EXIT", s0=mon.exit_dir)
     if mon.cleanup or mon.timers:
         b.monitor("MON_CLEANUP", s0=mon.cleanup, s1=mon.cleanup_env, n0=len(mon.cleanup), n1=len(mon.cleanup_env))
     for timer in mon.timers:
         b.monitor("MON_TIMER", s0=timer.argv, n0=timer.interval_ms, n1=timer.first_ms, n2=len(timer.argv))
-    for wanted, name in ((mon.oom, "MON_OOM"), (mon.kill, "MON_KILL")):
-        if wanted and cgroup >= 0:
-            b.monitor(name, fd0=cgroup)
+    if mon.oom and cgroup >= 0:
+        b.monitor("MON_OOM", fd0=cgroup, n0=int(scope))
+    if mon.kill and cgroup >= 0:
+        b.monitor("MON_KILL", fd0=cgroup)
 
 
 #: WH_LOG_* of native/plan.h
