@@ -112,6 +112,26 @@ def test_remove_tree(tmp_path: Path) -> None:
     assert (outside / "keep").exists()
 
 
+def test_remove_tree_takes_what_comes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for ever: who makes files all the time is told of."""
+    tree, rmdir, left = tmp_path / "t", os.rmdir, [2]
+    (tree / "a").mkdir(parents=True)
+
+    def late(path: str, *, dir_fd: int | None = None) -> None:
+        if path == str(tree) and left[0]:
+            left[0] -= 1
+            (tree / "lock").touch()
+        rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    files.remove_tree(str(tree))
+    assert os.listdir(tmp_path) == []
+    tree.mkdir()
+    left[0] = 100
+    with pytest.raises(OSError, match="not empty"):
+        files.remove_tree(str(tree))
+
+
 def test_remove_tree_of_a_link_removes_the_link(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "l").symlink_to("d")

@@ -27,6 +27,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SMALL = 1 << 13
 _CHUNK = 1 << 16  # bytes of one read: a larger buffer would be mapped and unmapped
 _DEPTH_MAX = 48  # levels of a tree held open at once while it is removed
+_TRIES = 4  # to remove a directory in which somebody makes a file meanwhile
 
 
 def open_beneath(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0, *, cross: bool = False) -> int:
@@ -174,12 +175,18 @@ def remove_tree(path: str, dir_fd: int | None = None) -> None:
 
 
 def _remove_root(path: str, dir_fd: int | None) -> None:
-    with directory(path, dir_fd) as top:
-        remover = _Remover(top, path)
-        remover.empty(top, 0)
-        while remover.moved:
-            remover.child(top, remover.moved.pop(), 0)
-    os.rmdir(path, dir_fd=dir_fd)
+    for left in reversed(range(_TRIES)):
+        with directory(path, dir_fd) as top:
+            remover = _Remover(top, path)
+            remover.empty(top, 0)
+            while remover.moved:
+                remover.child(top, remover.moved.pop(), 0)
+        try:
+            return os.rmdir(path, dir_fd=dir_fd)
+        except OSError as error:  # somebody has put something in meanwhile: a lock, of one who waits for another's
+            if error.errno != errno.ENOTEMPTY or not left:
+                raise
+    return None
 
 
 class _Remover:
