@@ -345,7 +345,9 @@ int wh_role_front(int argc, char **argv) {
     wh_put(&b, name ? name + 1 : argv[0]);
     if (!strcmp(program, "wherry-cni")) put_plugin(&b, argv[0]);
     struct front f = {.program = program, .target = -1, .signals = -1};
-    f.sock = streams() && strcmp(env_get("WHERRY_WARM"), "off") ? reach() : -1;
+    /* in a unit that is listened to, this process must speak itself: systemd.exec(5), NOTIFY_SOCKET */
+    int ours = !*env_get("NOTIFY_SOCKET") && strcmp(env_get("WHERRY_WARM"), "off") != 0;
+    f.sock = ours && streams() ? reach() : -1;
     if (f.sock >= 0 && !begun(&f, argv)) return converse(&f);
     if (f.sock >= 0) close(f.sock);
     return cold(program, path, sizeof path, argc, argv);

@@ -11,6 +11,7 @@
 #include <linux/openat2.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -235,6 +236,12 @@ static int sh_memfd(const char *name, int executable) {
 static int sh_seal(int fd) { return fcntl(fd, F_ADD_SEALS, ALL_SEALS); }
 
 static int sh_syncfs(int fd) { return syncfs(fd); }
+
+static void sh_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 
 /* What a process needs that computes in threads, on descriptors that it has or is given: no path, no socket, no signal to others.
  * clone3 hides its flags behind a pointer: ENOSYS has libc take clone, which may make threads only. */

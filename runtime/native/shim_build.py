@@ -34,6 +34,7 @@ int sh_bpf_device(int cgroup, const void *code, unsigned count, char *log, unsig
 int sh_memfd(const char *name, int executable);
 int sh_seal(int fd);
 int sh_syncfs(int fd);
+void sh_trim(void);
 int sh_only_compute(void);
 """
 CONSTANTS = [

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,29 @@ def test_policies_are_kept_over_a_boot(wherry: Wherry, busybox: str) -> None:
     assert wherry.out("system", "boot") == "", "once a boot"
 
 
+def test_all_stop_before_the_host_does(wherry: Wherry, busybox: str) -> None:
+    """Side by side, each with its grace, and nobody's hand did it: all that ran are wanted again."""
+    listens = "trap 'exit 5' TERM; while :; do sleep 0.1; done"
+    for name, policy in (("one", "always"), ("two", "unless-stopped"), ("three", "no")):
+        words = ("run", "-d", "--name", name, "--network", "none", "--stop-timeout", "2", "--restart", policy, busybox)
+        wherry(*words, "sh", "-c", listens if name == "one" else "sleep 600")
+    wherry("run", "-d", "--rm", "--name", "gone", "--network", "none", "--stop-timeout", "2", busybox, "sleep", "600")
+    wherry("run", "-d", "--name", "hand", "--restart", "unless-stopped", "--network", "none", busybox, "sleep", "600")
+    wherry("stop", "-t", "0", "hand")
+    began = time.monotonic()
+    assert set(wherry.out("system", "halt").split()) == {"one", "two", "three", "gone"}
+    assert time.monotonic() - began < 5, "one after the other"
+    assert running(wherry) == set()
+    codes = wherry.out("ps", "-a", "--format", "{{.Names}} {{.Status}}")
+    assert "one Exited (5)" in codes
+    assert "two Exited (137)" in codes
+    assert "gone" not in codes
+    assert wherry.out("system", "halt") == ""
+    for path in Path(wherry.root, "containers").glob("*/life.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "started": 1000.0}))
+    assert wherry.out("system", "boot").split() == ["one", "two"]
+
+
 def test_one_that_cannot_start_keeps_nobody(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
     source = tmp_path / "gone"
     source.mkdir()
@@ -75,8 +99,8 @@ def test_units(wherry: Wherry, busybox: str, tmp_path: Path) -> None:
     """Programs by their whole paths; all that come with wherry; one for a container, with its own grace and policy."""
     written = wherry.out("system", "install-units", tmp_path / "units").split()
     assert {Path(path).name for path in written} == {
-        "wherry-cri.socket", "wherry-csi.service", "wherry-restart.service", "wherry@.service", "wherryd.service",
-        "wherryd.socket",
+        "wherry-cri.socket", "wherry-csi.service", "wherry-halt.service",
+        "wherry-restart.service", "wherry@.service", "wherryd.service", "wherryd.socket",
     }  # fmt: skip
     for path in written:
         for line in Path(path).read_text().splitlines():

@@ -107,6 +107,7 @@ SYSTEM = {
     "check": Entry("commands.system:check", "Look whether everything stored is whole"),
     "df": Entry("commands.system:df", "Show how much disk wherry uses"),
     "events": Entry("commands.events:events", "Show events as they happen"),
+    "halt": Entry("commands.system:halt", "Stop all containers, as before the end of the host"),
     "info": Entry("commands.system:info", "Show this wherry and its host"),
     "install-units": Entry("commands.system:install_units", "Write the units for systemd"),
     "prune": Entry("commands.prune:system", "Remove what nothing uses"),

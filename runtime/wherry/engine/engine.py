@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .events import Tail
     from .listing import Listed
     from .logs import Follower
+    from .notifying import Notify
     from .pods.features import Features
     from .pods.hooks import Hooks
     from .pods.values import Member, MemberOptions, Pod, PodOptions, Usage
@@ -76,6 +77,15 @@ class Engine:
 
         preload.preload(self._house)
 
+    def trim(self) -> None:
+        """Give memory that is free back to the kernel: for a daemon that has nothing to do just now."""
+        import gc
+
+        from wherry.kernel import shim
+
+        gc.collect()
+        shim.trim()
+
     def reload(self) -> None:
         """Read the settings again, for what is asked from now on."""
         self._house.reload()
@@ -102,11 +112,14 @@ class Engine:
 
         return start.run(self._house, options, progress)
 
-    def start(self, ref: str, *, attach: bool = False, interactive: bool = False) -> Running:
-        """Start a created or exited container; attached if asked. Starting a running one is no error."""
+    def start(
+        self, ref: str, *, attach: bool = False, interactive: bool = False, notify: Notify | None = None
+    ) -> Running:
+        """Start a created or exited container; attached if asked. Starting a running one is no error. `notify`: where
+        it may speak by sd_notify(3)."""
         from . import start
 
-        return start.start(self._house, ref, attach=attach, interactive=interactive)
+        return start.start(self._house, ref, attach=attach, interactive=interactive, notify=notify)
 
     def stop(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
         """Stop: the stop signal, `timeout` seconds of grace (None: the container's, 10; -1: no limit), then KILL."""
@@ -894,17 +907,23 @@ class Engine:
 
         return boot.start_all(self._house)
 
+    def halt(self) -> Iterator[tuple[str, WherryError | None]]:
+        """Stop all that runs, as before the end of the host: restart policies stand. Each name with its error."""
+        from . import boot
+
+        return boot.stop_all(self._house)
+
     def install_units(self, directory: str) -> Iterator[str]:
         """Write the units for systemd that come with wherry into a directory; the path of each."""
         from . import units
 
         return units.install(directory)
 
-    def unit(self, ref: str) -> str:
-        """The text of a unit for systemd that runs this container."""
+    def unit(self, ref: str, *, notify: bool = False) -> str:
+        """The text of a unit for systemd that runs this container. `notify`: which tells when it is ready."""
         from . import units
 
-        return units.of_container(self._house, ref)
+        return units.of_container(self._house, ref, notify=notify)
 
     def info(self) -> Json:
         """Return docker's info object, as far as it means something here."""

@@ -35,6 +35,7 @@ from .undo import Undo
 
 if TYPE_CHECKING:
     from .db import Container
+    from .notifying import Notify
 
 __all__ = [
     "Ready", "cgroup_path", "inputs", "launch_how", "make_way", "monitor_how", "namespaces", "note_cgroup",
@@ -194,12 +195,17 @@ def _helper() -> str:
 
 
 def prepare(  # noqa: PLR0917  # the stages of a start hand over to each other
-    house: House, row: Container, options: RunOptions, joined: joining.Joined, undo: Undo, held: contextlib.ExitStack
-) -> Ready:
+    house: House, row: Container, options: RunOptions, joined: joining.Joined, undo: Undo, held: contextlib.ExitStack,
+    notify: Notify | None = None,
+) -> Ready:  # fmt: skip
     """Put it all together; writes config.json into the bundle."""
     image = codec.decode_image(row.config["image_config"])
     user = _user(house, row, options, image)
     made = _with_volumes(house, row, inputs(house, row, options, image), undo)
+    if notify is not None:
+        from . import notifying
+
+        notifying.offer(house, row.id, notify, made.devices)
     spaces, fds = namespaces(house, options, joined, held)
     if made.id_map[1]:
         spaces = {"user": "", **spaces}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wherry.container.state import ContainerDir
 
     from .db import Container
+    from .notifying import Notify
 
 __all__ = ["attach", "by_policy", "run", "start"]
 
@@ -56,13 +57,13 @@ def _discard(house: House, row: Container) -> None:
             os.unlink(options)
 
 
-def start(house: House, ref: str, *, attach: bool, interactive: bool) -> Stream:
+def start(house: House, ref: str, *, attach: bool, interactive: bool, notify: Notify | None = None) -> Stream:
     """Start one that is at rest. A running one is joined (attach) or left alone."""
     del interactive  # the face decides what it sends
     row = house.db.find(ref)
     if look(house, row.id).running:
         return _join(house, row) if attach else _detached(house, row)
-    return _start(house, row, attach=attach)
+    return _start(house, row, attach=attach, notify=notify)
 
 
 def by_policy(house: House, cid: str) -> None:
@@ -109,7 +110,9 @@ def _last(house: House, row: Container) -> ExitStatus:
 # ---- the start ----
 
 
-def _start(house: House, row: Container, *, attach: bool, policy: bool = False) -> Stream:
+def _start(
+    house: House, row: Container, *, attach: bool, policy: bool = False, notify: Notify | None = None
+) -> Stream:
     with contextlib.ExitStack() as locked:
         if row.pod:  # before the container's own lock, as a stop of the pod takes them
             from .pods import held
@@ -128,7 +131,7 @@ def _start(house: House, row: Container, *, attach: bool, policy: bool = False) 
         if policy and before.restarting is None:
             return _detached(house, row)  # a stop came in between
         try:
-            stream = _launch(house, row, options, before, attach=attach, policy=policy)
+            stream = _launch(house, row, options, before, attach=attach, policy=policy, notify=notify)
         except Exception as error:  # whatever it is: what failed to start says so, it does not look as if nobody tried
             _failed(house, row, before, error)
             raise
@@ -162,15 +165,16 @@ def _attached(house: House, row: Container, options: RunOptions, stream: AttachS
 
 
 def _launch(
-    house: House, row: Container, options: RunOptions, before: records.Life, *, attach: bool, policy: bool
-) -> AttachStream | None:
+    house: House, row: Container, options: RunOptions, before: records.Life, *, attach: bool, policy: bool,
+    notify: Notify | None,
+) -> AttachStream | None:  # fmt: skip
     place = folder(house, row.id)
     place.remove()
     with Undo() as undo, contextlib.ExitStack() as held:
         undo.add(place.remove)
         undo.add(joining.be_gone, house, row.id, options)
         place.make()
-        ready, net = _prepared(house, row, options, undo, held)
+        ready, net = _prepared(house, row, options, undo, held, notify)
         undo.add(cleanup.remove_cgroup, house, row.id)  # whatever lives in it
         now = time.time()  # before it can end
         stream, launched = _spawn(house, row, place, ready, attach=attach, held=held)
@@ -188,8 +192,8 @@ def _launch(
     return stream
 
 
-def _prepared(
-    house: House, row: Container, options: RunOptions, undo: Undo, held: contextlib.ExitStack
+def _prepared(  # noqa: PLR0917  # what a start is made of
+    house: House, row: Container, options: RunOptions, undo: Undo, held: contextlib.ExitStack, notify: Notify | None
 ) -> tuple[preparing.Ready, Mapping[str, Any]]:
     """What the launch takes, and what is known of the network."""
     if row.pod:
@@ -197,7 +201,7 @@ def _prepared(
 
         return starting.prepare(house, row, held)
     joined = joining.join(house, row, options, undo)
-    return preparing.prepare(house, row, options, joined, undo, held), joined.facts
+    return preparing.prepare(house, row, options, joined, undo, held, notify), joined.facts
 
 
 def _spawn(

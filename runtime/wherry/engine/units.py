@@ -29,9 +29,12 @@ After=network-online.target
 RequiresMountsFor={root}
 
 [Service]
-Type=exec
+Type={type}
+NotifyAccess=main
 ExecStart={wherry}{places} start --attach {name}
 ExecStop={wherry}{places} stop {name}
+# After a watchdog's signal, too, which reaches only the process that waits for it.
+ExecStopPost={wherry}{places} stop --time 1 {name}
 Restart={restart}
 RestartSec=1
 # The container's own grace, and some for what follows.
@@ -78,14 +81,16 @@ def install(directory: str) -> Iterator[str]:
         raise WherryError(Kind.INVALID, f"cannot write units into {directory}: {error.strerror}") from error
 
 
-def of_container(house: House, ref: str) -> str:
-    """The text of a unit that runs a container: its start, stop and restart policy are systemd's then."""
+def of_container(house: House, ref: str, *, notify: bool) -> str:
+    """The text of a unit that runs a container: its start, stop and restart policy are systemd's then. `notify`: it
+    tells by sd_notify(3) when it is ready."""
     row = house.db.find(ref)
     options = codec.decode_options(row.config["options"])
     grace = options.stop_timeout if options.stop_timeout is not None else house.settings.stop_timeout
     restart = {"no": "no", "on-failure": "on-failure"}.get(options.restart.name, "always")
     place = house.place
     return _UNIT.format(
-        name=row.name, root=place.root, wherry=_program("wherry"), restart=restart, patience=max(0, grace) + 20,
+        name=row.name, type="notify" if notify else "exec", root=place.root,
+        wherry=_program("wherry"), restart=restart, patience=max(0, grace) + 20,
         places=f" --root {place.root} --state {place.state} --config {place.config}",
     )  # fmt: skip

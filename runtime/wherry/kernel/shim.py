@@ -233,6 +233,11 @@ def syncfs(fd: int) -> None:
     _checked(_lib.sh_syncfs(fd))
 
 
+def trim() -> None:
+    """malloc_trim(3): what is free in all arenas goes back to the kernel."""
+    _lib.sh_trim()
+
+
 def only_compute() -> None:
     """From here on this process reads and writes what it holds or is given (recvmsg), makes threads, and nothing else.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
 from wherry.cli import parse
 from wherry.cli.app import App, each, verb
 from wherry.cli.options import Flag, Values, one, switch
 from wherry.cli.session import DETACH_KEYS, Wish, check_terminal, foreground
 from wherry.errors import Kind, WherryError
+
+if TYPE_CHECKING:
+    from wherry.cli.notify import Passing
 
 KEYS = one("--detach-keys", parse.detach_keys, "KEYS", "the keys that detach (default ctrl-p,ctrl-q)")
 PROXY: Flag = switch("--sig-proxy", "send signals on to the process (without a terminal)", default=True)
@@ -48,7 +54,8 @@ def attach(app: App, values: Values) -> int:
     examples="wherry start web db\nwherry start -ai shell",
 )
 def start(app: App, values: Values) -> int:
-    """Start stopped containers."""
+    """Start stopped containers. In a unit of systemd (NOTIFY_SOCKET), --attach passes on what the container says by
+    sd_notify(3)."""
     refs, interactive = values["container"], values["interactive"]
     if not (values["attach"] or interactive):
         return each(app, refs, lambda ref: app.engine.start(ref).close())
@@ -57,5 +64,13 @@ def start(app: App, values: Values) -> int:
     about = app.engine.inspect(refs[0], "container")
     stdin = interactive and bool(about["Config"].get("OpenStdin"))
     check_terminal(app, stdin, bool(about["Config"].get("Tty")))
-    running = app.engine.start(refs[0], attach=True, interactive=stdin)
-    return foreground(app, running, wish(app, refs[0], stdin, values))
+    with ExitStack() as stack:
+        notify = stack.enter_context(_passing(app)).offer if app.env.get("NOTIFY_SOCKET") else None
+        running = app.engine.start(refs[0], attach=True, interactive=stdin, notify=notify)
+        return foreground(app, running, wish(app, refs[0], stdin, values))
+
+
+def _passing(app: App) -> Passing:
+    from wherry.cli.notify import Passing
+
+    return Passing(app.env)

@@ -231,16 +231,35 @@ def boot(app: App, _values: Values) -> int:
     return bad
 
 
+@verb("halt", "", examples="wherry system halt")
+def halt(app: App, _values: Values) -> int:
+    """Stop all containers side by side, each with its own grace, as before the end of the host: those whose restart
+    policy is always or unless-stopped start again at the next boot. What wherry-halt.service runs as it is stopped."""
+    bad = 0
+    for name, error in app.engine.halt():
+        if error is None:
+            app.out(name)
+        else:
+            app.err(f"cannot stop {name}: {error}")
+            bad = 1
+    return bad
+
+
 @verb("install-units", "[DIR]", examples="wherry system install-units\nsystemctl enable --now wherryd.socket")
 def install_units(app: App, values: Values) -> None:
     """Write wherry's units for systemd into /etc/systemd/system or DIR: wherryd.service, wherryd.socket (the Docker
-    API), wherry-cri.socket, wherry-restart.service, wherry-csi.service, wherry@.service."""
+    API), wherry-cri.socket, wherry-restart.service, wherry-halt.service, wherry-csi.service, wherry@.service."""
     for path in app.engine.install_units(os.path.join(app.cwd, values["dir"] or "/etc/systemd/system")):
         app.out(path)
     app.err("  hint: systemctl daemon-reload; systemctl enable --now wherryd.socket wherry-restart.service")
 
 
-@verb("systemd", "CONTAINER", examples="wherry generate systemd web > /etc/systemd/system/web.service")
+@verb(
+    "systemd",
+    "CONTAINER",
+    switch("--notify", "the container tells by sd_notify(3) when it is ready: Type=notify"),
+    examples="wherry generate systemd web > /etc/systemd/system/web.service",
+)
 def systemd(app: App, values: Values) -> None:
     """Print a unit for systemd that runs a container."""
-    app.out(app.engine.unit(values["container"]).rstrip("\n"))
+    app.out(app.engine.unit(values["container"], notify=values["notify"]).rstrip("\n"))

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from wherry.engine import devices
 from wherry.engine.engine import Engine
+from wherry.engine.notifying import Notify
 from wherry.engine.pods.hooks import Hooks
 from wherry.engine.pods.values import Member, MemberOptions, Pod, PodOptions
 from wherry.engine.running import Running
@@ -206,13 +207,15 @@ class PluggedEngine(Engine):
             self.notice("StopContainer", pb.StopContainerRequest(pod=pod, container=container))
             self.notice("RemoveContainer", pb.RemoveContainerRequest(pod=pod, container=container))
 
-    def start(self, ref: str, *, attach: bool = False, interactive: bool = False) -> Running:
+    def start(
+        self, ref: str, *, attach: bool = False, interactive: bool = False, notify: Notify | None = None
+    ) -> Running:
         """As of an engine."""
         member = self._member(ref) if self._plugins.any else None
         if member is not None:
             request = pb.StartContainerRequest(**self._told(member)._asdict())
             self.tell("StartContainer", lambda: request)
-        running = super().start(ref, attach=attach, interactive=interactive)
+        running = super().start(ref, attach=attach, interactive=interactive, notify=notify)
         if member is not None and (now := self._member(ref)):
             self.notice("PostStartContainer", pb.PostStartContainerRequest(**self._told(now)._asdict()))
         return running
