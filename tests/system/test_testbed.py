@@ -21,12 +21,12 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
+from helpers.testbed import PREPARE_SECONDS, TOP, VM_RUN, checkout, prepare
+
 INNER = TOP / "tests" / "testbed"
-VM_RUN = TOP / "scripts" / "testbed" / "vm-run"
 MODES = {"plain": (), "systemd": ("--systemd",)}
 EMULATED, EMULATED_FILE = ("--backend", "qemu", "--systemd"), "test_oci_criu.py"
-PREPARE_SECONDS, BOOT_SECONDS = 1500, 1800
+BOOT_SECONDS = 1800
 NICE = 10  # beside other tests, some of which look at the time
 RUNNING: list[subprocess.Popen[str]] = []
 EARLY = pytest.StashKey["Early"]()
@@ -55,24 +55,6 @@ def inner_tests(*, emulated: bool) -> list[str]:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
-
-
-def prepare(*flags: str) -> None:
-    try:
-        done = subprocess.run(
-            [str(VM_RUN), *flags, "--prepare"], capture_output=True, text=True, timeout=PREPARE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"the testbed's kernel was not built within {PREPARE_SECONDS} s")
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        pytest.skip(f"not prepared ({VM_RUN.name} {' '.join([*flags, '--prepare'])}): {why}")
-
-
-def checkout() -> list[str]:
-    """The guest's /tmp and /run are its own: a checkout that lies there is shared with it."""
-    hidden = any(TOP.is_relative_to(place) for place in ("/tmp", "/run"))
-    return ["--rw", str(TOP)] if hidden else []
 
 
 class Boot:
