@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from wherry.daemon.cri import api_pb2 as pb
 from wherry.daemon.cri import catalog, filters, gate, happenings, metrics, services
 from wherry.daemon.cri.usage import Rates
+from wherry.daemon.measures import Measures
 from wherry.engine.events import Tail
 from wherry.engine.pods.values import Member, MemberOptions, Pod, PodOptions, Usage
 from wherry.errors import Kind, WherryError
@@ -45,7 +46,7 @@ class Context:
 def called(serve: Any, raw: bytes = b"", method: services.Method = VERSION) -> Any:
     """The answer's bytes, or how it was refused."""
     context = Context()
-    handler = gate.wrap(method, serve)
+    handler = gate.wrap(method, serve, Measures())
 
     async def call() -> Any:
         try:
@@ -122,7 +123,7 @@ def test_a_stream_ends_with_a_code_too() -> None:
     async def call() -> list[bytes]:
         found = []
         with contextlib.suppress(Aborted):
-            async for part in gate.wrap(STREAM, serve)(b"", context):
+            async for part in gate.wrap(STREAM, serve, Measures())(b"", context):
                 found.append(part)
         return found
 

@@ -14,6 +14,7 @@ from wherry.daemon.cri.catalog import Catalog
 from wherry.daemon.cri.happenings import Happenings
 from wherry.daemon.cri.parts import Parts
 from wherry.daemon.cri.streams import Streams
+from wherry.daemon.measures import Measures
 from wherry.engine import events
 from wherry.engine.engine import Engine
 from wherry.model import Place
@@ -26,7 +27,7 @@ def test_an_event_that_cannot_be_told_ends_who_listens_and_nothing_else(
 ) -> None:
     engine = Engine(Place(str(tmp_path / "root"), str(tmp_path / "state"), str(tmp_path / "none.toml")))
     catalog = Catalog(engine)
-    happenings = Happenings(Parts(engine, catalog, Streams(engine, "127.0.0.1:0")))
+    happenings = Happenings(Parts(engine, catalog, Streams(engine, "127.0.0.1:0"), Measures()))
     fresh, broken = catalog.fresh, [True]
 
     async def sometimes() -> None:

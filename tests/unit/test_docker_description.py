@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from wherry.daemon.docker import build
 from wherry.daemon.docker.call import Route
 from wherry.daemon.docker.gate import NEWEST
 from wherry.daemon.docker.server import ROUTES
@@ -19,7 +20,8 @@ TOP = Path(__file__).resolve().parents[2]
 DESCRIPTION: dict[str, Any] = yaml.safe_load((TOP / "docs" / "api.yaml").read_text())
 READ = re.compile(r'call\.(?:text|texts|flag|number|seconds)\("([^"]+)"|call\.(filters)\(')
 #: read by a loop over names
-BESIDE = {"attach": {"stdout", "stderr"}, "logs": {"stdout", "stderr"}, "build": {"buildargs", "labels"}}
+BESIDE = {"attach": {"stdout", "stderr"}, "logs": {"stdout", "stderr"},
+          "build": {"buildargs", "labels", *build._LIMITS}}  # fmt: skip
 
 
 def _path(route: Route) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from wherry.daemon.cri.catalog import Catalog
 from wherry.daemon.cri.server import Server
+from wherry.daemon.measures import Measures
 from wherry.engine import fence
 from wherry.engine.config import Settings
 from wherry.engine.db import Container, PodRow, Unreadable
@@ -117,7 +118,7 @@ def test_the_minutes_sweep_goes_on_whatever_it_meets(
         raise KeyError("what nobody thought of")
 
     async def work() -> None:
-        server = Server(wherry.engine.place, Settings())
+        server = Server(Engine(wherry.engine.place), Settings(), Measures())
         monkeypatch.setattr(server._parts.engine, "sweep", meet)
         monkeypatch.setattr("wherry.daemon.cri.server._FIRST_SWEEPS", [0, 0])
         keeping = asyncio.ensure_future(server._keep())

@@ -37,6 +37,9 @@ from wherry.errors import Kind, WherryError
         ('nri_socket = "nri.sock"', "nri_socket must be an absolute path"),
         ("nri_timeout = 0", "nri_timeout must be"),
         ("nri_timeout = 61", "nri_timeout must be"),
+        ('otlp_endpoint = "127.0.0.1:4318"', "otlp_endpoint must be"),
+        ('docker_tcp = "0.0.0.0"', "docker_tcp must be ADDRESS:PORT"),
+        ('docker_tcp = "0.0.0.0:2376"', "docker_tcp needs tls_ca, tls_cert and tls_key"),
         ('stream_adress = "127.0.0.1:0"', "unknown setting"),
         ("x = ", "not valid TOML"),
     ],
@@ -187,9 +190,11 @@ def test_without_a_watchdog_nothing_is_watched() -> None:
 # ---- the log
 
 
-def written(form: str, env: dict[str, str], capsys: pytest.CaptureFixture[str], **fields: Any) -> str:
+def written(
+    form: str, env: dict[str, str], capsys: pytest.CaptureFixture[str], journal: str = "/nowhere", **fields: Any
+) -> str:
     try:
-        log.start("info", form, env)
+        log.start("info", form, env, journal)
         logger = logging.getLogger("wherryd.test")
         logger.debug("not told")
         logger.info("a call\nERROR forged", extra={"fields": fields})
@@ -214,6 +219,22 @@ def test_the_journal_gets_priorities(capsys: pytest.CaptureFixture[str]) -> None
     lines = written("auto", {"JOURNAL_STREAM": "1:2"}, capsys).splitlines()
     assert lines[0].startswith("<6>a call")
     assert all(line.startswith("<3>") for line in lines[1:])
+
+
+def test_fields_for_the_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its native protocol: what was said of a container can be asked for."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        journal.settimeout(1)
+        found = os.fstat(2)
+        env = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        assert not written("auto", env, capsys, journal=str(tmp_path / "journal"), container="web")
+        first, second = journal.recv(1 << 16), journal.recv(1 << 16)
+    assert first == (b"MESSAGE\n" + len("a call\nERROR forged").to_bytes(8, "little") + b"a call\nERROR forged\n"
+                     b"PRIORITY=6\nSYSLOG_IDENTIFIER=wherryd\nLOGGER=wherryd.test\nCONTAINER=web\n")  # fmt: skip
+    assert second.startswith(b"MESSAGE=failed\nPRIORITY=3\n")
+    assert b"ValueError: x\ny" in second
+    assert written("auto", env, capsys, journal=str(tmp_path / "nobody")).startswith("<6>a call")
 
 
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

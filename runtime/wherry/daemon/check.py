@@ -30,13 +30,15 @@ def settings(path: str, known: Settings) -> None:
         raise WherryError(Kind.INVALID, f"{path}: nri_timeout must be 1 to {_PLUGIN_SECONDS} seconds")
     for name, program in known.handlers.items():
         _handler(path, name, program)
-    try:
-        address(known.stream_address)
-    except ValueError as error:
-        raise WherryError(
-            Kind.INVALID, f"{path}: stream_address must be ADDRESS:PORT, not {known.stream_address[:80]!r}",
-            hint="127.0.0.1:0 is every free port of this host",
-        ) from error  # fmt: skip
+    _address(path, "stream_address", known.stream_address, hint="127.0.0.1:0 is any free port of this host")
+    if known.otlp_endpoint and not re.match(r"https?://[^/]", known.otlp_endpoint):
+        message = f"{path}: otlp_endpoint must be an http or https URL, not {known.otlp_endpoint[:80]!r}"
+        raise WherryError(Kind.INVALID, message, hint="such as http://127.0.0.1:4318")
+    if known.docker_tcp:
+        _address(path, "docker_tcp", known.docker_tcp, hint="such as 0.0.0.0:2376")
+        from .docker import tls
+
+        tls.context(tls.Files.of(known))
 
 
 def _handler(path: str, name: str, program: object) -> None:
@@ -45,6 +47,13 @@ def _handler(path: str, name: str, program: object) -> None:
         raise WherryError(Kind.INVALID, f"{path}: {name[:80]!r} is no name of a handler", hint="a DNS label, as crun")
     if not isinstance(program, str) or not program.startswith("/"):
         raise WherryError(Kind.INVALID, f"{path}: handler {name} needs the absolute path of an OCI runtime")
+
+
+def _address(path: str, key: str, value: str, hint: str) -> None:
+    try:
+        address(value)
+    except ValueError as error:
+        raise WherryError(Kind.INVALID, f"{path}: {key} must be ADDRESS:PORT, not {value[:80]!r}", hint=hint) from error
 
 
 def _one_of(path: str, key: str, value: str, known: tuple[str, ...]) -> None:

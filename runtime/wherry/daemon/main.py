@@ -27,8 +27,12 @@ from . import check, log, sockets
 from .notify import Notifier
 
 if TYPE_CHECKING:
+    from wherry.engine.engine import Engine
+
     from .cri.server import Server
     from .docker.server import Server as Docker
+    from .nri.engine import PluggedEngine
+    from .spans import Spans
 
 __all__ = ["main", "parser"]
 
@@ -102,37 +106,76 @@ def _leave() -> None:
 async def _serve(
     place: Place, known: config.Settings, given: Mapping[str, socket.socket], notifier: Notifier, listen: Listen
 ) -> None:
-    from .cri.server import Server
     from .docker.server import Server as Docker
+    from .measures import Measures
+    from .quiet import Quiet
 
-    stop = asyncio.Event()
-    server = Server(place, known)
-    docker = Docker(server.engine, known)
-    loop = asyncio.get_running_loop()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    engine, plugged = _engine(place, known)
+    spans = _spans(known.otlp_endpoint)
+    measures = Measures(spans, Quiet(lambda: loop.run_in_executor(None, engine.trim)).stirred)
+    docker, cri = Docker(engine, known, measures), None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, docker, notifier, listen))
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(engine, docker, notifier, listen))
     try:
-        await server.start(given.get("cri"))
+        engine.prepare()
         await docker.start(given.get("docker"))
+        # the imports of the other face take as long as everything else: docker's clients are answered meanwhile
+        cri = (await asyncio.to_thread(_cri))(engine, known, measures, plugged)
+        await cri.start(given.get("cri"))
         watch = loop.create_task(notifier.watch())
-        notifier.tell("READY=1", f"STATUS=serving {server.path} and {docker.path}")
-        _log.info("serving %s and %s", server.path, docker.path)
+        notifier.tell("READY=1", f"STATUS=serving {cri.path} and {docker.path}")
+        _log.info("serving %s and %s", cri.path, docker.path)
         await stop.wait()
         notifier.tell("STOPPING=1")
-        _log.info("stopping: calls that run have %d seconds", server.GRACE)
+        _log.info("stopping: calls that run have %d seconds", cri.GRACE)
         watch.cancel()
     finally:
         await docker.stop()
-        await server.stop()
+        if cri is not None:
+            await cri.stop()
+        engine.close()
+        if spans is not None:
+            await asyncio.to_thread(spans.stop)
 
 
-def _reload(server: Server, docker: Docker, notifier: Notifier, listen: Listen) -> None:
+def _engine(place: Place, known: config.Settings) -> tuple[Engine, PluggedEngine | None]:
+    from .warn import warn
+
+    if known.nri_socket:
+        from .nri.engine import PluggedEngine
+
+        plugged = PluggedEngine(place, warn, known.nri_socket, known.nri_timeout)
+        return plugged, plugged
+    from wherry.engine.engine import Engine
+
+    return Engine(place, warn, answer_first=True), None
+
+
+def _cri() -> type[Server]:
+    from .cri.server import Server
+
+    return Server
+
+
+def _spans(endpoint: str) -> Spans | None:
+    if not endpoint:
+        return None
+    from .spans import Spans
+
+    return Spans(endpoint)
+
+
+def _reload(engine: Engine, docker: Docker, notifier: Notifier, listen: Listen) -> None:
+    """Read the settings again; they stay as they were where they are wrong."""
     notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        known = server.reload()
-        listen(known)
+        known = config.settings(engine.place.config)
+        check.settings(engine.place.config, known)
         docker.reload(known)
+        engine.reload()
+        listen(known)
         _log.info("settings are read again")
     except WherryError as error:
         _log.error("settings stay as they were: %s", error)

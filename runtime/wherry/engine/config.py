@@ -43,6 +43,11 @@ class Settings(NamedTuple):
     nri_socket: str = ""  # where wherryd serves plugins of the Node Resource Interface; "": it does not
     nri_timeout: int = 2  # seconds that one of them has for an answer
     docker_log_driver: str = "json-file"  # where docker's clients name none: some read back only that and journald
+    docker_tcp: str = ""  # ADDRESS:PORT for the Docker API with certificates on both sides; "": no TCP at all
+    tls_ca: str = ""  # PEM file of the authorities whose certificates let a client of docker_tcp in
+    tls_cert: str = ""  # PEM file of the server's certificate and what signed it
+    tls_key: str = ""  # PEM file of its key
+    otlp_endpoint: str = ""  # where wherryd sends spans of its calls by OTLP, as http://127.0.0.1:4318; "": nowhere
     handlers: Mapping[str, str] = {}  # RuntimeClass handlers beside "wherry": a name and an OCI runtime's path
     cni_path: str = ""  # directories of their plugins, with ":" between them, as in CNI_PATH
 

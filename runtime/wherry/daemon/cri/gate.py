@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from wherry.daemon.measures import Measures
 from wherry.errors import Kind, WherryError
 
 from .services import Method
@@ -68,12 +69,12 @@ def code_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     return _Code.INTERNAL, f"a defect of wherryd: {type(error).__name__}: {error}"[:_SENTENCE_MAX]
 
 
-def wrap(method: Method, serve: Callable[[Any], Any] | None) -> Callable[..., Any]:
+def wrap(method: Method, serve: Callable[[Any], Any] | None, measures: Measures) -> Callable[..., Any]:
     """The handler of a method; `serve` takes the request and gives a message (or its bytes), or an asynchronous
     iterator of them. None: nobody serves it."""
     if serve is None:
         return _unserved
-    return _streaming(method, serve) if method.streams else _plain(method, serve)
+    return (_streaming if method.streams else _plain)(method, serve, measures)
 
 
 async def _unserved(_raw: bytes, context: Any) -> bytes:
@@ -81,9 +82,11 @@ async def _unserved(_raw: bytes, context: Any) -> bytes:
     return b""
 
 
-def _plain(method: Method, serve: Callable[[Any], Awaitable[Message | bytes]]) -> Callable[..., Any]:
+def _plain(
+    method: Method, serve: Callable[[Any], Awaitable[Message | bytes]], measures: Measures
+) -> Callable[..., Any]:
     async def call(raw: bytes, context: Any) -> bytes:
-        told = _Told(method, context)
+        told = _Told(method, context, measures)
         try:
             answer = _bytes(await serve(told.parsed(raw)))
         except Exception as error:
@@ -95,9 +98,11 @@ def _plain(method: Method, serve: Callable[[Any], Awaitable[Message | bytes]]) -
     return call
 
 
-def _streaming(method: Method, serve: Callable[[Any], AsyncIterator[Message | bytes]]) -> Callable[..., Any]:
+def _streaming(
+    method: Method, serve: Callable[[Any], AsyncIterator[Message | bytes]], measures: Measures
+) -> Callable[..., Any]:
     async def call(raw: bytes, context: Any) -> AsyncIterator[bytes]:
-        told = _Told(method, context)
+        told = _Told(method, context, measures)
         try:
             async for answer in serve(told.parsed(raw)):
                 yield _bytes(answer)
@@ -113,10 +118,10 @@ def _bytes(answer: Message | bytes) -> bytes:
 
 
 class _Told:
-    """One call's line in the log, and its status."""
+    """One call's line in the log, its place in the measures, and its status."""
 
-    def __init__(self, method: Method, context: Any) -> None:
-        self._method, self._context, self._began = method, context, time.monotonic()
+    def __init__(self, method: Method, context: Any, measures: Measures) -> None:
+        self._method, self._context, self._measures, self._began = method, context, measures, time.monotonic()
         self._about: dict[str, object] = {}
 
     def parsed(self, raw: bytes) -> Message:
@@ -131,16 +136,25 @@ class _Told:
 
     def done(self) -> None:
         """It went well."""
+        self._ended("OK")
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug(self._method.name, extra={"fields": {**self._about, "ms": self._took()}})
 
     async def failed(self, error: Exception) -> None:
         """It did not; raises what gRPC wants."""
         code, sentence = code_of(error)
+        self._measures.failed("cri", error)
+        self._ended(code.name)
         level = logging.ERROR if code is _Code.INTERNAL else logging.DEBUG
         fields = {**self._about, "code": code.name, "ms": self._took(), "error": sentence}
         _log.log(level, self._method.name, extra={"fields": fields}, exc_info=error if code is _Code.INTERNAL else None)
         await self._context.abort(code, sentence)
+
+    def _ended(self, code: str) -> None:
+        sent = {}
+        if self._measures.spanning:
+            sent = {key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)}
+        self._measures.called(self._method.name, code, time.monotonic() - self._began, sent)
 
     def _took(self) -> float:
         return round((time.monotonic() - self._began) * 1000, 1)

@@ -32,6 +32,7 @@ class Images:
 
     def __init__(self, parts: Parts) -> None:
         self._engine, self._work, self._joined = parts.engine, parts.work, parts.joined
+        self._pull = parts.measures.pulling("cri", parts.engine.pull_as)
 
     async def ListImages(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
         """All, or the one that the filter names."""
@@ -72,7 +73,7 @@ class Images:
             await self._work.look(self._check_handler, handler)
 
         async def pull() -> ImageRecord:
-            return await self._work.fetch(self._engine.pull_as, name, known)
+            return await self._work.fetch(self._pull, name, known)
 
         record = await self._joined.do(("pull", name, known), pull)
         return pb.PullImageResponse(image_ref=record.id)

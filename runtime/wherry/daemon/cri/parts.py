@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from wherry.daemon.measures import Measures
 from wherry.daemon.work import Work
 from wherry.engine.engine import Engine
 
@@ -22,8 +23,8 @@ _T = TypeVar("_T")
 class Parts:
     """One wherryd's CRI."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, streams: Streams) -> None:
-        self.engine, self.catalog, self.streams = engine, catalog, streams
+    def __init__(self, engine: Engine, catalog: Catalog, streams: Streams, measures: Measures) -> None:
+        self.engine, self.catalog, self.streams, self.measures = engine, catalog, streams, measures
         self.work = Work()
         self.joined = Joined()
 

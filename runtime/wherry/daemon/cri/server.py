@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from wherry.daemon import check, sockets
-from wherry.daemon.warn import warn
-from wherry.engine.config import Settings, settings
+from wherry.daemon import sockets
+from wherry.daemon.measures import Measures
+from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
-from wherry.model import Place
 
 from . import gate, services
 from .about import About
@@ -48,23 +47,18 @@ _OPTIONS = [
 ]
 
 
-def _plugged(place: Place, known: Settings) -> PluggedEngine:
-    from wherry.daemon.nri.engine import PluggedEngine
-
-    return PluggedEngine(place, warn, known.nri_socket, known.nri_timeout)
-
-
 class Server:
-    """One CRI. `start` once, `stop` once."""
+    """One CRI. `start` once, `stop` once. `plugged`: the engine, where plugins have their say."""
 
     GRACE = 10  # seconds that running calls have at the end
 
-    def __init__(self, place: Place, known: Settings) -> None:
-        self.path = f"{place.state}/cri.sock"
+    def __init__(
+        self, engine: Engine, known: Settings, measures: Measures, plugged: PluggedEngine | None = None
+    ) -> None:
+        self.path = f"{engine.place.state}/cri.sock"
         self._group = known.socket_group
-        self._plugged: PluggedEngine | None = _plugged(place, known) if known.nri_socket else None
-        engine = self._plugged or Engine(place, warn, answer_first=True)
-        self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address))
+        self._plugged = plugged
+        self._parts = Parts(engine, Catalog(engine), Streams(engine, known.stream_address), measures)
         self._happenings = Happenings(self._parts)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
         wrap = self._wrapped()
@@ -80,18 +74,12 @@ class Server:
 
         def wrap(method: services.Method) -> Any:
             found = (getattr(servicer, method.name, None) for servicer in servicers)
-            return gate.wrap(method, next(filter(None, found), None))
+            return gate.wrap(method, next(filter(None, found), None), self._parts.measures)
 
         return wrap
 
-    @property
-    def engine(self) -> Engine:
-        """What serves; other faces may serve by it too."""
-        return self._parts.engine
-
     async def start(self, given: socket.socket | None) -> None:
         """Listen: on the socket that systemd gave, else on our own."""
-        await self._parts.work.look(self._parts.engine.prepare)
         if self._plugged is not None:
             await self._plugged.serve()
         path = self.path if given is None else f"{os.path.dirname(self.path)}/cri-inner.sock"
@@ -122,14 +110,6 @@ class Server:
             if found:
                 _log.info("swept what was left: %s", found)
 
-    def reload(self) -> Settings:
-        """Read the settings again; they stay as they were where they are wrong (WherryError)."""
-        place = self._parts.engine.place
-        known = settings(place.config)
-        check.settings(place.config, known)
-        self._parts.engine.reload()
-        return known
-
     async def stop(self) -> None:
         """Take no call any more, let those that run end, let go."""
         self._happenings.stop()
@@ -146,4 +126,3 @@ class Server:
         await self._parts.streams.stop()
         self._parts.catalog.stop()
         self._parts.work.close()
-        self._parts.engine.close()

@@ -47,6 +47,10 @@ _DOCKERS = tuple((re.compile(ours), dockers) for ours, dockers in (
 ))  # fmt: skip
 
 
+#: what the first word of a path is about, by the name of a field in the log
+_KINDS = {"containers": "container", "exec": "exec", "networks": "network", "volumes": "volume", "images": "image"}
+
+
 class Told(web.StreamResponse):
     """An answer that was written by hand, or has nobody to go to."""
 
@@ -120,6 +124,12 @@ async def _served(route: Route, call: Call) -> web.StreamResponse:
 def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The handler of a route. One that only looks is cancelled when its client goes; what was begun is done."""
 
+    kind = _KINDS.get(route.path.split("/")[1], "")
+
+    def about(request: web.Request) -> dict[str, object]:
+        name = request.match_info.get("id") or request.query.get("name", "")
+        return {kind: name} if kind and name else {}
+
     async def serve(request: web.Request) -> web.StreamResponse:
         began = time.monotonic()
         try:
@@ -133,12 +143,14 @@ def wrap(parts: Parts, route: Route) -> Callable[[web.Request], Awaitable[web.St
             given = Told()
         except Exception as error:
             given = failed(error)
+            parts.measures.failed("docker", error)
             if given.status == 500:
-                _log.error("%s %s", route.method, route.path, exc_info=error)
+                _log.error("%s %s", route.method, route.path, exc_info=error, extra={"fields": about(request)})
         took = time.monotonic() - began
-        parts.measures.served(route.method, route.path, given.status, took)
-        fields = {"status": given.status, "ms": round(took * 1000, 1)}
-        _log.debug("%s %s", route.method, route.path, extra={"fields": fields})
+        parts.measures.served(route.method, route.path, given.status, took, request.headers)
+        if _log.isEnabledFor(logging.DEBUG):
+            fields = {**about(request), "status": given.status, "ms": round(took * 1000, 1)}
+            _log.debug("%s %s", route.method, route.path, extra={"fields": fields})
         return given
 
     return serve

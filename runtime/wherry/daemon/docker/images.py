@@ -81,7 +81,8 @@ async def create(call: Call) -> web.StreamResponse:
     name += f"{'@' if ':' in tag else ':'}{tag}" if tag else ""
     who, platform, news = login(call), call.text("platform"), pipes.News(call)
     before = await _known(call, name)
-    work = call.parts.fetch(call.engine.pull_as, name, who, platform=platform, progress=_telling(news))
+    pull = call.parts.measures.pulling("docker", call.engine.pull_as)
+    work = call.parts.fetch(pull, name, who, platform=platform, progress=_telling(news))
     given, record = await news.during(work)
     if record is not None:
         news.tell({"status": f"Digest: {record.target or record.manifest}"})

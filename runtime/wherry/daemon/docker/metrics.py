@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from aiohttp import web
 
 import wherry
+from wherry.daemon.measures import head, line
 
 from .call import Call, Route
-from .measures import head, line
 
 __all__ = ["ROUTES"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from wherry.daemon.measures import Measures
 from wherry.daemon.work import Work
 from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
@@ -12,7 +13,6 @@ from wherry.engine.engine import Engine
 from .execlist import Execs
 from .happenings import Happenings
 from .lives import Lives
-from .measures import Measures
 from .roster import Roster
 
 __all__ = ["Parts"]
@@ -24,13 +24,12 @@ _T = TypeVar("_T")
 class Parts:
     """One wherryd's Docker API. `lives` (module `lives`) knows what runs, and who is attached to it."""
 
-    def __init__(self, engine: Engine, known: Settings) -> None:
-        self.engine, self.known = engine, known
+    def __init__(self, engine: Engine, known: Settings, measures: Measures) -> None:
+        self.engine, self.known, self.measures = engine, known, measures
         self.work = Work()
         self.happenings = Happenings(engine)
         self.lives = Lives(engine, self.happenings)
         self.execs = Execs(engine)
-        self.measures = Measures()
         self.roster = Roster(engine, self.work)
 
     async def stop(self) -> None:

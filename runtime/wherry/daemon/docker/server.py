@@ -11,7 +11,8 @@ from contextlib import suppress
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from wherry.daemon import sockets
+from wherry.daemon import check, sockets
+from wherry.daemon.measures import Measures
 from wherry.engine.config import Settings
 from wherry.engine.engine import Engine
 from wherry.errors import Kind, WherryError
@@ -37,6 +38,7 @@ from . import (
 from .call import Route
 from .door import Door
 from .parts import Parts
+from .tls import Files, Listener
 
 __all__ = ["ROUTES", "Server"]
 
@@ -52,10 +54,11 @@ _GRACE = 10.0  # seconds that running calls have at the end
 class Server:
     """One Docker API. `start` once, `stop` once."""
 
-    def __init__(self, engine: Engine, known: Settings) -> None:
+    def __init__(self, engine: Engine, known: Settings, measures: Measures) -> None:
         self.path = f"{engine.place.state}/docker.sock"
-        self._group = known.socket_group
-        self._parts = Parts(engine, known)
+        self._group, self._address = known.socket_group, known.docker_tcp
+        self._tcp = Listener(Files.of(known), self._inner) if known.docker_tcp else None
+        self._parts = Parts(engine, known, measures)
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._bound: list[str] = []
@@ -69,6 +72,12 @@ class Server:
         self._listening = await asyncio.get_running_loop().create_unix_server(
             self._door.opened, sock=given or self._own(), backlog=512
         )
+        if self._tcp is not None:
+            host, port = await self._tcp.start(*check.address(self._address))
+            _log.info("serving the Docker API on %s port %d", host, port)
+
+    async def _inner(self, end: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(self._door.opened, end)
 
     def _connection(self) -> RequestHandler:
         assert self._runner is not None
@@ -91,7 +100,12 @@ class Server:
         return app
 
     def reload(self, known: Settings) -> None:
-        """Other settings hold from now on."""
+        """Other settings hold from now on; another docker_tcp needs a restart. INVALID for certificates that do not
+        hold."""
+        if self._tcp is not None and known.docker_tcp:
+            self._tcp.reload(Files.of(known))
+        if known.docker_tcp != self._address:
+            _log.warning("docker_tcp stays %s until wherryd is started again", self._address or "closed")
         self._parts.known = known
 
     async def stop(self) -> None:
@@ -101,8 +115,12 @@ class Server:
                 os.unlink(path)
         if self._listening is not None:
             self._listening.close()
+        if self._tcp is not None:
+            self._tcp.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._tcp is not None:
+            await self._tcp.stop()
         await self._parts.stop()
 
 
