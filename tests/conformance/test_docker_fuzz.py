@@ -31,6 +31,7 @@ HOST = "http://localhost"
 KNOWN = {"id": ("fuzzed", "fuzzed-net"), "name": ("busybox", "kept:1", "fuzzed-volume")}
 BESIDE = {"Image": "busybox", "Container": "fuzzed", "container": "fuzzed", "names": ["busybox"], "Driver": "",
           "IPAM": {}, "repo": "kept"}  # in bodies and queries
+REGISTRY = "127.0.0.1:1"  # where nobody listens
 #: their answers last as long as the container or the client: only of names that nobody has
 ENDLESS = ("/wait", "/attach", "/attach/ws", "/logs", "/stats")
 
@@ -60,21 +61,33 @@ def _seeded(docker: DockerD) -> None:
     """What an operation before this one may have removed."""
     none = {"HostConfig": {"NetworkMode": "none"}}
     docker.post("/images/busybox/tag?repo=kept&tag=1")
+    docker.post(f"/images/busybox/tag?repo={REGISTRY}/kept")
     docker.post("/containers/create?name=fuzzed", {"Image": "busybox", "Cmd": ["true"], **none})
     docker.post("/networks/create", {"Name": "fuzzed-net", "IPAM": {"Config": [{"Subnet": "10.214.9.0/24"}]}})
     docker.post("/volumes/create", {"Name": "fuzzed-volume"})
 
 
 def _aimed(case: Any) -> None:
-    """Half of the names become those of things. The registry that /auth means without a server is the world's."""
-    if case.path == "/auth" and isinstance(case.body, dict) and not case.body.get("serveraddress"):
-        case.body["serveraddress"] = "127.0.0.1:1"
+    """Half of the names become those of things. No registry of the world is asked, whose name takes long to be looked
+    up where there is no network."""
+    if case.path == "/auth" and isinstance(case.body, dict):
+        case.body["serveraddress"] = f"{REGISTRY}{case.body.get('serveraddress') or ''}"
+    if case.path == "/images/create" and isinstance(case.query, dict) and case.query.get("fromImage"):
+        case.query["fromImage"] = f"{REGISTRY}/{case.query['fromImage']}"
+    if case.path == "/build" and isinstance(case.query, dict):
+        case.query.pop("pull", None)
     for place in (case.body, case.query):
         for key in BESIDE.keys() & set(place if isinstance(place, dict) else ()):
             if zlib.crc32(f"{key}{place}".encode("utf-8", "replace")) % 2:
                 place[key] = BESIDE[key]
     for key, names in KNOWN.items():
         value = str(case.path_parameters.get(key, ""))
+        if value and case.path.startswith("/distribution/"):
+            case.path_parameters[key] = f"{REGISTRY}/{value}"
+            continue
+        if value and case.path.endswith("/push"):
+            case.path_parameters[key] = f"{REGISTRY}/kept"
+            continue
         chosen = zlib.crc32(value.encode("utf-8", "replace"))
         if value and case.path.endswith(ENDLESS):
             case.path_parameters[key] = f"nobody{value}"  # a digit alone may be the beginning of an id

@@ -23,6 +23,7 @@ from .hijack import Client, Keys
 
 __all__ = ["ROUTES", "Wanted", "conversed", "feed"]
 
+_SOON = 1.0  # seconds
 _KINDS = {"stdout": ATTACH_STDOUT, "stderr": ATTACH_STDERR}
 
 
@@ -149,10 +150,9 @@ async def _session(call: Call, tap: _Tap, facts: Json, client: Client, wanted: W
         if call.flag("logs"):
             await _past(call, cid, client, wanted)
         if call.flag("stream") or "stream" not in call.request.query:
-            if facts["State"]["Running"] and call.parts.lives.leave(cid, tap):  # it ran before the tap came
+            runs = facts["State"]["Running"] and call.parts.lives.leave(cid, tap)  # it ran before the tap came
+            if runs or await _attend(call, cid, tap, client, wanted):
                 await _join(call, cid, client, wanted)
-            else:
-                await _attend(tap, client, wanted)
     except ConnectionError:
         pass
     finally:
@@ -186,8 +186,9 @@ async def _join(call: Call, cid: str, client: Client, wanted: Wanted) -> None:
         frames.close()
 
 
-async def _attend(tap: _Tap, client: Client, wanted: Wanted) -> None:
-    """One that is still to be started, or just has been."""
+async def _attend(call: Call, cid: str, tap: _Tap, client: Client, wanted: Wanted) -> bool:
+    """One that is still to be started, or just has been. Whether another started it than a client of ours, and it is to
+    be joined."""
 
     async def typing() -> bool:
         if not wanted.stdin:
@@ -195,8 +196,29 @@ async def _attend(tap: _Tap, client: Client, wanted: Wanted) -> None:
         return await feed(client, await asyncio.shield(tap.frames), wanted.keys, once=wanted.once)
 
     tap.client.set_result(client)
-    with contextlib.suppress(asyncio.CancelledError):
-        await conversed(client, asyncio.shield(tap.ended), typing)
+    elsewhere = asyncio.ensure_future(_elsewhere(call, cid, tap))
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await conversed(client, asyncio.wait((tap.ended, elsewhere), return_when=asyncio.FIRST_COMPLETED), typing)
+        return elsewhere.done() and elsewhere.result()
+    finally:
+        elsewhere.cancel()
+        await asyncio.gather(elsewhere, return_exceptions=True)
+
+
+async def _elsewhere(call: Call, cid: str, tap: _Tap) -> bool:
+    """Returns True when it was started by wherry's own CLI or by a restart policy, False when it is gone. Docker's
+    clients start what they attach to at once: only for who waits longer are events followed."""
+    await asyncio.sleep(_SOON)
+    with call.parts.happenings.listener() as happened:
+        while True:
+            try:
+                if await call.parts.look(call.engine.runs, cid) and call.parts.lives.leave(cid, tap):
+                    return True
+            except WherryError:
+                return False
+            while (event := await happened.get()) is not None and event["Actor"]["ID"] != cid:
+                continue  # None: something may have been missed
 
 
 async def _ignored(client: Client) -> bool:

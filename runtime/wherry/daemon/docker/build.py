@@ -33,6 +33,19 @@ _SAID: dict[str, Callable[[BuildEvent], str]] = {
 }
 
 
+#: of the classic builder, for its steps; BuildKit's takes and forgets them
+_LIMITS = (
+    "memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "cgroupparent", "squash",
+)  # fmt: skip
+
+
+def _refuse_limits(call: Call) -> None:
+    for key in _LIMITS:
+        if call.text(key) not in ("", "0", "false"):
+            message = f"{key} is not supported by wherry for the steps of a build"
+            raise WherryError(Kind.UNSUPPORTED, message, hint="leave it out")
+
+
 def _texts(call: Call, key: str) -> dict[str, str]:
     """An object of texts in the query; null is an ARG that has no value here."""
     found = Fields({key: parsed(call.text(key) or "{}", key)})
@@ -72,6 +85,7 @@ async def build(call: Call) -> web.StreamResponse:
         raise WherryError(Kind.UNSUPPORTED, "BuildKit's sessions are not served", hint="DOCKER_BUILDKIT=0 docker build")
     if (network := call.text("networkmode")) not in ("", "default", "none", "host", "bridge"):
         raise WherryError(Kind.UNSUPPORTED, f"networkmode {network[:80]}: a build has default, none or host")
+    _refuse_limits(call)
     news, quiet = pipes.News(call), call.flag("q")
 
     def tell(event: BuildEvent) -> None:

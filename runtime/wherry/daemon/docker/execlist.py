@@ -23,8 +23,14 @@ _MOST = 10_000  # that are remembered; the oldest that does not run goes first
 _KEPT = 300.0  # seconds after its end, as docker's
 
 
+_BEGUN = asyncio.Event()
+_BEGUN.set()
+
+
 class Exec:
-    """One, from its creation on."""
+    """One, from its creation on. Small, for thousands are remembered."""
+
+    __slots__ = ("asked", "at", "begun", "cid", "code", "frames", "id", "keys", "pid", "running", "started", "task")
 
     def __init__(self, cid: str, asked: Json, keys: bytes) -> None:
         self.id, self.cid, self.asked, self.keys = secrets.token_hex(32), cid, asked, keys
@@ -115,8 +121,8 @@ class Execs:
 
     async def ended(self, one: Exec) -> None:
         """Its output has ended: how did it? That is found out whether or not who asks stays for it."""
-        one.task = asyncio.get_running_loop().create_task(self._settled(one))
-        await asyncio.shield(one.task)
+        one.task = task = asyncio.get_running_loop().create_task(self._settled(one))
+        await asyncio.shield(task)
 
     async def _settled(self, one: Exec) -> None:
         assert one.frames is not None
@@ -124,7 +130,8 @@ class Execs:
         try:
             one.code = (await frames.wait()).code
         finally:
-            one.running, one.at, one.pid = False, time.monotonic(), 0
+            one.running, one.at, one.pid, one.task = False, time.monotonic(), 0, None
+            one.begun = _BEGUN
             frames.close()
             if self._engine.behind:  # its monitor has to be let go of
                 asyncio.get_running_loop().run_in_executor(None, self._engine.catch_up)
