@@ -337,6 +337,14 @@ static void put_plugin(struct wh_buf *program, const char *called) {
     if (strcmp(name, "wherry-cni")) wh_put(program, "/"), wh_put(program, name);
 }
 
+/* Of a unit that is listened to, the main process must speak for the container that it starts: sd_notify(3). */
+static int speaks(char **argv) {
+    if (!*env_get("NOTIFY_SOCKET")) return 0;
+    for (; *argv; argv++)
+        if (!strcmp(*argv, "start")) return 1;
+    return 0;
+}
+
 int wh_role_front(int argc, char **argv) {
     static char path[4096], program[256];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path / 2);
@@ -345,9 +353,7 @@ int wh_role_front(int argc, char **argv) {
     wh_put(&b, name ? name + 1 : argv[0]);
     if (!strcmp(program, "wherry-cni")) put_plugin(&b, argv[0]);
     struct front f = {.program = program, .target = -1, .signals = -1};
-    /* in a unit that is listened to, this process must speak itself: systemd.exec(5), NOTIFY_SOCKET */
-    int ours = !*env_get("NOTIFY_SOCKET") && strcmp(env_get("WHERRY_WARM"), "off") != 0;
-    f.sock = ours && streams() ? reach() : -1;
+    f.sock = strcmp(env_get("WHERRY_WARM"), "off") && !speaks(argv) && streams() ? reach() : -1;
     if (f.sock >= 0 && !begun(&f, argv)) return converse(&f);
     if (f.sock >= 0) close(f.sock);
     return cold(program, path, sizeof path, argc, argv);

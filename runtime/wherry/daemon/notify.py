@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from contextlib import suppress
 
 __all__ = ["Notifier"]
 
 
 class Notifier:
-    """Tells systemd, where one listens; elsewhere nothing happens."""
+    """Tells systemd, where one listens; elsewhere nothing happens. What says so is taken out of `env`: whom we start,
+    it does not concern."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._path = env.get("NOTIFY_SOCKET", "")
-        for_us = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        usec = env.get("WATCHDOG_USEC", "")
+    def __init__(self, env: MutableMapping[str, str]) -> None:
+        self._path = env.pop("NOTIFY_SOCKET", "")
+        for_us = env.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = env.pop("WATCHDOG_USEC", "")
         self._every = int(usec) / 2_000_000 if usec.isdigit() and for_us else 0.0
 
     def tell(self, *assignments: str) -> None:

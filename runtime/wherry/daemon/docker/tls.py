@@ -26,7 +26,7 @@ __all__ = ["Files", "Listener", "context"]
 _log = logging.getLogger("wherryd.docker")
 _CHUNK = 1 << 16
 _HANDSHAKE = 10.0  # seconds that it may take
-_STRANGERS_MOST = 128  # connections that have not shown a certificate yet; more are let go
+_STRANGERS_MOST = 128  # connections that have not shown a certificate yet; one more, and the oldest goes
 _GOODBYE = 1.0  # seconds for the last bytes
 _LOOK = 1.0  # seconds between two looks whether a client is there whose bytes nobody takes
 
@@ -79,7 +79,7 @@ class Listener:
         self._context, self._serve = context(files), serve
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
+        self._strangers: dict[asyncio.Task[None], None] = {}  # oldest first
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; the address and the port that it became. UNAVAILABLE where another has it."""
@@ -112,7 +112,7 @@ class Listener:
         self._tasks.add(task)
         session = _Session(reader, writer, self._context)
         try:
-            if await self._known(session, writer):
+            if await self._known(task, session, writer):
                 await _bring(session, self._serve)
         except (OSError, asyncio.CancelledError):
             pass
@@ -120,10 +120,12 @@ class Listener:
             self._tasks.discard(task)
             writer.transport.abort()
 
-    async def _known(self, session: _Session, writer: asyncio.StreamWriter) -> bool:
-        if self._strangers >= _STRANGERS_MOST:
-            return False
-        self._strangers += 1
+    async def _known(self, task: asyncio.Task[None], session: _Session, writer: asyncio.StreamWriter) -> bool:
+        if len(self._strangers) >= _STRANGERS_MOST:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]  # its end comes a moment later
+            oldest.cancel()
+        self._strangers[task] = None
         try:
             async with asyncio.timeout(_HANDSHAKE):
                 await session.handshake()
@@ -133,7 +135,7 @@ class Listener:
             _log.info("a client of docker_tcp was let go", extra={"fields": {"client": peer[0], "why": why}})
             return False
         finally:
-            self._strangers -= 1
+            self._strangers.pop(task, None)
         return True
 
 
