@@ -18,7 +18,7 @@ from wherry.errors import WherryError
 from wherry.model import ATTACH_STDERR, ATTACH_STDOUT, Json
 
 from . import hijack
-from .call import Call, Route, Version
+from .call import Call, Route
 from .hijack import Client, Keys
 
 __all__ = ["ROUTES", "Wanted", "conversed", "feed"]
@@ -230,5 +230,5 @@ async def _ignored(client: Client) -> bool:
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/containers/{id}/attach", attach),
-    Route("GET", "/containers/{id}/attach/ws", attach_socket, Version(1, 24)),
+    Route("GET", "/containers/{id}/attach/ws", attach_socket),
 )

@@ -148,4 +148,4 @@ class Route(NamedTuple):
     method: str
     path: str
     serve: Callable[[Call], Awaitable[web.StreamResponse]]
-    since: Version = Version(1, 24)
+    since: Version = Version(1, 22)

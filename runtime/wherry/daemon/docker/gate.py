@@ -23,7 +23,7 @@ from .parts import Parts
 __all__ = ["HEADERS", "NEWEST", "OLDEST", "answer", "failed", "wrap", "written"]
 
 _log = logging.getLogger("wherryd.docker")
-OLDEST, NEWEST = Version(1, 24), Version(1, 51)
+OLDEST, NEWEST = Version(1, 22), Version(1, 51)  # skopeo and podman of Debian 12 speak 1.22
 HEADERS: Mapping[str, str] = {
     "Api-Version": str(NEWEST), "Docker-Experimental": "false", "Ostype": "linux",
     "Server": f"wherry/{wherry.__version__} (linux)",
