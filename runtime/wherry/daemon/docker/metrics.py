@@ -20,10 +20,9 @@ from .call import Call, Route
 __all__ = ["ROUTES"]
 
 
-def _things(call: Call) -> list[str]:
-    """What there is."""
+def _things(call: Call, states: Counter[str]) -> list[str]:
+    """What there is; `states` of containers."""
     engine = call.engine
-    states = Counter(str(row["State"]) for row in engine.containers(all=True))
     pods = Counter("ready" if pod.ready else "notready" for pod in engine.pods())
     lines: list[str] = []
     for name, words, counted, label in (
@@ -53,7 +52,8 @@ async def metrics(call: Call) -> web.StreamResponse:
     measures = call.parts.measures
     about = [*head("wherry_build_info", "gauge", "the version"),
              line("wherry_build_info", 1, version=wherry.__version__)]  # fmt: skip
-    lines = [*about, *await call.parts.look(_things, call), *measures.lines(), *_process(measures.began)]
+    things = await call.parts.look(_things, call, await call.parts.roster.states())
+    lines = [*about, *things, *measures.lines(), *_process(measures.began)]
     return web.Response(text="\n".join([*lines, ""]), headers={"Content-Type": "text/plain; version=0.0.4"})
 
 

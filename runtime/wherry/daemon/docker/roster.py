@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from wherry.daemon.work import Work
@@ -51,6 +52,12 @@ class Roster:
             await self._fresh()
             wanted = [entry for entry in self._newest if all or last or entry.value.alive]
             return b"[" + b",".join([entry.told() for entry in wanted[: last or None]]) + b"]"
+
+    async def states(self) -> Counter[str]:
+        """How many there are in each of docker's states."""
+        async with self._one:
+            await self._fresh()
+            return Counter(str(entry.value.facts["State"]) for entry in self._newest)
 
     async def _fresh(self) -> None:
         if not self._followed:
